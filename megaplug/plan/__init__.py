@@ -1,0 +1,1 @@
+"""What a job will cost, worked out before it is queued."""
