@@ -1,0 +1,1 @@
+"""A run's folder: identity, lock, state, metrics, checkpoints and their manifests. No torch in here."""

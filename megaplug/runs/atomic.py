@@ -1,0 +1,97 @@
+"""Files that are either the old text or the new one, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from megaplug.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, doing: str) -> Iterator[None]:
+    """Turn what a disk can refuse into an error that a person can mend.
+
+    Args:
+        path: The file or folder at hand, for the message.
+        doing: What was tried, such as ``"set a checkpoint aside in"``.
+
+    Raises:
+        UserError: On any ``OSError`` inside the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        hint = ""
+        if error.errno in _FULL:
+            hint = f"free some space on that disk ({_free_space(path)}), or choose another with runs_dir="
+        elif error.errno in _FORBIDDEN:
+            hint = f"make {path} writable and readable for this user, or choose another place with runs_dir="
+        raise UserError(f"cannot {doing} {path}: {reason}", hint=hint) from error
+
+
+def _free_space(path: Path) -> str:
+    for place in (path, *path.parents):
+        if place.exists():
+            return f"{shutil.disk_usage(place).free / 1e9:.2f} GB are left"
+    return "its free space is unknown"
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write ``text`` beside ``path``, make it durable, and rename it into place.
+
+    Raises:
+        UserError: If the disk is full or may not be written to.
+    """
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """As `write_text_atomic`, for bytes."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path, "write"):
+        try:
+            with beside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+        fsync_folder(path.parent)
+
+
+def strict_json(value: Any) -> Any:
+    """The same value with every NaN or infinity as None: JSON knows neither, and most readers refuse them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): strict_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict_json(item) for item in value]
+    return value
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write ``value`` as indented strict JSON, atomically."""
+    write_text_atomic(path, json.dumps(strict_json(value), indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,171 @@
+"""The checkpoints of a run: only a whole one is ever loaded, and what is not whole is set aside.
+
+Megatron saves in place and writes its tracker with a plain ``open``, so a job that is killed leaves
+half-written folders and a tracker that points anywhere. `repair` runs before a start and puts that right.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from megaplug.runs.atomic import disk_errors, fsync_folder, write_text_atomic
+from megaplug.runs.manifest import verify_manifest
+from megaplug.runs.metadata_scan import scan_metadata
+
+TRACKER = "latest_checkpointed_iteration.txt"
+SET_ASIDE = "set_aside"
+_KEEP_SET_ASIDE = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One ``iter_*`` folder.
+
+    Attributes:
+        path: The folder.
+        iteration: The training step after which it was saved.
+    """
+
+    path: Path
+    iteration: int
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A checkpoint that is not whole and was moved away.
+
+    Attributes:
+        path: Where it is now; only the newest few are kept.
+        iteration: The step it was meant to hold.
+        faults: What is wrong with it.
+    """
+
+    path: Path
+    iteration: int
+    faults: list[str]
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What `repair` found.
+
+    Attributes:
+        newest: The newest whole checkpoint, the one that Megatron will load; None to begin at step 0.
+        set_aside: What was moved away, newest first.
+        tracker_rewritten: True if the tracker pointed elsewhere.
+    """
+
+    newest: Checkpoint | None
+    set_aside: list[SetAside]
+    tracker_rewritten: bool
+
+
+def list_checkpoints(directory: Path) -> list[Checkpoint]:
+    """Every ``iter_*`` entry of a folder, whole or not, oldest first."""
+    if not directory.is_dir():
+        return []
+    with disk_errors(directory, "list"):
+        matches = [(entry, re.fullmatch(r"iter_([0-9]+)", entry.name)) for entry in directory.iterdir()]
+    return sorted(
+        (Checkpoint(entry, int(match[1])) for entry, match in matches if match),
+        key=lambda found: (found.iteration, found.path.name),
+    )
+
+
+def faults_of(checkpoint: Path) -> list[str]:
+    """Why a checkpoint must not be loaded; empty when it is whole and harmless.
+
+    Raises:
+        UserError: If the disk refuses to be read.
+    """
+    if checkpoint.is_symlink() or not checkpoint.is_dir():
+        return ["it is not a folder"]
+    faults = verify_manifest(checkpoint)
+    metadata = checkpoint / ".metadata"
+    if not faults and metadata.exists():
+        faults = scan_metadata(metadata)
+    return faults
+
+
+def repair(directory: Path) -> RepairReport:
+    """Find the newest whole checkpoint, set aside whatever is newer, and make the tracker say so.
+
+    Older checkpoints are not read: they are looked at when they become the newest.
+
+    Args:
+        directory: The run's checkpoint folder; it need not exist.
+
+    Raises:
+        UserError: If the disk is full or may not be read or written. Nothing is lost then.
+    """
+    aside: list[SetAside] = []
+    newest: Checkpoint | None = None
+    for found in reversed(list_checkpoints(directory)):
+        faults = faults_of(found.path)
+        if not faults:
+            newest = found
+            break
+        aside.append(SetAside(_set_aside(directory, found.path), found.iteration, faults))
+    if aside:
+        _forget_old(directory / SET_ASIDE)
+    return RepairReport(newest, aside, _rewrite_tracker(directory, newest))
+
+
+def prune(directory: Path, keep: int) -> list[Checkpoint]:
+    """Delete all but the newest ``keep`` checkpoints and return those deleted.
+
+    A checkpoint loses its manifest first, so that one that is half deleted is never taken for whole.
+    """
+    assert keep >= 1
+    old = list_checkpoints(directory)[:-keep]
+    for checkpoint in old:
+        with disk_errors(checkpoint.path, "delete the old checkpoint"):
+            (checkpoint.path / "manifest.json").unlink(missing_ok=True)
+            shutil.rmtree(checkpoint.path)
+    return old
+
+
+def _set_aside(directory: Path, path: Path) -> Path:
+    """Move to ``set_aside/<number>-<name>``; the numbers only ever grow."""
+    place = directory / SET_ASIDE
+    with disk_errors(directory, "set a broken checkpoint aside in"):
+        place.mkdir(exist_ok=True)
+        target = place / f"{max((number for number, _ in _numbered(place)), default=0) + 1:04d}-{path.name}"
+        path.rename(target)
+        fsync_folder(place)
+        fsync_folder(directory)
+    return target
+
+
+def _forget_old(place: Path) -> None:
+    with disk_errors(place, "delete old leftovers in"):
+        for _, path in sorted(_numbered(place))[:-_KEEP_SET_ASIDE]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _numbered(place: Path) -> list[tuple[int, Path]]:
+    matches = [(re.fullmatch(r"([0-9]+)-iter_[0-9]+", entry.name), entry) for entry in place.iterdir()]
+    return [(int(match[1]), entry) for match, entry in matches if match]
+
+
+def _rewrite_tracker(directory: Path, newest: Checkpoint | None) -> bool:
+    tracker = directory / TRACKER
+    if not directory.is_dir():
+        return False
+    with disk_errors(tracker, "read"):
+        said = tracker.read_bytes() if tracker.exists() else None
+    if newest is None:
+        with disk_errors(tracker, "remove"):
+            tracker.unlink(missing_ok=True)
+        return said is not None
+    right = str(newest.iteration)
+    if said is not None and said.strip() == right.encode():
+        return False
+    write_text_atomic(tracker, right)
+    return True

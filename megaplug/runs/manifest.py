@@ -1,0 +1,135 @@
+"""What a whole checkpoint is: each file's size and SHA-256, written when all of them are on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from megaplug.errors import UserError
+from megaplug.runs.atomic import disk_errors, fsync_folder, write_json_atomic
+
+MANIFEST = "manifest.json"
+_VERSION = 1
+_CHUNK = 4 << 20
+_THREADS = min(8, os.cpu_count() or 1)  # hashing and reading both let go of the interpreter
+
+
+def write_manifest(checkpoint_dir: Path, extra: Mapping[str, Any] | None = None) -> None:
+    """Make every file of a checkpoint durable, then list them in ``manifest.json``, renamed into place last.
+
+    Args:
+        checkpoint_dir: A folder that nobody writes to any more.
+        extra: Kept in the manifest under ``extra``, for instance the model's fingerprint.
+
+    Raises:
+        UserError: If the folder cannot be read or written, or holds what is neither file nor folder.
+    """
+    with disk_errors(checkpoint_dir, "write the manifest of"):
+        sizes, others = _walk(checkpoint_dir)
+        if others:
+            raise UserError(f"{checkpoint_dir} holds what is neither file nor folder: {', '.join(others)}")
+        names = sorted(sizes)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            hashes = list(pool.map(lambda name: _sha256(checkpoint_dir / name, durable=True), names))
+        for folder, _, _ in os.walk(checkpoint_dir):
+            fsync_folder(Path(folder))
+        files = {
+            name: {"size": sizes[name], "sha256": value} for name, value in zip(names, hashes, strict=True)
+        }
+        content = {"version": _VERSION, "files": files, "extra": dict(extra or {})}
+        write_json_atomic(checkpoint_dir / MANIFEST, content)
+
+
+def read_manifest(checkpoint_dir: Path) -> dict[str, Any] | None:
+    """The manifest of a checkpoint; None where it has none or one that cannot be understood."""
+    path = checkpoint_dir / MANIFEST
+    with disk_errors(path, "read"):
+        try:
+            content = json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+    return content if _understood(content) else None
+
+
+def verify_manifest(checkpoint_dir: Path) -> list[str]:
+    """What is wrong with a checkpoint's files, all of it; empty when it is whole.
+
+    Raises:
+        UserError: If the disk refuses to be read: that says nothing about the checkpoint.
+    """
+    if not (checkpoint_dir / MANIFEST).exists():
+        return ["it has no manifest: saving it was never completed"]
+    manifest = read_manifest(checkpoint_dir)
+    if manifest is None:
+        return [f"its {MANIFEST} cannot be understood"]
+    files = manifest["files"]
+    with disk_errors(checkpoint_dir, "verify"):
+        sizes, others = _walk(checkpoint_dir)
+        faults = [f"{name} is neither file nor folder" for name in others]
+        faults += [f"{name} is missing" for name in sorted(files.keys() - sizes.keys())]
+        faults += [f"{name} is not in the manifest" for name in sorted(sizes.keys() - files.keys())]
+        same_size = []
+        for name in sorted(files.keys() & sizes.keys()):
+            if sizes[name] == files[name]["size"]:
+                same_size.append(name)
+            else:
+                faults.append(f"{name} has {sizes[name]} bytes in place of {files[name]['size']}")
+        if faults:
+            return faults  # no need to read gigabytes to learn the same
+        with ThreadPoolExecutor(_THREADS) as pool:
+            hashes = pool.map(lambda name: _sha256(checkpoint_dir / name), same_size)
+            changed = [
+                name for name, value in zip(same_size, hashes, strict=True) if value != files[name]["sha256"]
+            ]
+    return [f"{name} has other bytes than were saved" for name in changed]
+
+
+def _understood(content: Any) -> bool:
+    if not isinstance(content, dict) or content.get("version") != _VERSION:
+        return False
+    files = content.get("files")
+    return isinstance(files, dict) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("size"), int)
+        and isinstance(entry.get("sha256"), str)
+        for entry in files.values()
+    )
+
+
+def _walk(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """Sizes in bytes of the regular files below a folder, and what is none; links are not followed."""
+    sizes: dict[str, int] = {}
+    others: list[str] = []
+    pending = [folder]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                name = str(Path(entry.path).relative_to(folder))
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    pending.append(Path(entry.path))
+                elif not stat.S_ISREG(status.st_mode):
+                    others.append(name)
+                elif name != MANIFEST and not (name.startswith(f".{MANIFEST}.") and name.endswith(".tmp")):
+                    sizes[name] = status.st_size
+    return sizes, sorted(others)
+
+
+def _sha256(path: Path, *, durable: bool = False) -> str:
+    """Streamed, so that a shard of many gigabytes needs a few megabytes of memory."""
+    digest = hashlib.sha256()
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        while chunk := os.read(fd, _CHUNK):
+            digest.update(chunk)
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    return digest.hexdigest()

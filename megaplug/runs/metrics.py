@@ -1,0 +1,115 @@
+"""``metrics.jsonl`` and TensorBoard's events: cut back to the checkpoint when a run continues."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megaplug.runs.atomic import disk_errors, strict_json, write_bytes_atomic
+
+_VS_SAMPLES = " vs samples"  # Megatron logs these a second time over the number of samples, not of steps
+
+
+def append_metrics(metrics_file: Path, line: Mapping[str, Any]) -> None:
+    """Append one line (its keys stand at `read_metrics`); NaN and infinities become null.
+
+    Raises:
+        UserError: If the disk is full or may not be written to.
+    """
+    text = json.dumps(strict_json(line), allow_nan=False) + "\n"
+    with disk_errors(metrics_file, "append to"), metrics_file.open("a") as file:
+        file.write(text)
+
+
+def read_metrics(metrics_file: Path) -> list[dict[str, Any]]:
+    """Every whole line, in order; a line torn by a crash is left out.
+
+    A training step has ``iteration, loss, grad_norm, lr, tokens`` (consumed so far), ``seconds`` (of it)
+    and ``tokens_per_second``; a validation has ``iteration, valid_loss, split``.
+    """
+    with disk_errors(metrics_file, "read"):
+        try:
+            content = metrics_file.read_text()
+        except FileNotFoundError:
+            return []
+    lines = []
+    for text in content.splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("iteration"), int):
+            lines.append(line)
+    return lines
+
+
+def cut_metrics(metrics_file: Path, iteration: int) -> int:
+    """Drop, atomically, what lies after a step, and torn lines. Returns the number of lines dropped."""
+    if not metrics_file.exists():
+        return 0
+    with disk_errors(metrics_file, "read"):
+        total = len(metrics_file.read_text().splitlines())
+    kept = [line for line in read_metrics(metrics_file) if line["iteration"] <= iteration]
+    if total > len(kept):
+        write_bytes_atomic(metrics_file, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    return total - len(kept)
+
+
+def cut_tensorboard(directory: Path, iteration: int, samples: int | None = None) -> int:
+    """Rewrite event files, atomically, without what lies after a step.
+
+    Args:
+        directory: Where the event files are; they are found in folders below it, too.
+        iteration: The last step that stays.
+        samples: The last sample count that stays, for Megatron's "... vs samples" series; None leaves these.
+
+    Returns:
+        The number of events dropped, not counting a torn last one.
+    """
+    if not directory.is_dir():
+        return 0
+    dropped = 0
+    for path in sorted(directory.rglob("events.out.tfevents.*")):
+        with disk_errors(path, "read"):
+            content = path.read_bytes()
+        kept = []
+        later = 0
+        for record, event in _records(content):
+            if _is_later(event, iteration, samples):
+                later += 1
+            else:
+                kept.append(record)
+        cut = b"".join(kept)
+        if len(cut) != len(content):
+            write_bytes_atomic(path, cut)
+        dropped += later
+    return dropped
+
+
+def _records(content: bytes) -> list[tuple[bytes, bytes]]:
+    """The TFRecords of a file as (whole record, payload), up to the first torn one.
+
+    A record is: length (uint64), its CRC (uint32), the payload, its CRC (uint32). Whole ones are copied.
+    """
+    records = []
+    position = 0
+    while position + 12 <= len(content):
+        (length,) = struct.unpack_from("<Q", content, position)
+        end = position + 12 + length + 4
+        if end > len(content):
+            break
+        records.append((content[position:end], content[position + 12 : end - 4]))
+        position = end
+    return records
+
+
+def _is_later(payload: bytes, iteration: int, samples: int | None) -> bool:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    event = Event.FromString(payload)
+    if event.summary.value and all(value.tag.endswith(_VS_SAMPLES) for value in event.summary.value):
+        return samples is not None and event.step > samples
+    return bool(event.step > iteration)

@@ -1,0 +1,104 @@
+"""A manifest tells a whole checkpoint from any other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from megaplug.errors import UserError
+from megaplug.runs.manifest import MANIFEST, read_manifest, verify_manifest, write_manifest
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "iter_0000010"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "__0_0.distcp").write_bytes(bytes(range(256)) * 100)
+    (folder / "metadata.json").write_text("{}")
+    (folder / "sub" / "part").write_bytes(b"part")
+    write_manifest(folder, {"fingerprint": "abc"})
+    return folder
+
+
+def test_an_untouched_checkpoint_is_whole(checkpoint):
+    assert verify_manifest(checkpoint) == []
+    manifest = read_manifest(checkpoint)
+    assert manifest["extra"] == {"fingerprint": "abc"} and set(manifest["files"]) == {
+        "__0_0.distcp",
+        "metadata.json",
+        "sub/part",
+    }
+    part = manifest["files"]["sub/part"]
+    assert part == {"size": 4, "sha256": hashlib.sha256(b"part").hexdigest()}
+
+
+def test_one_flipped_bit_is_found(checkpoint):
+    shard = checkpoint / "__0_0.distcp"
+    content = bytearray(shard.read_bytes())
+    content[12345] ^= 1
+    shard.write_bytes(content)
+    assert verify_manifest(checkpoint) == ["__0_0.distcp has other bytes than were saved"]
+
+
+def test_all_faults_of_the_files_are_listed_at_once(checkpoint):
+    (checkpoint / "__0_0.distcp").write_bytes(b"short")
+    (checkpoint / "metadata.json").unlink()
+    (checkpoint / "sub" / "more").write_text("")
+    faults = "\n".join(verify_manifest(checkpoint))
+    assert "metadata.json is missing" in faults and "sub/more is not in the manifest" in faults
+    assert "has 5 bytes in place of 25600" in faults
+
+
+def test_a_link_is_a_fault_even_to_the_same_bytes(checkpoint, tmp_path):
+    (checkpoint / "sub" / "part").rename(tmp_path / "elsewhere")
+    (checkpoint / "sub" / "part").symlink_to(tmp_path / "elsewhere")
+    assert "sub/part is neither file nor folder" in verify_manifest(checkpoint)
+    (checkpoint / "loop").symlink_to(checkpoint)
+    assert "loop is neither file nor folder" in verify_manifest(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"version": 1, "files": {"a": 1}}', '{"version": 2, "files": {}}']
+)
+def test_a_manifest_that_cannot_be_understood_is_a_fault(checkpoint, text):
+    (checkpoint / MANIFEST).write_text(text)
+    assert verify_manifest(checkpoint) == ["its manifest.json cannot be understood"]
+
+
+def test_no_manifest_means_half_written(checkpoint):
+    (checkpoint / MANIFEST).unlink()
+    assert verify_manifest(checkpoint) == ["it has no manifest: saving it was never completed"]
+
+
+def test_a_link_is_not_saved(checkpoint):
+    (checkpoint / "link").symlink_to("/etc")
+    with pytest.raises(UserError, match="link"):
+        write_manifest(checkpoint)
+
+
+def test_every_file_is_durable_before_the_manifest_has_its_name(checkpoint, monkeypatch):
+    (checkpoint / MANIFEST).unlink()
+    synced = []
+    real = os.fsync
+
+    def fsync(fd):
+        synced.append((str(Path(f"/proc/self/fd/{fd}").readlink()), (checkpoint / MANIFEST).exists()))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_manifest(checkpoint)
+    before = {path for path, named in synced if not named}
+    assert {str(checkpoint / name) for name in ("__0_0.distcp", "metadata.json", "sub/part", "sub")} <= before
+    assert (str(checkpoint), False) in synced and synced[-1] == (str(checkpoint), True)
+
+
+def test_a_manifest_can_be_written_again(checkpoint):
+    (checkpoint / "metadata.json").write_text('{"new": 1}')
+    write_manifest(checkpoint)
+    assert (
+        verify_manifest(checkpoint) == [] and json.loads((checkpoint / MANIFEST).read_text())["extra"] == {}
+    )
