@@ -1,0 +1,1 @@
+"""Layers that are registered as Megatron-core modules: declarations without torch, modules, specs."""

@@ -1,0 +1,1 @@
+"""Core attentions: what stands between the QKV projection and the output projection."""

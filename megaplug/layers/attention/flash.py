@@ -1,0 +1,234 @@
+"""Grouped-query attention on torch's fused kernels.
+
+Shape letters: S tokens, B micro-batch, H query heads, G key-value heads (groups), D elements a head.
+
+The scores are never in memory and a key-value head is never repeated for the query heads that share it.
+Scores and softmax are computed in fp32 (fp64 for fp64 inputs) whatever ``attention_softmax_in_fp32``
+says; ``apply_query_key_layer_scaling`` divides and multiplies by the same number and changes nothing here.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from megaplug.errors import UserError
+
+# MATH is missing on purpose: it keeps every score, and torch would fall back to it without a word.
+_CUDA_KERNELS = {
+    "auto": [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION],
+    "flash": [SDPBackend.FLASH_ATTENTION],
+    "cudnn": [SDPBackend.CUDNN_ATTENTION],
+    "efficient": [SDPBackend.EFFICIENT_ATTENTION],
+}
+
+
+class FlashAttention(MegatronModule):
+    """A core attention for ``SelfAttentionSubmodules.core_attention``, called after RoPE.
+
+    Args:
+        config: Sizes of the whole model; heads are counted from the tensors, so tensor parallelism needs
+            nothing from it.
+        layer_number: The layer's number, from 1; unused.
+        attn_mask_type: ``causal`` or ``no_mask``.
+        attention_type: ``self`` or ``cross``; unused.
+        attention_dropout: Probability of dropping a weight; None takes the config's. CUDA only.
+        softmax_scale: Factor on the scores; None takes ``1 / sqrt(D)``.
+        cp_comm_type: How a split sequence would communicate; unused, since it is refused.
+        pg_collection: The process groups; unused.
+        cuda_kernel: ``auto``, ``flash``, ``cudnn`` or ``efficient``.
+        **foreign: Whatever other backends' attentions take; refused by name unless None.
+
+    Raises:
+        UserError: The config asks for something that the kernels do not have.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        cuda_kernel: str = "auto",
+        **foreign: Any,
+    ) -> None:
+        super().__init__(config=config)
+        _refuse_unsupported(config, foreign)
+        _refuse_mask(attn_mask_type)
+        if cuda_kernel not in _CUDA_KERNELS:
+            raise UserError(
+                f"flash attention has no cuda_kernel {cuda_kernel!r}", hint=f"one of {list(_CUDA_KERNELS)}"
+            )
+        self.attn_mask_type = attn_mask_type
+        self.softmax_scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
+        self.dropout_p = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.cuda_kernel = cuda_kernel
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: ``[S, B, H, D]``, strided as it comes; the last dimension contiguous.
+            key: ``[S, B, G, D]`` with G dividing H; query head ``h`` reads group ``h // (H / G)``.
+            value: As the key.
+            attention_mask: Not read: the mask type says all, as in Transformer Engine.
+            attn_mask_type: ``causal`` or ``no_mask``; None takes the constructor's.
+            attention_bias: Has to be None.
+            packed_seq_params: Has to be None.
+
+        Returns:
+            ``[S, B, H * D]``.
+
+        Raises:
+            UserError: A bias, packed sequences, another mask, dropout on a CPU, or unfit sizes.
+        """
+        if packed_seq_params is not None:
+            raise UserError(
+                "flash attention cannot keep packed sequences apart", hint="attention=te can, on CUDA"
+            )
+        if attention_bias is not None:
+            raise UserError(
+                "flash attention takes no attention bias", hint="use rope, or attention=te on CUDA"
+            )
+        mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
+        _refuse_mask(mask_type)
+        dropout_p = self.dropout_p if self.training else 0.0
+        if dropout_p > 0 and query.device.type != "cuda":
+            raise UserError(
+                f"flash attention has no dropout on {query.device.type}; attention_dropout is {dropout_p}",
+                hint="set model.attention_dropout=0",
+            )
+        # Heads are spread over the tensor-parallel ranks, so each rank has to draw its own pattern.
+        rng: AbstractContextManager = get_cuda_rng_tracker().fork() if dropout_p > 0 else nullcontext()
+        with rng:
+            return fused_attention(
+                query,
+                key,
+                value,
+                causal=mask_type == AttnMaskType.causal,
+                scale=self.softmax_scale,
+                dropout_p=dropout_p,
+                cuda_kernel=self.cuda_kernel,
+            )
+
+
+def fused_attention(
+    q_SBHD: Tensor,
+    k_SBGD: Tensor,
+    v_SBGD: Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    dropout_p: float = 0.0,
+    cuda_kernel: str = "auto",
+) -> Tensor:
+    """``softmax(scale * q k^T + mask) v`` in one of torch's fused kernels.
+
+    Returns:
+        ``[S, B, H * D]``.
+
+    Raises:
+        UserError: The sizes do not fit together, or no fused kernel takes them.
+    """
+    num_heads, num_groups = q_SBHD.size(2), k_SBGD.size(2)
+    if causal and q_SBHD.size(0) != k_SBGD.size(0):
+        raise UserError(
+            f"causal flash attention got {q_SBHD.size(0)} queries and {k_SBGD.size(0)} keys",
+            hint="give as many: kernels disagree on which corner another mask starts from",
+        )
+    if 0 in k_SBGD.shape or num_heads % num_groups:
+        raise UserError(
+            f"flash attention cannot share {tuple(k_SBGD.shape)} keys among {num_heads} query heads"
+        )
+    # CUDA's efficient kernel, the only one with fp32, does not know groups.
+    knows_groups = not q_SBHD.is_cuda or (q_SBHD.dtype != torch.float32 and cuda_kernel != "efficient")
+    attend = _attend if num_heads == num_groups or knows_groups else attend_head_by_head
+    return attend(q_SBHD, k_SBGD, v_SBGD, causal, scale, dropout_p, cuda_kernel).flatten(2)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, dropout_p: float, kernel: str
+) -> Tensor:
+    """One call of the kernel on ``[S, B, heads, D]``; all transpositions are views."""
+    backends = _CUDA_KERNELS[kernel] if q.is_cuda else [SDPBackend.FLASH_ATTENTION]
+    q_BHSD, k_BGSD, v_BGSD = (tensor.permute(1, 2, 0, 3) for tensor in (q, k, v))
+    try:
+        with sdpa_kernel(backends):
+            out_BHSD = F.scaled_dot_product_attention(
+                q_BHSD, k_BGSD, v_BGSD, dropout_p=dropout_p, is_causal=causal, scale=scale, enable_gqa=True
+            )
+    except RuntimeError as error:
+        if not str(error).startswith(("No available kernel", "No viable backend")):
+            raise
+        tried = ", ".join(backend.name.lower() for backend in backends)
+        raise UserError(
+            f"no fused kernel ({tried}) takes {q.dtype} queries "
+            f"{tuple(q.shape)} with keys {tuple(k.shape)} and values {tuple(v.shape)} on {q.device}",
+            hint="torch's warnings above give each kernel's reason; attention=local takes anything",
+            exit_code=1,
+        ) from error
+    return out_BHSD.permute(2, 0, 1, 3)
+
+
+def attend_head_by_head(
+    q_SBHD: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, causal: bool, scale: float, dropout_p: float, kernel: str
+) -> Tensor:
+    """Groups without a kernel that knows them and without repeating K and V.
+
+    Call number i takes the i-th query head of every group, which is a strided view, with all of K and V.
+    """
+    q_SBGND = q_SBHD.unflatten(2, (k_SBGD.size(2), -1))
+    outputs = [_attend(q, k_SBGD, v_SBGD, causal, scale, dropout_p, kernel) for q in q_SBGND.unbind(3)]
+    return torch.stack(outputs, dim=3).flatten(2, 3)
+
+
+def _refuse_mask(mask_type: AttnMaskType) -> None:
+    if mask_type not in (AttnMaskType.causal, AttnMaskType.no_mask):
+        raise UserError(
+            f"flash attention has no {mask_type.name} mask",
+            hint="it has causal and no_mask; attention=local has more",
+        )
+
+
+def _refuse_unsupported(config: TransformerConfig, foreign: dict[str, Any]) -> None:
+    """Name every feature of the config that would be left out in silence."""
+    wanted = {
+        "context_parallel_size > 1": config.context_parallel_size > 1,
+        "multi_latent_attention": config.multi_latent_attention,
+        "window_size": config.window_size is not None,
+        f"softmax_type={config.softmax_type}": config.softmax_type != "vanilla",
+        "qk_clip": config.qk_clip,
+        "log_max_attention_logit": config.log_max_attention_logit,
+        "batch_invariant_mode": config.batch_invariant_mode,
+        **{name: value is not None for name, value in foreign.items()},
+    }
+    if refused := [name for name, is_wanted in wanted.items() if is_wanted]:
+        raise UserError(
+            f"flash attention does not support {', '.join(refused)}",
+            hint="leave it out, or use attention=te on CUDA",
+        )

@@ -1,0 +1,91 @@
+"""Which modules a layer is built of: torch's and Megatron's own, or Transformer Engine's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
+from megatron.core.transformer.torch_norm import LayerNormBuilder
+
+from megaplug.errors import UserError
+from megaplug.layers.norm import LayerNorm, RMSNorm
+from megaplug.layers.registry import CORE_ATTENTION, load_target, lookup, resolve_params
+
+BACKENDS = ("native", "te", "auto")
+
+
+class NativeSpecProvider(LocalSpecProvider):
+    """Needs neither Transformer Engine nor Apex, on CPU and CUDA.
+
+    Linear layers and experts (``SequentialMLP``) are Megatron's local ones; norms are ours, since
+    Megatron's torch norm asserts that sequence parallelism is off.
+
+    Args:
+        core_attention: What builds a core attention.
+        normalization: ``RMSNorm`` or ``LayerNorm``, for callers that do not say which they want.
+    """
+
+    def __init__(self, core_attention: Callable[..., Any], normalization: str = "LayerNorm") -> None:
+        self._core_attention = core_attention
+        self._normalization = normalization
+
+    def layer_norm(
+        self, rms_norm: bool = False, for_qk: bool = False, has_residual: bool = False
+    ) -> LayerNormBuilder:
+        """The norm; the same before a residual and on queries and keys."""
+        return RMSNorm if rms_norm or self._normalization == "RMSNorm" else LayerNorm
+
+    def core_attention(self) -> Any:
+        """The attention that was chosen by name."""
+        return self._core_attention
+
+
+def core_attention_builder(name: str, params: Mapping[str, Any]) -> Callable[..., Any]:
+    """What builds the core attention of that name, with the user's parameters bound.
+
+    Raises:
+        UserError: The name or a parameter is unknown, or the target cannot be imported.
+    """
+    plugin = lookup(CORE_ATTENTION, name)
+    target = load_target(plugin)
+    bound = resolve_params(plugin, params)
+    return partial(target, **bound) if bound else target
+
+
+def native_provider(name: str, params: Mapping[str, Any], normalization: str) -> BackendSpecProvider:
+    """The native backend around a core attention.
+
+    Raises:
+        UserError: The norm is neither ``RMSNorm`` nor ``LayerNorm``, or from ``core_attention_builder``.
+    """
+    if normalization not in ("RMSNorm", "LayerNorm"):
+        raise UserError(f"the native backend has no norm {normalization!r}", hint="use RMSNorm or LayerNorm")
+    return NativeSpecProvider(core_attention_builder(name, params), normalization)
+
+
+def has_transformer_engine() -> bool:
+    """Whether Megatron could import Transformer Engine."""
+    from megatron.core.extensions.transformer_engine import HAVE_TE
+
+    return bool(HAVE_TE)
+
+
+def resolve_backend(name: str) -> str:
+    """``native`` or ``te`` for what a user wrote; ``auto`` is ``te`` where it and CUDA are there.
+
+    Raises:
+        UserError: The name is unknown, or ``te`` was asked for and cannot be had.
+    """
+    if name not in BACKENDS:
+        raise UserError(f"there is no backend {name!r}", hint=f"one of: {', '.join(BACKENDS)}")
+    if name == "auto":
+        return "te" if torch.cuda.is_available() and has_transformer_engine() else "native"
+    if name == "te" and not has_transformer_engine():
+        raise UserError(
+            "backend=te needs Transformer Engine, which cannot be imported",
+            hint="pip install 'megaplug[te]', or use backend=native",
+        )
+    return name

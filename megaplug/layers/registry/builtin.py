@@ -1,0 +1,92 @@
+"""The core attentions that come with megaplug."""
+
+from __future__ import annotations
+
+from megaplug.layers.registry.plugin import CORE_ATTENTION, AttentionSizes, Limits, Parameter, Plugin
+
+_TE = "megatron.core.extensions.transformer_engine:TEDotProductAttention"
+
+
+def causal_flops(sizes: AttentionSizes) -> int:
+    """Two matrix products over the lower triangle, diagonal included: ``4 b h d s (s + 1) / 2``."""
+    pairs = sizes.seq_length * (sizes.seq_length + 1) // 2
+    return 4 * sizes.batch_size * sizes.num_heads * sizes.head_dim * pairs
+
+
+def full_flops(sizes: AttentionSizes) -> int:
+    """Two matrix products over the whole square, the masked half included: ``4 b h d s^2``."""
+    return 4 * sizes.batch_size * sizes.num_heads * sizes.head_dim * sizes.seq_length**2
+
+
+def fused_bytes(sizes: AttentionSizes) -> int:
+    """Query, key, value, output and one fp32 log-sum-exp a head are kept for the backward pass."""
+    elements = 2 * (sizes.num_heads + sizes.num_kv_heads) * sizes.head_dim
+    return elements * sizes.element_size + 4 * sizes.num_heads
+
+
+def unfused_bytes(sizes: AttentionSizes) -> int:
+    """Query, K and V repeated for every head, and a row of probabilities a head.
+
+    Below fp32 the softmax is taken in fp32 and its result is kept beside the one that is multiplied
+    with the values (``FusedScaleMaskSoftmax.forward_torch_softmax`` of megatron-core 0.19).
+    """
+    row = sizes.element_size if sizes.element_size >= 4 else sizes.element_size + 4
+    return sizes.num_heads * (3 * sizes.head_dim * sizes.element_size + sizes.seq_length * row)
+
+
+FLASH = Plugin(
+    name="flash",
+    kind=CORE_ATTENTION,
+    target="megaplug.layers.attention.flash:FlashAttention",
+    doc="torch's fused kernels: no scores in memory, keys and values shared by a group are never repeated",
+    parameters={
+        "cuda_kernel": Parameter(
+            str,
+            "auto",
+            "which of torch's fused kernels runs on CUDA; efficient is the only one with fp32",
+            ("auto", "flash", "cudnn", "efficient"),
+        )
+    },
+    limits=Limits(
+        dtypes={"cpu": ("fp64", "fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")},
+        dropout_devices=("cuda",),
+        masks=("causal", "no_mask"),
+        max_head_dim={"cuda": 256},
+        head_dim_multiple={"cuda": 8},
+    ),
+    forward_flops=causal_flops,
+    saved_bytes_per_token=fused_bytes,
+)
+
+LOCAL = Plugin(
+    name="local",
+    kind=CORE_ATTENTION,
+    target="megatron.core.transformer.dot_product_attention:DotProductAttention",
+    doc="Megatron's own unfused attention: every score in memory; to compare with",
+    limits=Limits(dropout_devices=("cpu", "cuda"), masks=("causal", "padding", "arbitrary")),
+    forward_flops=full_flops,
+    saved_bytes_per_token=unfused_bytes,
+)
+
+TE = Plugin(
+    name="te",
+    kind=CORE_ATTENTION,
+    target=_TE,
+    doc="Transformer Engine's attention, with its context parallelism",
+    limits=Limits(
+        devices=("cuda",),
+        dtypes={"cuda": ("fp32", "bf16", "fp16")},
+        dropout_devices=("cuda",),
+        context_parallel=True,
+        packed_sequences=True,
+        attention_bias=True,
+        masks=("causal", "no_mask", "padding", "padding_causal", "arbitrary", "causal_bottom_right"),
+        max_head_dim={"cuda": 256},
+        head_dim_multiple={"cuda": 8},
+        requires=("transformer_engine",),
+    ),
+    forward_flops=causal_flops,
+    saved_bytes_per_token=fused_bytes,
+)
+
+BUILT_IN = (FLASH, LOCAL, TE)

@@ -1,0 +1,104 @@
+"""Asks a declaration whether it can do what a job wants of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megaplug.errors import Problem
+from megaplug.layers.registry.plugin import Plugin
+from megaplug.layers.registry.store import missing_packages
+
+
+def limits_problems(
+    plugin: Plugin,
+    *,
+    attention_dropout: float = 0.0,
+    context_parallel_size: int = 1,
+    head_dim: int | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    packed_sequences: bool = False,
+    attention_bias: bool = False,
+    mask: str = "causal",
+) -> list[Problem]:
+    """Everything that a job asks of a core attention and that its declaration excludes.
+
+    Args:
+        plugin: The declaration.
+        attention_dropout: Probability of dropping an attention weight.
+        context_parallel_size: Over how many ranks a sequence is split.
+        head_dim: Elements a head.
+        dtype: ``fp64``, ``fp32``, ``bf16`` or ``fp16``; None leaves it open.
+        device: ``cpu`` or ``cuda``; None, where it is not known yet, asks only what no device can do.
+        packed_sequences: Whether documents in one row are kept apart.
+        attention_bias: Whether a bias is added to the scores.
+        mask: A name of Megatron's ``AttnMaskType``.
+
+    Returns:
+        The problems, each under the configuration key that a user would change.
+    """
+    limits, what = plugin.limits, f"the {plugin.kind} {plugin.name!r}"
+    problems: list[Problem] = []
+
+    def refuse(key: str, message: str, hint: str) -> None:
+        problems.append(Problem(key, f"{what} {message}", hint))
+
+    if missing := missing_packages(plugin):
+        refuse(
+            "attention.name",
+            f"needs {', '.join(missing)}, which is not installed",
+            "install it or choose another",
+        )
+    if device is not None and device not in limits.devices:
+        refuse("attention.name", f"does not run on {device}", f"it runs on {_listed(limits.devices)}")
+    # Only a device that can be had at all is worth a second complaint.
+    devices = [name for name in limits.devices if device in (None, name)]
+    if not devices:
+        return problems
+    if attention_dropout > 0 and not set(devices) & set(limits.dropout_devices):
+        possible = _listed(limits.dropout_devices)
+        hint = "set model.attention_dropout=0" + (f"; it can drop on {possible}" if possible else "")
+        refuse(
+            "model.attention_dropout",
+            f"has no dropout on {_listed(devices)}; {attention_dropout} was asked",
+            hint,
+        )
+    if context_parallel_size > 1 and not limits.context_parallel:
+        refuse(
+            "topology.cp", f"cannot split a sequence over {context_parallel_size} ranks", "set topology.cp=1"
+        )
+    if packed_sequences and not limits.packed_sequences:
+        refuse(
+            "attention.name", "cannot keep packed documents apart", "leave megatron.reset_attention_mask off"
+        )
+    if attention_bias and not limits.attention_bias:
+        refuse(
+            "attention.name", "takes no attention bias", "use a position embedding without one, such as rope"
+        )
+    if mask not in limits.masks:
+        refuse("attention.name", f"has no {mask} mask", f"it has: {_listed(limits.masks)}")
+    if dtype is not None and not any(dtype in limits.dtypes.get(name, (dtype,)) for name in devices):
+        possible = "; ".join(f"{name}: {_listed(limits.dtypes[name])}" for name in devices)
+        refuse("precision", f"does not compute in {dtype}", f"possible are {possible}")
+    if head_dim is not None:
+        key = "model.kv_channels"
+        largest = max(limits.max_head_dim.get(name, head_dim) for name in devices)
+        if head_dim > largest:
+            refuse(
+                key,
+                f"takes heads of at most {largest} elements; {head_dim} were asked",
+                "use more, smaller heads",
+            )
+        multiple = min(limits.head_dim_multiple.get(name, 1) for name in devices)
+        if head_dim % multiple:
+            nearest = max(multiple, round(head_dim / multiple) * multiple)
+            refuse(
+                key,
+                f"takes heads of a multiple of {multiple} elements; {head_dim} were asked",
+                f"use {nearest}",
+            )
+    return problems
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,92 @@
+"""What a declaration of a layer says: its name, its target, its parameters, its limits, its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CORE_ATTENTION = "core_attention"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a plugin, as a user may set it under ``<group>.params``.
+
+    Attributes:
+        type: What it has to be; an ``int`` is taken where a ``float`` is asked for.
+        default: Its value when the user says nothing.
+        doc: One line for the user.
+        choices: The values that are possible; empty if any value of the type is.
+    """
+
+    type: type
+    default: Any
+    doc: str
+    choices: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an attention can do. Devices are ``cpu`` and ``cuda``, dtypes ``fp64 fp32 bf16 fp16``.
+
+    Attributes:
+        devices: Where it runs.
+        dtypes: In which number formats, for each device.
+        dropout_devices: Where it can drop attention weights; empty if nowhere.
+        context_parallel: Whether the sequence may be split over ranks.
+        packed_sequences: Whether several documents may share a row without attending to each other.
+        attention_bias: Whether an additive bias on the scores is taken.
+        masks: The kinds of mask, in the names of Megatron's ``AttnMaskType``.
+        max_head_dim: The largest head dimension for each device; a missing device has no limit.
+        head_dim_multiple: What a head's dimension must be divisible by, for each device.
+        requires: Top-level Python packages that must be installed.
+    """
+
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    dropout_devices: tuple[str, ...] = ()
+    context_parallel: bool = False
+    packed_sequences: bool = False
+    attention_bias: bool = False
+    masks: tuple[str, ...] = ("causal",)
+    max_head_dim: Mapping[str, int] = field(default_factory=dict)
+    head_dim_multiple: Mapping[str, int] = field(default_factory=dict)
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AttentionSizes:
+    """What the cost of one attention layer on one rank depends on; heads are those of the rank."""
+
+    batch_size: int
+    seq_length: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    element_size: int
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A declaration of one layer.
+
+    Attributes:
+        name: What a user writes in a config.
+        kind: What it takes the place of, such as ``core_attention``.
+        target: ``module:attribute`` of the class; imported only when a model is built.
+        doc: One line for the user.
+        parameters: What the user may set, by name; handed to the class as keywords.
+        limits: What it can do.
+        forward_flops: Floating-point operations of one forward pass (a multiply-add counts two).
+        saved_bytes_per_token: Bytes kept for the backward pass, for each token of the batch.
+    """
+
+    name: str
+    kind: str
+    target: str
+    doc: str = ""
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    forward_flops: Callable[[AttentionSizes], int] | None = None
+    saved_bytes_per_token: Callable[[AttentionSizes], int] | None = None

@@ -1,0 +1,162 @@
+"""From a name and parameters to the layers that Megatron builds on a pipeline stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.backends import BackendSpecProvider
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_with_transformer_engine_submodules,
+    get_mlp_module_spec_for_backend,
+)
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType, LayerType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import L2Norm
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
+
+from megaplug.errors import UserError
+from megaplug.layers.backend import core_attention_builder, native_provider
+
+# The checkpoint keys of a norm that Transformer Engine fuses with the linear layer after it: with them
+# a checkpoint of one backend loads into the other.
+_FUSED_NORM_KEYS = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+
+
+def transformer_layer_spec(
+    attention_name: str, attention_params: Mapping[str, Any], backend: str
+) -> Callable[..., TransformerBlockSubmodules]:
+    """What ``GPTModelConfig.transformer_layer_spec`` takes.
+
+    Args:
+        attention_name: A registered core attention.
+        attention_params: The user's parameters for it.
+        backend: ``native`` or ``te``, as ``resolve_backend`` gives it.
+
+    Returns:
+        A function of a ``GPTModelConfig`` (or ``TransformerConfig``) and a virtual pipeline stage, which
+        builds a new spec at every call, since Megatron changes specs.
+
+    Raises:
+        UserError: The attention cannot be had; asked here, before any model is built.
+    """
+    if backend not in ("native", "te"):
+        raise UserError(f"layers are built for the backends native and te, not {backend!r}")
+    core_attention_builder(attention_name, attention_params)
+
+    def build(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+        transformer: TransformerConfig = getattr(config, "transformer", config)
+        _refuse_unsupported(transformer)
+        if backend == "te":
+            return _te_block(transformer, vp_stage, attention_name, attention_params)
+        provider = native_provider(attention_name, attention_params, transformer.normalization)
+        layers = [_native_layer(transformer, provider, is_moe) for is_moe in _stage(transformer, vp_stage)]
+        return TransformerBlockSubmodules(layer_specs=layers, layer_norm=provider.layer_norm())
+
+    return build
+
+
+def moe_pattern(num_layers: int, num_moe_experts: int | None, moe_layer_freq: int | list[int]) -> list[bool]:
+    """For each layer of the whole model whether it is a mixture of experts.
+
+    An integer N makes every Nth layer one, from the first; a list says it layer by layer.
+
+    Raises:
+        UserError: A list of another length than the layers, or with anything but 0 and 1.
+    """
+    if num_moe_experts is None:
+        return [False] * num_layers
+    if isinstance(moe_layer_freq, int):
+        return [layer % moe_layer_freq == 0 for layer in range(num_layers)]
+    if len(moe_layer_freq) != num_layers or not set(moe_layer_freq) <= {0, 1}:
+        raise UserError(
+            f"moe.moe_layer_freq is {moe_layer_freq} for {num_layers} layers",
+            hint="give an integer, or a list with a 0 or a 1 for each layer",
+        )
+    return [bool(entry) for entry in moe_layer_freq]
+
+
+def _stage(config: TransformerConfig, vp_stage: int | None) -> list[bool]:
+    """The part of the pattern that this rank's (virtual) pipeline stage builds."""
+    pattern = moe_pattern(config.num_layers, config.num_moe_experts, config.moe_layer_freq)
+    if (layout := config.pipeline_model_parallel_layout) is not None:
+        return [pattern[layer] for layer in layout.get_layer_id_list(LayerType.decoder, vp_stage=vp_stage)]
+    offset = get_transformer_layer_offset(config, vp_stage=vp_stage)
+    return pattern[offset : offset + get_num_layers_to_build(config, vp_stage=vp_stage)]
+
+
+def _native_layer(config: TransformerConfig, backend: BackendSpecProvider, is_moe: bool) -> ModuleSpec:
+    """As Megatron's ``get_gpt_layer_local_submodules``, which takes no backend."""
+    num_experts = config.num_moe_experts if is_moe else None
+    qk_norm: Any = IdentityOp
+    if config.qk_l2_norm:
+        qk_norm = L2Norm
+    elif config.qk_layernorm:
+        qk_norm = backend.layer_norm(for_qk=True)
+    attention = SelfAttentionSubmodules(
+        linear_qkv=backend.column_parallel_linear(),
+        core_attention=backend.core_attention(),
+        linear_proj=backend.row_parallel_linear(),
+        q_layernorm=qk_norm,
+        k_layernorm=qk_norm,
+    )
+    submodules = TransformerLayerSubmodules(
+        input_layernorm=backend.layer_norm(has_residual=True),
+        self_attention=ModuleSpec(
+            module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
+        ),
+        self_attn_bda=get_bias_dropout_add,
+        pre_mlp_layernorm=backend.layer_norm(has_residual=True),
+        mlp=get_mlp_module_spec_for_backend(
+            backend=backend, num_experts=num_experts, moe_grouped_gemm=config.moe_grouped_gemm
+        ),
+        mlp_bda=get_bias_dropout_add,
+        sharded_state_dict_keys_map=dict(_FUSED_NORM_KEYS),
+    )
+    return ModuleSpec(module=TransformerLayer, submodules=submodules)
+
+
+def _te_block(
+    config: TransformerConfig, vp_stage: int | None, attention_name: str, attention_params: Mapping[str, Any]
+) -> TransformerBlockSubmodules:
+    """Megatron's own Transformer Engine layers, with another core attention where one was named."""
+    from megatron.core.extensions.transformer_engine import TENorm
+
+    layers = []
+    for is_moe in _stage(config, vp_stage):
+        submodules = get_gpt_layer_with_transformer_engine_submodules(
+            num_experts=config.num_moe_experts if is_moe else None,
+            moe_grouped_gemm=config.moe_grouped_gemm if is_moe else False,
+            qk_layernorm=config.qk_layernorm,
+            qk_l2_norm=config.qk_l2_norm,
+            use_te_activation_func=config.use_te_activation_func,
+        )
+        if attention_name != "te":
+            attention = core_attention_builder(attention_name, attention_params)
+            submodules.self_attention.submodules.core_attention = attention
+        layers.append(ModuleSpec(module=TransformerLayer, submodules=submodules))
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=TENorm)
+
+
+def _refuse_unsupported(config: TransformerConfig) -> None:
+    """Name the features that Megatron builds other layers for."""
+    wanted = {
+        "multi_latent_attention": config.multi_latent_attention,
+        "experimental_attention_variant": config.experimental_attention_variant is not None,
+        "use_kitchen": config.use_kitchen,
+        "heterogeneous_block_specs": config.heterogeneous_block_specs,
+    }
+    if refused := [name for name, is_wanted in wanted.items() if is_wanted]:
+        raise UserError(f"the layer builder has no {', '.join(refused)}", hint="leave it out of megatron.*")
