@@ -1,0 +1,198 @@
+"""Where tokenized data is kept, by content: whole entries only, built aside and renamed into place.
+
+::
+
+    <root>/<fingerprint>/                   entry.json, train.bin, train.idx, valid.bin, ...
+    <root>/building-<fingerprint>-<random>/ what is being built, or what a killed build left
+    <root>/locks/<fingerprint>.lock         held while that entry is built
+    <root>/shortcuts/<root and key>.json    the content hash of a corpus whose files look unchanged
+    <root>/tokenizers/<fingerprint>/        tokenizers as Megatron reads them
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megaplug.data.sources import Corpus
+from megaplug.errors import UserError
+from megaplug.runs.atomic import fsync_folder, write_text_atomic
+
+FORMAT = 1
+"""Part of every fingerprint: a change of what is built for the same text must raise it."""
+
+_ENTRY = "entry.json"
+_HINT = "choose another place with data.cache_dir="
+
+# A change within a file system's clock tick leaves the same stamp; two seconds cover the coarsest.
+_TICK_NS = 2_000_000_000
+
+
+def say(line: str) -> None:
+    """One line for the person at the terminal."""
+    print(f"data: {line}", file=sys.stderr, flush=True)
+
+
+def cache_root(cache_dir: str | None) -> Path:
+    """``data.cache_dir``, else megaplug/data in ``$XDG_CACHE_HOME``, else in ``~/.cache``; absolute."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser().absolute()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser().absolute() / "megaplug" / "data"
+
+
+@contextlib.contextmanager
+def cache_errors(root: Path) -> Iterator[None]:
+    """Turns what the disk refuses inside the block into a `UserError` that names the cache."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            existing = next(place for place in (root, *root.parents) if place.exists())
+            left = shutil.disk_usage(existing).free / 1e6
+            raise UserError(
+                f"data.cache_dir: the disk of {root} is full ({left:,.1f} MB are left)",
+                hint="free some space, or " + _HINT,
+            ) from error
+        raise UserError(f"data.cache_dir: {root} cannot be written: {error}", hint=_HINT) from error
+
+
+def write_cached(path: Path, text: str) -> None:
+    """Writes a small file of the cache atomically, its folder too; `UserError` when that cannot be."""
+    with cache_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write_text_atomic(path, text)
+    except UserError as error:
+        raise UserError(error.message, hint=_HINT) from error
+
+
+def recall_content(root: Path, corpus: Corpus) -> str | None:
+    """The content hash of the corpus if none of its files has changed since it was computed."""
+    try:
+        kept = json.loads(_shortcut(root, corpus).read_bytes())
+        known = kept["listing"] == corpus.listing()
+        return str(kept["content"]) if known else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # there is none, or it is damaged: the files are read
+
+
+def remember_content(root: Path, corpus: Corpus, content: str, listed_ns: int) -> None:
+    """Keeps the content hash for `recall_content`, unless a file is so new that a change could go unseen.
+
+    Args:
+        root: The cache.
+        corpus: As it was listed before its files were read.
+        content: The content hash.
+        listed_ns: When it was listed, in ns since 1970.
+    """
+    if corpus.newest_ns > listed_ns - _TICK_NS:
+        return
+    kept = {"listing": corpus.listing(), "content": content}
+    try:
+        write_cached(_shortcut(root, corpus), json.dumps(kept) + "\n")
+    except UserError as error:
+        say(f"the next start must read all files again: {error.message}")
+
+
+def _shortcut(root: Path, corpus: Corpus) -> Path:
+    name = hashlib.sha256(os.fsencode(corpus.root) + b"\0" + corpus.text_key.encode()).hexdigest()[:32]
+    return root / "shortcuts" / f"{name}.json"
+
+
+def read_entry(root: Path, fingerprint: str) -> tuple[dict[str, Any] | None, str]:
+    """What is known of an entry, or None and what is wrong with it (nothing, if there is none)."""
+    folder = root / fingerprint
+    if not folder.is_dir():
+        return None, ""
+    try:
+        entry = json.loads((folder / _ENTRY).read_bytes())
+        sizes = dict(entry["sizes"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return None, f"{_ENTRY} cannot be read ({error})"
+    for name, size in sizes.items():
+        try:
+            found = (folder / name).stat().st_size
+        except OSError:
+            return None, f"{name} is missing"
+        if found != size:
+            return None, f"{name} has {found} bytes in place of {size}"
+    return entry, ""
+
+
+@contextlib.contextmanager
+def building_lock(root: Path, fingerprint: str) -> Iterator[None]:
+    """Held by the one job that builds an entry; others wait here, and then find it built."""
+    with cache_errors(root):
+        (root / "locks").mkdir(parents=True, exist_ok=True)
+        lock = (root / "locks" / f"{fingerprint}.lock").open("ab")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another job is preparing the same data; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            # Building aside and renaming stays right without a lock; only work may be done twice.
+            say(f"{root} knows no locks ({error.strerror}); two jobs may prepare the same data at once")
+        yield
+
+
+@contextlib.contextmanager
+def building_folder(root: Path, fingerprint: str) -> Iterator[Path]:
+    """A folder to build an entry in, removed at the end; what killed builds have left goes first."""
+    remove_leftovers(root, fingerprint)
+    with cache_errors(root):
+        folder = Path(tempfile.mkdtemp(prefix=f"building-{fingerprint}-", dir=root))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(root: Path, held: str) -> None:
+    """Removes what killed builds have left: the folders whose lock is free, or is ``held`` by us."""
+    for folder in root.glob("building-*-*"):
+        fingerprint = folder.name.split("-")[1]
+        if fingerprint == held:
+            shutil.rmtree(folder, ignore_errors=True)
+            continue
+        with cache_errors(root), (root / "locks" / f"{fingerprint}.lock").open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue  # it is being built, or nobody can say whether it is
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_in_place(root: Path, fingerprint: str, building: Path, entry: dict[str, Any]) -> None:
+    """Makes a built folder the entry: durable first, then renamed, over a damaged one if there is one."""
+    with cache_errors(root):
+        files = sorted(building.iterdir())
+        entry = {**entry, "sizes": {file.name: file.stat().st_size for file in files}}
+        for file in files:
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        write_cached(building / _ENTRY, json.dumps(entry, indent=2) + "\n")
+        # mkdtemp makes it private; a cache may be shared, as far as the user's mask allows.
+        os.umask(mask := os.umask(0o022))
+        building.chmod(0o777 & ~mask)
+        final = root / fingerprint
+        if final.exists():
+            if read_entry(root, fingerprint)[0] is not None:
+                return  # another job was faster, and its files are the same
+            damaged = Path(tempfile.mkdtemp(prefix=f"building-{fingerprint}-", dir=root))
+            final.rename(damaged)
+            shutil.rmtree(damaged)
+        building.rename(final)
+        fsync_folder(root)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from megaplug.data.documents import read_documents
+from megaplug.data.sources import find_corpus
+from megaplug.errors import UserError
+from megaplug.job.schema import DataConfig
+
+
+def texts(path: Path | str, key: str = "text") -> list[str]:
+    return [d.text.decode() for d in read_documents(find_corpus(DataConfig(path=str(path), text_key=key)))]
+
+
+def test_the_standard_library_is_python_sources_without_tests_or_packages():
+    corpus = find_corpus(DataConfig())
+    names = [file.name for file in corpus.files]
+    assert "argparse.py" in names and "json/decoder.py" in names
+    assert names == sorted(names)
+    assert all(name.endswith(".py") for name in names)
+    folders = {folder for name in names for folder in name.split("/")[:-1]}
+    assert not folders & {"site-packages", "test", "tests", "__pycache__"}
+    assert 5e6 < corpus.size < 30e6
+    assert b"class ArgumentParser" in b"".join(d.text for d in read_documents(corpus))
+
+
+def test_a_txt_file_is_one_document(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    assert texts(tmp_path / "a.txt") == ["one\ntwo\n"]
+
+
+def test_a_folder_is_read_in_the_order_of_its_names_without_hidden_and_other_files(tmp_path):
+    for name in ("b.txt", "a/z.TXT", "c.jsonl", ".hidden/h.txt", ".h.txt", "notes.md", "empty.txt"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text('{"text": "from c"}\n\n' if name == "c.jsonl" else "" if "empty" in name else name)
+    (tmp_path / "round").symlink_to(tmp_path)
+    assert texts(tmp_path) == ["a/z.TXT", "b.txt", "from c"]
+
+
+def test_a_jsonl_line_is_one_document_under_the_given_key(tmp_path):
+    lines = [{"body": "ä\n"}, {"body": "second", "text": "not this"}, {"body": ""}]
+    (tmp_path / "a.jsonl").write_text("\ufeff" + "\n".join(map(json.dumps, lines)), encoding="utf-8")
+    assert texts(tmp_path / "a.jsonl", key="body") == ["ä\n", "second"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("latin.txt", b"caf\xe9 au lait", "byte 0xe9 at offset 3"),
+        ("latin.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', "byte 0xe9 at offset 24"),
+        ("bad.jsonl", b'{"text": "a"}\n{"text": \n', "bad.jsonl:2 is not JSON"),
+        ("deep.jsonl", b"[" * 200_000, "deep.jsonl:1 is not JSON"),
+        ("keys.jsonl", b'{"body": 1, "title": 2}\n', "has no key 'text'; its keys are: 'body', 'title'"),
+        ("list.jsonl", b"[1]\n", "list.jsonl:1 is a list, not an object"),
+        ("number.jsonl", b'{"text": 3}\n', "'text' is a number, not a string"),
+        ("half.jsonl", b'{"text": "\\ud800"}\n', "half a character"),
+        ("page.html", b"<p>", "ends in '.html'"),
+    ],
+)
+def test_bad_content_is_named_with_its_place(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        texts(tmp_path / name)
+    assert says in str(error.value)
+    assert name in str(error.value)
+
+
+def test_a_missing_path_an_empty_path_and_a_folder_without_text_are_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        texts(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"data\.path: it is empty"):
+        texts("")
+    with pytest.raises(UserError, match="it is empty"):
+        texts(tmp_path)
+    (tmp_path / "a.md").write_text("x")
+    with pytest.raises(UserError, match=r"1 x \.md"):
+        texts(tmp_path)
+
+
+def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
+    file = tmp_path / "secret.txt"
+    file.write_text("x")
+    file.chmod(0)
+    if os.access(file, os.R_OK):  # a superuser reads everything
+
+        def refuse(path: Path, *_: object):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"secret\.txt cannot be read: Permission denied"):
+        texts(file)
