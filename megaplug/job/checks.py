@@ -1,0 +1,159 @@
+"""Every rule that a job must keep, asked before anything is started; all that is wrong is told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from megaplug import topology as meshes
+from megaplug.errors import Problem, UserError
+from megaplug.job.checks_training import training_problems
+from megaplug.job.checks_values import value_problems
+from megaplug.job.schema import Job
+from megaplug.job.translate import passthrough_problems
+from megaplug.layers import registry
+from megaplug.topology import Batch, ModelShape, Topology
+
+if TYPE_CHECKING:
+    from megaplug.job.derive import Derived
+    from megaplug.job.facts import DataFacts
+
+# A vocabulary that is not known before the data is read; any number that breaks no rule.
+_ANY_VOCAB_SIZE = 256
+
+
+def check(job: Job, *, device: str | None = None) -> list[Problem]:
+    """Check a job without looking at its data.
+
+    Args:
+        job: As composed.
+        device: ``cpu`` or ``cuda`` where it is known; what only one of them cannot do is asked then.
+
+    Returns:
+        Everything that is wrong, in the order of the configuration; empty if the job can be started.
+    """
+    problems = value_problems(job)
+    if not problems:
+        # Rules about sums and products make no sense of sizes that are no sizes.
+        problems = [*topology_problems(job), *attention_problems(job, device)]
+    return [*problems, *training_problems(job), *passthrough_problems(job)]
+
+
+def check_facts(job: Job, derived: Derived, facts: DataFacts) -> list[Problem]:
+    """Check a job against its data: the vocabulary, and the steps that follow from the number of tokens."""
+    problems = []
+    if job.model.vocab_size is not None and facts.vocab_size > job.model.vocab_size:
+        problems.append(
+            Problem(
+                "model.vocab_size",
+                f"the tokenizer has {facts.vocab_size} ids, but the model only {job.model.vocab_size}",
+                f"use model.vocab_size={facts.vocab_size} or more, or null to follow the tokenizer",
+            )
+        )
+    if job.train.stop_at is not None and job.train.stop_at > derived.iters:
+        problems.append(
+            Problem("train.stop_at", f"{job.train.stop_at} is beyond the last step, {derived.iters}")
+        )
+    warmup, decay = job.lr.lr_warmup_iters, job.lr.lr_decay_iters or derived.iters
+    if warmup >= decay:
+        message = f"{warmup} steps of warm-up do not end before the decay does, at step {decay}"
+        problems.append(Problem("lr.lr_warmup_iters", message, f"use fewer than {decay}"))
+    if job.lr.lr_decay_style == "WSD" and (job.lr.lr_wsd_decay_iters or 0) >= decay:
+        message = f"the last decay takes {job.lr.lr_wsd_decay_iters} of {decay} steps"
+        problems.append(Problem("lr.lr_wsd_decay_iters", message, f"use fewer than {decay}"))
+    return problems
+
+
+def resolve_topology(job: Job) -> Topology:
+    """The rank grid of a job that passed :func:`check`.
+
+    Raises:
+        UserError: The grid is not possible.
+    """
+    topology, problems = meshes.resolve(job.topology)
+    if topology is None or problems:
+        raise UserError.from_problems(problems)
+    return topology
+
+
+def job_shape(job: Job, vocab_size: int | None = None) -> ModelShape:
+    """The sizes of a job's model.
+
+    Args:
+        job: The job.
+        vocab_size: Unpadded; that of the configuration when not given, or any if that is not set either.
+    """
+    model, moe = job.model, job.moe
+    experts = moe.num_experts or None
+    return ModelShape(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        seq_length=model.seq_length,
+        vocab_size=vocab_size or model.vocab_size or _ANY_VOCAB_SIZE,
+        make_vocab_size_divisible_by=model.make_vocab_size_divisible_by,
+        num_experts=experts,
+        moe_ffn_hidden_size=moe.moe_ffn_hidden_size,
+        moe_router_topk=moe.moe_router_topk,
+        swiglu=model.swiglu,
+        add_bias_linear=model.add_bias_linear,
+        add_qkv_bias=model.add_qkv_bias,
+        normalization=model.normalization,
+        qk_layernorm=model.qk_layernorm,
+        untie_embeddings_and_output_weights=model.untie_embeddings_and_output_weights,
+        position_embedding_type=model.position_embedding_type,
+        moe_shared_expert_intermediate_size=moe.moe_shared_expert_intermediate_size if experts else None,
+        moe_layer_freq=moe.moe_layer_freq,
+        moe_router_pre_softmax=moe.moe_router_pre_softmax,
+        max_position_embeddings=model.seq_length,
+    )
+
+
+def job_batch(job: Job) -> Batch:
+    """The batch sizes of a job."""
+    return Batch(job.train.micro_batch_size, job.train.global_batch_size)
+
+
+def topology_problems(job: Job) -> list[Problem]:
+    """What is wrong with the rank grid for this model and batch, with the nearest grids that are right."""
+    topology, problems = meshes.resolve(job.topology)
+    if topology is None:
+        return problems
+    shape, batch = job_shape(job), job_batch(job)
+    overlap = job.megatron.get("overlap_p2p_comm", True)
+    problems = [*problems, *meshes.violations(topology, shape, batch, overlap_p2p_comm=bool(overlap))]
+    if not problems:
+        return []
+    near = meshes.nearest_legal(topology, shape, batch, request=job.topology)
+    typed = [" ".join(meshes.overrides(found, job.topology)) for found in near]
+    if not any(typed):
+        return problems
+    last = problems[-1]
+    nearest = "nearest that fit: " + "  |  ".join(words for words in typed if words)
+    hint = f"{last.hint}; {nearest}" if last.hint else nearest
+    return [*problems[:-1], Problem(last.key, last.message, hint)]
+
+
+def attention_problems(job: Job, device: str | None = None) -> list[Problem]:
+    """What the chosen attention plugin does not know or cannot do."""
+    try:
+        plugin = registry.lookup(registry.CORE_ATTENTION, job.attention.name)
+    except UserError as error:
+        return [Problem("attention.name", error.message, error.hint)]
+    return [*registry.validate_params(plugin, job.attention.params), *_limits(job, plugin, device)]
+
+
+def _limits(job: Job, plugin: registry.Plugin, device: str | None) -> Iterator[Problem]:
+    yield from registry.limits_problems(
+        plugin,
+        attention_dropout=job.model.attention_dropout,
+        context_parallel_size=job.topology.cp,
+        head_dim=job_shape(job).head_size,
+        dtype="bf16" if job.precision.bf16 else "fp32",
+        device=device if device is not None else (None if job.device == "auto" else job.device),
+        packed_sequences=bool(job.megatron.get("reset_attention_mask")),
+        attention_bias=job.model.position_embedding_type == "relative",
+    )

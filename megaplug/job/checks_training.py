@@ -1,0 +1,114 @@
+"""Rules that tie several training keys together: length, schedule, recomputation, loading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megaplug.errors import Problem
+from megaplug.job.schema import Job
+
+# Megatron's transformer_config.py, recompute_modules.
+RECOMPUTE_MODULES = frozenset(
+    {"core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe", "shared_experts"}
+)
+
+
+def training_problems(job: Job) -> list[Problem]:
+    """Everything that is wrong with length, schedule, recomputation and loading."""
+    return [*_length(job), *_schedule(job), *_recompute(job), *_loading(job)]
+
+
+def _length(job: Job) -> Iterator[Problem]:
+    given = [key for key in ("iters", "tokens", "epochs") if getattr(job.train, key) is not None]
+    if len(given) == 1:
+        return
+    if not given:
+        yield Problem(
+            "train.iters",
+            "the length of the run is not given",
+            "set train.iters, train.tokens or train.epochs",
+        )
+        return
+    values = ", ".join(f"{key}={getattr(job.train, key)}" for key in given)
+    # Usually one was typed and the other is a default.
+    drop = " ".join(f"train.{key}=null" for key in given if key != given[-1])
+    yield Problem("train", f"the length is given {len(given)} times: {values}", f"keep one: {drop}")
+
+
+def _schedule(job: Job) -> Iterator[Problem]:
+    lr, iters = job.lr, job.train.iters
+    if lr.min_lr > lr.lr:
+        yield Problem("lr.min_lr", f"{lr.min_lr} is above lr.lr = {lr.lr}", f"use at most {lr.lr}")
+    if lr.lr_warmup_fraction is not None:
+        if lr.lr_warmup_iters:
+            message = f"given beside lr_warmup_fraction={lr.lr_warmup_fraction}"
+            yield Problem(
+                "lr.lr_warmup_iters", message, "keep one: lr.lr_warmup_fraction=null or lr.lr_warmup_iters=0"
+            )
+        if lr.lr_warmup_fraction >= 1:
+            yield Problem("lr.lr_warmup_fraction", f"must be below 1, but is {lr.lr_warmup_fraction}")
+    end = lr.lr_decay_iters or iters
+    if end is not None and 0 < end <= lr.lr_warmup_iters:
+        message = (
+            f"{lr.lr_warmup_iters} steps of warm-up do not end before step {end}, the last of the schedule"
+        )
+        yield Problem("lr.lr_warmup_iters", message, f"use fewer than {end}")
+    if lr.lr_decay_style == "WSD":
+        if lr.lr_wsd_decay_iters is None:
+            yield Problem(
+                "lr.lr_wsd_decay_iters",
+                "WSD needs the steps of its last decay",
+                "for example a tenth of train.iters",
+            )
+        elif end is not None and lr.lr_wsd_decay_iters >= end:
+            yield Problem(
+                "lr.lr_wsd_decay_iters",
+                f"the last decay takes {lr.lr_wsd_decay_iters} of {end} steps",
+                f"use fewer than {end}",
+            )
+    if job.train.stop_at is not None and iters is not None and job.train.stop_at > iters:
+        yield Problem(
+            "train.stop_at", f"{job.train.stop_at} is beyond the last step, {iters}", "leave it out"
+        )
+
+
+def _recompute(job: Job) -> Iterator[Problem]:
+    train = job.train
+    granularity, method, layers = (
+        train.recompute_granularity,
+        train.recompute_method,
+        train.recompute_num_layers,
+    )
+    if granularity == "full":
+        if method is None:
+            yield Problem("train.recompute_method", "full recomputation needs a method", "uniform or block")
+        if layers is None:
+            yield Problem(
+                "train.recompute_num_layers", "full recomputation needs the number of layers", "for example 1"
+            )
+        if train.recompute_modules is not None:
+            yield Problem("train.recompute_modules", "only goes with recompute_granularity=selective")
+        if layers is not None and layers > job.model.num_layers:
+            yield Problem(
+                "train.recompute_num_layers", f"{layers} of {job.model.num_layers} layers", "use fewer"
+            )
+        return
+    for key, value in (("recompute_method", method), ("recompute_num_layers", layers)):
+        if value is not None:
+            yield Problem(f"train.{key}", "only goes with recompute_granularity=full")
+    if granularity is None and train.recompute_modules is not None:
+        yield Problem("train.recompute_modules", "only goes with recompute_granularity=selective")
+    unknown = sorted(set(train.recompute_modules or ()) - RECOMPUTE_MODULES)
+    if unknown:
+        yield Problem(
+            "train.recompute_modules",
+            f"there is no {', '.join(unknown)}",
+            f"known: {', '.join(sorted(RECOMPUTE_MODULES))}",
+        )
+
+
+def _loading(job: Job) -> Iterator[Problem]:
+    if job.load is None and job.load_state == "all":
+        yield Problem(
+            "load_state", "all says what to take over, but nothing is loaded", "give load=<run or checkpoint>"
+        )

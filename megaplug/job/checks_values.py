@@ -1,0 +1,129 @@
+"""Single values: names that must be one of a few, and numbers that must lie in a range."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from megaplug.errors import Problem
+from megaplug.job.megatron_table import load_table
+from megaplug.job.schema import Job
+from megaplug.job.suggest import did_you_mean
+from megaplug.job.translate import ALIASES, OURS
+
+# What can be written for the keys that never reach Megatron, or that it takes more of than is supported here.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "load_state": ("weights", "all"),
+    "backend": ("auto", "native", "te"),
+    "device": ("auto", "cpu", "cuda"),
+    "tokenizer.type": ("byte", "huggingface"),
+    "optimizer.optimizer": ("adam", "sgd"),
+    "logging.progress": ("auto", "rich", "plain", "none"),
+    "launch.kind": ("local", "print"),
+    "launch.output": ("text", "json"),
+    "model.position_embedding_type": ("rope", "learned_absolute", "none"),
+    "moe.moe_token_dispatcher_type": ("alltoall", "allgather"),
+}
+
+_POSITIVE = (
+    "model.num_layers", "model.hidden_size", "model.ffn_hidden_size", "model.num_attention_heads",
+    "model.num_query_groups", "model.kv_channels", "model.seq_length", "model.vocab_size",
+    "model.make_vocab_size_divisible_by", "model.norm_epsilon", "model.rotary_base",
+    "model.rope_scaling_factor",
+    "moe.moe_ffn_hidden_size", "moe.moe_router_topk", "moe.moe_expert_capacity_factor",
+    "train.iters", "train.tokens", "train.epochs", "train.stop_at", "train.micro_batch_size",
+    "train.global_batch_size", "train.eval_interval", "train.recompute_num_layers",
+    "optimizer.adam_eps", "lr.lr", "lr.lr_decay_iters", "lr.lr_wsd_decay_iters",
+    "checkpoint.save_interval", "checkpoint.keep", "logging.log_interval",
+    "launch.omp_num_threads", "launch.grace_s", "launch.distributed_timeout_minutes",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "moe.num_experts", "moe.moe_aux_loss_coeff", "train.eval_iters", "train.seed", "optimizer.weight_decay",
+    "optimizer.clip_grad", "lr.min_lr", "lr.lr_warmup_iters", "lr.lr_warmup_fraction",
+    "model.init_method_std",
+)  # fmt: skip
+# From 0 up to but without 1.
+_FRACTIONS = (
+    "model.attention_dropout", "model.hidden_dropout", "optimizer.adam_beta1", "optimizer.adam_beta2",
+    "optimizer.sgd_momentum",
+)  # fmt: skip
+
+_MEGATRON_SECTIONS = ("model", "moe", "train", "optimizer", "lr", "precision")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def value_problems(job: Job) -> list[Problem]:
+    """Everything that is wrong with single values."""
+    return [*_choices(job), *_numbers(job), *_megatron_choices(job), *_texts(job)]
+
+
+def value_of(job: Job, dotted: str) -> Any:
+    """The value of a key such as ``train.iters``."""
+    value: Any = job
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _choices(job: Job) -> Iterator[Problem]:
+    for key, known in CHOICES.items():
+        value = value_of(job, key)
+        if value not in known:
+            yield Problem(key, f"cannot be {value!r}", did_you_mean(str(value), known))
+
+
+def _megatron_choices(job: Job) -> Iterator[Problem]:
+    """Values that Megatron's own parser would refuse."""
+    table = load_table()
+    for section in _MEGATRON_SECTIONS:
+        for item in dataclasses.fields(getattr(job, section)):
+            key = f"{section}.{item.name}"
+            if key in OURS or key in CHOICES:
+                continue
+            argument = table[ALIASES.get(key, item.name)]
+            value = value_of(job, key)
+            if fault := argument.fault(value):
+                yield Problem(key, fault, did_you_mean(str(value), map(str, argument.choices or ()), show=0))
+
+
+def _numbers(job: Job) -> Iterator[Problem]:
+    for key in (*_POSITIVE, *_NOT_NEGATIVE, *_FRACTIONS):
+        value = value_of(job, key)
+        if value is None:
+            continue
+        if not math.isfinite(value):
+            yield Problem(key, f"must be a finite number, but is {value}")
+        elif key in _POSITIVE and value <= 0:
+            yield Problem(key, f"must be above 0, but is {value}")
+        elif key in _NOT_NEGATIVE and value < 0:
+            yield Problem(key, f"must not be negative, but is {value}")
+        elif key in _FRACTIONS and not 0 <= value < 1:
+            yield Problem(key, f"must be at least 0 and below 1, but is {value}")
+    if not 0 < job.model.rotary_percent <= 1:
+        yield Problem(
+            "model.rotary_percent", f"must be above 0 and at most 1, but is {job.model.rotary_percent}"
+        )
+    port = job.launch.master_port
+    if port is not None and not 1 <= port <= 65535:
+        yield Problem("launch.master_port", f"must be between 1 and 65535, but is {port}")
+
+
+def _texts(job: Job) -> Iterator[Problem]:
+    if not _NAME.fullmatch(job.name):
+        yield Problem("name", f"{job.name!r} cannot be a folder's name", "use letters, digits, dots, - and _")
+    parts = job.data.split.replace(" ", "").split(",")
+    try:
+        weights = [float(part) for part in parts]
+    except ValueError:
+        weights = []
+    right = 1 <= len(weights) <= 3 and all(math.isfinite(weight) and weight >= 0 for weight in weights)
+    if not right or weights[0] <= 0:
+        message = f"{job.data.split!r} is not a split"
+        yield Problem(
+            "data.split", message, "give the parts for train,valid,test, such as 95,5,0; train cannot be 0"
+        )
+    if job.tokenizer.type == "huggingface" and job.tokenizer.path is None:
+        yield Problem("tokenizer.path", "is not given", "name a tokenizer.json or a folder that holds one")

@@ -1,0 +1,116 @@
+"""What makes a run the run it is: everything that decides its result, and nothing else.
+
+Where it runs, how loudly, and where it stops for now do not count, so a repeated command finds its folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from megaplug.job.schema import Job
+
+if TYPE_CHECKING:
+    from megaplug.job.derive import Derived
+    from megaplug.job.facts import DataFacts
+    from megaplug.job.load import Source
+    from megaplug.topology import Topology
+
+# Given in another way (iterations, tokens, epochs), or of no influence (where to stop for now).
+_TRAIN_LEFT_OUT = ("iters", "tokens", "epochs", "stop_at")
+
+# Arguments of Megatron's that only say how loudly it speaks or how it stores.
+_SILENT_MEGATRON_PREFIXES = ("log_", "tensorboard_", "wandb_", "profile", "timing_", "ckpt_", "async_")
+
+# Sizes and kinds on which the shapes or the meaning of weights depend.
+_MODEL_WEIGHT_KEYS = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
+    "normalization", "norm_epsilon", "qk_layernorm", "swiglu", "add_bias_linear", "add_qkv_bias",
+    "position_embedding_type", "rotary_base", "rotary_percent", "use_rope_scaling", "rope_scaling_factor",
+    "untie_embeddings_and_output_weights",
+)  # fmt: skip
+_MOE_WEIGHT_KEYS = (
+    "num_experts", "moe_ffn_hidden_size", "moe_router_topk", "moe_router_pre_softmax",
+    "moe_shared_expert_intermediate_size", "moe_layer_freq",
+)  # fmt: skip
+
+
+def identity(
+    job: Job, topology: Topology, derived: Derived, facts: DataFacts, source: Source | None = None
+) -> dict[str, Any]:
+    """All that decides a run's result, as plain values.
+
+    Args:
+        job: The job.
+        topology: Its resolved rank grid.
+        derived: The number of iterations stands for iters, tokens or epochs: it sets the learning-rate
+            horizon and the shuffling.
+        facts: The data's fingerprint stands for its path.
+        source: What the run starts from, if not from scratch.
+    """
+    train = {key: value for key, value in dataclasses.asdict(job.train).items() if key not in _TRAIN_LEFT_OUT}
+    model = {key: value for key, value in dataclasses.asdict(job.model).items() if key != "name"}
+    megatron = {k: v for k, v in job.megatron.items() if not k.startswith(_SILENT_MEGATRON_PREFIXES)}
+    return {
+        "model": model | {"vocab_size": derived.vocab_size},
+        "topology": dataclasses.asdict(topology),
+        "attention": dataclasses.asdict(job.attention),
+        "moe": dataclasses.asdict(job.moe) if job.moe.num_experts else None,
+        # Covers content, tokenizer and split.
+        "data": facts.fingerprint,
+        "train": train | {"iters": derived.iters},
+        "optimizer": dataclasses.asdict(job.optimizer),
+        "lr": dataclasses.asdict(job.lr),
+        "precision": dataclasses.asdict(job.precision),
+        "backend": derived.backend,
+        "megatron": megatron,
+        "load": _loaded(job, source),
+    }
+
+
+def _loaded(job: Job, source: Source | None) -> dict[str, Any] | None:
+    if source is None:
+        return None
+    # The run that wrote it stands for its path, so that a run that was moved is still the same.
+    origin = source.frozen.digest if source.frozen is not None else str(source.checkpoint.path.resolve())
+    return {"from": origin, "iteration": source.checkpoint.iteration, "state": job.load_state}
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits for an :func:`identity`, whatever the order of its keys."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def model_fingerprint(job: Job, derived: Derived, facts: DataFacts) -> dict[str, Any]:
+    """The model as its weights know it, under the configuration's key names.
+
+    Two jobs with equal fingerprints can exchange weights under any topology.
+    """
+    values = {f"model.{key}": getattr(job.model, key) for key in _MODEL_WEIGHT_KEYS}
+    values["model.kv_channels"] = (
+        job.model.kv_channels or job.model.hidden_size // job.model.num_attention_heads
+    )
+    values["model.vocab_size"] = derived.vocab_size
+    if not job.model.use_rope_scaling:
+        del values["model.rope_scaling_factor"]
+    if job.model.position_embedding_type == "learned_absolute":
+        values["model.seq_length"] = job.model.seq_length
+    if job.moe.num_experts:
+        values |= {f"moe.{key}": getattr(job.moe, key) for key in _MOE_WEIGHT_KEYS}
+        values["moe.moe_ffn_hidden_size"] = job.moe.moe_ffn_hidden_size or job.model.ffn_hidden_size
+    else:
+        values["moe.num_experts"] = None
+    values["tokenizer.type"] = job.tokenizer.type
+    values["the vocabulary of the tokenizer"] = facts.tokenizer_fingerprint
+    return values
+
+
+def differing_keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Every key in which two fingerprints differ, with both values."""
+    for key in sorted({*theirs, *ours}):
+        if theirs.get(key) != ours.get(key):
+            yield key, theirs.get(key), ours.get(key)

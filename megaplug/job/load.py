@@ -1,0 +1,160 @@
+"""Starting from another run: which checkpoint ``load=`` names, and whether this job can take it over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megaplug.errors import Problem, UserError
+from megaplug.job.freeze import FrozenJob, read_frozen
+from megaplug.job.identity import differing_keys, model_fingerprint
+from megaplug.job.schema import Job
+from megaplug.runs.atomic import write_text_atomic
+from megaplug.runs.checkpoints import TRACKER, Checkpoint, faults_of, list_checkpoints
+from megaplug.runs.folder import RunFolder
+from megaplug.runs.manifest import read_manifest
+
+
+@dataclass(frozen=True)
+class Source:
+    """A whole checkpoint of another run.
+
+    Attributes:
+        checkpoint: Its folder and iteration.
+        weights_only: Whether optimizer, schedule and data position are left behind.
+        frozen: The job that wrote it; None where its ``job.yaml`` is not beside it.
+        fingerprint: The model that it holds, see ``identity.model_fingerprint``; None where not known.
+    """
+
+    checkpoint: Checkpoint
+    weights_only: bool
+    frozen: FrozenJob | None
+    fingerprint: Mapping[str, Any] | None
+
+    def staging(self, folder: RunFolder) -> Path:
+        """The folder that Megatron is given: only this checkpoint and a tracker that names it."""
+        return folder.path.resolve() / "load"
+
+    def stage(self, folder: RunFolder) -> Path:
+        """Make the staging folder of a run and return it."""
+        staging = self.staging(folder)
+        staging.mkdir(parents=True, exist_ok=True)
+        link = staging / self.checkpoint.path.name
+        for old in staging.glob("iter_*"):
+            if old.is_symlink():
+                old.unlink()
+        link.symlink_to(self.checkpoint.path.resolve(), target_is_directory=True)
+        write_text_atomic(staging / TRACKER, f"{self.checkpoint.iteration}\n")
+        return staging
+
+
+def find_source(job: Job) -> Source | None:
+    """Find what ``load=`` names; None when the job starts from scratch.
+
+    Raises:
+        UserError: There is no such run or checkpoint, or none of its checkpoints is whole.
+    """
+    if job.load is None:
+        return None
+    path = Path(job.load).expanduser()
+    if not path.is_dir():
+        raise UserError(
+            f"load: {job.load} is not a folder", hint="give a run's folder or one of its checkpoints/iter_*"
+        )
+    if path.name.startswith("iter_"):
+        checkpoints_dir, found = path.parent, _single(path)
+    else:
+        checkpoints_dir = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        found = _newest_whole(checkpoints_dir, job.load)
+    job_file = checkpoints_dir.parent / "job.yaml"
+    frozen = read_frozen(job_file) if job_file.is_file() else None
+    return Source(found, job.load_state == "weights", frozen, _fingerprint(found.path, frozen))
+
+
+def _single(path: Path) -> Checkpoint:
+    named = [item for item in list_checkpoints(path.parent) if item.path.name == path.name]
+    faults = faults_of(path)
+    if faults or not named:
+        raise UserError(
+            f"load: {path} is not a whole checkpoint: {faults[0] if faults else 'its name is no iteration'}"
+        )
+    return named[0]
+
+
+def _newest_whole(checkpoints_dir: Path, given: str) -> Checkpoint:
+    present = list_checkpoints(checkpoints_dir)
+    if not present:
+        raise UserError(
+            f"load: {given} has no checkpoint", hint="it was stopped before its first one was saved"
+        )
+    for checkpoint in reversed(present):
+        if not faults_of(checkpoint.path):
+            return checkpoint
+    raise UserError(f"load: none of the {len(present)} checkpoints of {given} is whole")
+
+
+def _fingerprint(path: Path, frozen: FrozenJob | None) -> Mapping[str, Any] | None:
+    if frozen is not None:
+        return frozen.model_fingerprint
+    manifest = read_manifest(path) or {}
+    model = manifest.get("extra", manifest).get("model")
+    return model if isinstance(model, Mapping) else None
+
+
+def source_problems(job: Job, source: Source, derived: Any, topology: Any, facts: Any) -> list[Problem]:
+    """Why this job cannot start from ``source``; the differing keys by name.
+
+    Args:
+        job: The job that wants to load.
+        source: What :func:`find_source` found.
+        derived: Its derived figures.
+        topology: Its resolved rank grid.
+        facts: Its data.
+    """
+    if source.fingerprint is None:
+        hint = "only checkpoints that megaplug wrote can be loaded: their manifest names the model"
+        return [Problem("load", f"{source.checkpoint.path} does not say which model it holds", hint)]
+    ours = model_fingerprint(job, derived, facts)
+    problems = [
+        Problem("load", f"the checkpoint is of another model: {key} is {theirs!r} there and {mine!r} here")
+        for key, theirs, mine in differing_keys(source.fingerprint, ours)
+    ]
+    if source.weights_only:
+        return problems
+    return problems + _whole_state_problems(job, source, derived, topology)
+
+
+def _whole_state_problems(job: Job, source: Source, derived: Any, topology: Any) -> list[Problem]:
+    """What Megatron cannot reshard or continue, beyond another model."""
+    if source.frozen is None:
+        return [
+            Problem(
+                "load_state", "all needs the job.yaml of the run that is loaded", "use load_state=weights"
+            )
+        ]
+    there = source.frozen
+    pairs = [
+        ("optimizer.optimizer", there.job.optimizer.optimizer, job.optimizer.optimizer),
+        ("precision.bf16", there.job.precision.bf16, job.precision.bf16),
+    ]
+    problems = [
+        Problem("load_state", f"all keeps the optimizer's state, but {key} is {theirs} there and {mine} here",
+                f"use {key}={str(theirs).lower()} or load_state=weights")
+        for key, theirs, mine in pairs
+        if theirs != mine
+    ]  # fmt: skip
+    if (there.topology.ep > 1) != (topology.ep > 1):
+        message = (
+            f"Megatron cannot reshard the optimizer's state from ep={there.topology.ep} to ep={topology.ep}"
+        )
+        problems.append(
+            Problem("load_state", message, "change ep only between values above 1, or use load_state=weights")
+        )
+    if source.checkpoint.iteration >= derived.iters:
+        message = (
+            f"the loaded run is at step {source.checkpoint.iteration}, and this one ends at {derived.iters}"
+        )
+        problems.append(Problem("train.iters", message, "give more steps, or use load_state=weights"))
+    return problems

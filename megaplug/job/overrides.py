@@ -1,0 +1,129 @@
+"""The words a person types after the command, checked before Hydra sees them.
+
+Hydra says that a key is not in a struct; here it is said which key was probably meant, for all words at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+from megaplug.errors import Problem, UserError
+from megaplug.job import keys
+from megaplug.job.suggest import closest, did_you_mean
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+
+def parse(words: Sequence[str]) -> list[Override]:
+    """Read ``key=value`` words with Hydra's grammar.
+
+    Raises:
+        UserError: A word is not an override.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    problems, parsed = [], []
+    parser = OverridesParser.create()
+    for word in words:
+        try:
+            parsed.append(parser.parse_override(word))
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            hint = "write key=value, such as train.iters=100; quote values that hold special characters"
+            problems.append(Problem("", f"cannot read {word!r}: {reason}", hint))
+    if problems:
+        raise UserError.from_problems(problems)
+    return parsed
+
+
+def problems_of(overrides: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> list[Problem]:
+    """Misspelt groups, options and keys.
+
+    Args:
+        overrides: What was typed.
+        groups: The options of every config group that can be found.
+    """
+    found = (_problem_of(override, groups) for override in overrides)
+    return [problem for problem in found if problem is not None]
+
+
+def _problem_of(override: Override, groups: Mapping[str, Sequence[str]]) -> Problem | None:
+    key = override.key_or_group
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        return Problem(
+            key, "settings of Hydra itself cannot be changed", "write it into the command line flags"
+        )
+    if key in groups and not override.is_delete():
+        options = [value for value in _texts(override) if value not in groups[key]]
+        if options:
+            wrong = options[0]
+            return Problem(key, f"there is no option {wrong!r}", did_you_mean(wrong, groups[key], show=20))
+        return None
+    if keys.is_known(key):
+        if key in keys.sections():
+            return Problem(key, "is a group of keys, not a value", did_you_mean(key, keys.section_keys(key)))
+        return None
+    return Problem(key, "there is no such key or group", _hint_for(key, groups))
+
+
+def _texts(override: Override) -> list[str]:
+    value = override.value()
+    if override.is_sweep_override():
+        return [str(item) for item in override.sweep_string_iterator()]
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [] if value is None else [str(value)]
+
+
+def _hint_for(key: str, groups: Mapping[str, Sequence[str]]) -> str:
+    """What a misspelt key may have meant: in its own group, elsewhere, or as an argument of Megatron."""
+    section, _, leaf = key.partition(".")
+    if leaf and section in keys.sections():
+        match = closest(leaf, keys.section_keys(section))
+        if match is not None:
+            return f"did you mean {section}.{match}?"
+    known = [*keys.all_keys(), *groups]
+    by_leaf = {name.rpartition(".")[2]: name for name in reversed(keys.all_keys())}
+    word = leaf or section
+    if word in by_leaf:
+        return f"did you mean {by_leaf[word]}?"
+    from megaplug.job.megatron_table import load_table
+
+    if (argument := word.lstrip("-").replace("-", "_")) in load_table():
+        return f"an argument of Megatron's is written megatron.{argument}=..."
+    match = closest(key, known) or by_leaf.get(closest(word, by_leaf) or "")
+    if match is not None:
+        return f"did you mean {match}?"
+    if leaf and (group := closest(section, groups)) is not None:
+        return f"did you mean the group {group}?"
+    return "python launch/train.py --help lists groups and keys"
+
+
+def for_hydra(overrides: Sequence[Override]) -> list[str]:
+    """The same words, with keys of the open groups marked as ones that may be new."""
+    words = []
+    for override in overrides:
+        line = override.input_line or ""
+        if keys.is_open(override.key_or_group) and not line.startswith(("+", "~")):
+            line = f"++{line}"
+        words.append(line)
+    return words
+
+
+def sweep(overrides: Sequence[Override]) -> list[list[str]]:
+    """Every combination of the values that a sweep names, in the order typed.
+
+    ``topology.tp=1,2 train.seed=1,2`` makes four lists; without a sweep there is one.
+    """
+    choices: list[list[str]] = []
+    for override, word in zip(overrides, for_hydra(overrides), strict=True):
+        if override.is_sweep_override():
+            prefix = word.split("=", 1)[0]
+            choices.append([f"{prefix}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([word])
+    return [list(point) for point in product(*choices)]

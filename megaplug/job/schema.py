@@ -1,0 +1,217 @@
+"""The typed form of a job: one dataclass a config group, in the order of ``conf/train.yaml``.
+
+Field names are Megatron's wherever the value reaches Megatron as it is; ``job/translate.py`` holds
+the table of the few that differ. What each key means stands above it in ``conf/``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ModelConfig:
+    """A decoder-only transformer. Sizes are numbers of elements; ``seq_length`` counts tokens."""
+
+    name: str = "tiny"
+    num_layers: int = 4
+    hidden_size: int = 128
+    ffn_hidden_size: int = 352
+    num_attention_heads: int = 4
+    num_query_groups: int = 2
+    kv_channels: int | None = None
+    seq_length: int = 256
+    vocab_size: int | None = None
+    make_vocab_size_divisible_by: int = 128
+    normalization: str = "RMSNorm"
+    norm_epsilon: float = 1e-5
+    qk_layernorm: bool = False
+    swiglu: bool = True
+    add_bias_linear: bool = False
+    add_qkv_bias: bool = False
+    position_embedding_type: str = "rope"
+    rotary_base: int = 10000
+    rotary_percent: float = 1.0
+    use_rope_scaling: bool = False
+    rope_scaling_factor: float = 8.0
+    untie_embeddings_and_output_weights: bool = True
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    init_method_std: float = 0.02
+
+
+@dataclass
+class TopologyConfig:
+    """How many ranks there are and what each dimension of the rank grid is for."""
+
+    tp: int = 1
+    pp: int = 1
+    vpp: int | None = None
+    dp: int | None = None
+    cp: int = 1
+    ep: int = 1
+    etp: int | None = None
+    sequence_parallel: bool | None = None
+    world_size: int | None = None
+    decoder_first_pipeline_num_layers: int | None = None
+    decoder_last_pipeline_num_layers: int | None = None
+    account_for_embedding_in_pipeline_split: bool = False
+    account_for_loss_in_pipeline_split: bool = False
+
+
+@dataclass
+class AttentionConfig:
+    """Which registered attention plugin computes the core attention, and its own parameters."""
+
+    name: str = "flash"
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class MoeConfig:
+    """Mixture of experts; ``num_experts: null`` means a dense model."""
+
+    num_experts: int | None = None
+    moe_ffn_hidden_size: int | None = None
+    moe_router_topk: int = 2
+    moe_router_load_balancing_type: str = "aux_loss"
+    moe_aux_loss_coeff: float = 0.01
+    moe_router_pre_softmax: bool = False
+    moe_router_dtype: str | None = None
+    moe_token_dispatcher_type: str = "alltoall"
+    moe_expert_capacity_factor: float | None = None
+    moe_shared_expert_intermediate_size: int | None = None
+    moe_layer_freq: str | None = None
+
+
+@dataclass
+class DataConfig:
+    """The text, how it is split, and where its tokenized form is kept."""
+
+    path: str = "stdlib"
+    text_key: str = "text"
+    split: str = "95,5,0"
+    cache_dir: str | None = None
+
+
+@dataclass
+class TokenizerConfig:
+    """How text becomes token ids."""
+
+    type: str = "byte"
+    path: str | None = None
+
+
+@dataclass
+class TrainConfig:
+    """How long, in which batches, and how often it is validated."""
+
+    iters: int | None = None
+    tokens: int | None = None
+    epochs: float | None = None
+    stop_at: int | None = None
+    micro_batch_size: int = 4
+    global_batch_size: int = 8
+    seed: int = 1234
+    eval_interval: int = 100
+    eval_iters: int = 10
+    deterministic_mode: bool = False
+    recompute_granularity: str | None = None
+    recompute_method: str | None = None
+    recompute_num_layers: int | None = None
+    recompute_modules: list[str] | None = None
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer behind Megatron's distributed optimizer."""
+
+    optimizer: str = "adam"
+    weight_decay: float = 0.1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    sgd_momentum: float = 0.9
+    clip_grad: float = 1.0
+
+
+@dataclass
+class LrConfig:
+    """The learning-rate schedule."""
+
+    lr: float = 2e-3
+    min_lr: float = 2e-4
+    lr_decay_style: str = "cosine"
+    lr_decay_iters: int | None = None
+    lr_warmup_iters: int = 0
+    lr_warmup_fraction: float | None = None
+    lr_wsd_decay_style: str = "exponential"
+    lr_wsd_decay_iters: int | None = None
+
+
+@dataclass
+class PrecisionConfig:
+    """The number format of weights and activations; optimizer state is always fp32."""
+
+    bf16: bool = False
+    accumulate_allreduce_grads_in_fp32: bool = True
+    attention_softmax_in_fp32: bool = True
+
+
+@dataclass
+class CheckpointConfig:
+    """When a run is saved and how many checkpoints are kept."""
+
+    save_interval: int | None = None
+    keep: int = 2
+
+
+@dataclass
+class LoggingConfig:
+    """How loudly a run speaks; nothing here changes its result."""
+
+    log_interval: int = 1
+    progress: str = "auto"
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+@dataclass
+class LaunchConfig:
+    """Where the ranks are started."""
+
+    kind: str = "local"
+    master_addr: str = "127.0.0.1"
+    master_port: int | None = None
+    omp_num_threads: int | None = None
+    grace_s: float = 120.0
+    distributed_timeout_minutes: int = 10
+    output: str = "text"
+
+
+@dataclass
+class Job:
+    """One run, as composed from ``conf/`` and the user's overrides."""
+
+    name: str = "${model.name}"
+    runs_dir: str = "runs"
+    resume: bool = True
+    load: str | None = None
+    load_state: str = "weights"
+    backend: str = "auto"
+    device: str = "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    topology: TopologyConfig = field(default_factory=TopologyConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    moe: MoeConfig = field(default_factory=MoeConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lr: LrConfig = field(default_factory=LrConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    megatron: dict[str, Any] = field(default_factory=dict)

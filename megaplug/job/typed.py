@@ -1,0 +1,100 @@
+"""From a composed configuration to the typed :class:`Job`, with every wrong key and value found at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from megaplug.errors import Problem, UserError
+from megaplug.job import keys
+from megaplug.job.schema import Job
+from megaplug.job.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def to_job(config: DictConfig) -> Job:
+    """Check every key and type of a composed configuration.
+
+    Raises:
+        UserError: Unknown keys, values of a wrong type, or references that lead nowhere; all of them.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+    try:
+        composed = OmegaConf.to_container(config, resolve=True)
+    except InterpolationKeyError as error:
+        raise UserError(
+            f"{error.full_key}: {_first_line(error)}", hint="a ${...} names a key that is not there"
+        ) from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'configuration'}: {_first_line(error)}") from error
+    assert isinstance(composed, dict)
+    return job_from_dict(composed)
+
+
+def job_from_dict(values: dict[Any, Any]) -> Job:
+    """Build a job from nested plain values, such as a composed configuration or a frozen ``job.yaml``.
+
+    Raises:
+        UserError: As :func:`to_job`.
+    """
+    from omegaconf import OmegaConf
+
+    typed = OmegaConf.structured(Job)
+    problems: list[Problem] = []
+    for name, value in values.items():
+        if name not in keys.top_level_keys():
+            hint = did_you_mean(str(name), keys.top_level_keys(), show=0)
+            problems.append(Problem(str(name), "there is no such key or group", hint))
+        elif name not in keys.sections():
+            problems.extend(_assign(typed, name, value, str(name)))
+        elif not isinstance(value, dict):
+            problems.append(Problem(name, f"is a group of keys, not {value!r}"))
+        else:
+            problems.extend(_assign_section(typed[name], name, value))
+    if problems:
+        raise UserError.from_problems(problems)
+    job = OmegaConf.to_object(typed)
+    assert isinstance(job, Job)
+    return job
+
+
+def _assign_section(node: DictConfig, section: str, values: dict[Any, Any]) -> list[Problem]:
+    known = keys.section_keys(section)
+    problems: list[Problem] = []
+    for key, value in values.items():
+        dotted = f"{section}.{key}"
+        if key in known:
+            problems.extend(_assign(node, key, value, dotted))
+        else:
+            problems.append(Problem(dotted, "there is no such key", did_you_mean(str(key), known)))
+    return problems
+
+
+def _assign(node: DictConfig, key: str, value: Any, dotted: str) -> list[Problem]:
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        node[key] = value
+    except OmegaConfBaseException as error:
+        # 1e9 is a float to YAML, and a whole number to the person who wrote it.
+        if isinstance(value, float) and value.is_integer():
+            return _assign(node, key, int(value), dotted)
+        return [Problem(dotted, _first_line(error))]
+    # OmegaConf takes true for the number 1, and 3 for true; a person who writes tp=true has made a mistake.
+    stored = node[key]
+    if (
+        value is not None
+        and isinstance(value, bool | int | float)
+        and isinstance(value, bool) != isinstance(stored, bool)
+    ):
+        wanted = "true or false" if isinstance(stored, bool) else "a number or a text, not true or false"
+        return [Problem(dotted, f"Value '{value}' of type '{type(value).__name__}' is not {wanted}")]
+    return []
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,85 @@
+"""What a person reads after a slip of the keyboard: one message with a suggestion, not Hydra's words."""
+
+from __future__ import annotations
+
+import pytest
+
+from megaplug.errors import UserError
+from megaplug.job.compose import compose_job, sweep_points
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "meant"),
+    [
+        ("train.itres=3", "train.itres", "train.iters"),
+        ("iters=3", "iters", "train.iters"),
+        ("model.num_layer=3", "model.num_layer", "model.num_layers"),
+        ("model=llama3_8", "model", "llama3_8b"),
+        ("topolgy=tp2", "topolgy", "topology"),
+        ("topology=tp2_pp", "topology", "tp2_pp2"),
+        ("resum=false", "resum", "resume"),
+        ("num_workers=2", "num_workers", "megatron.num_workers"),
+    ],
+)
+def test_a_misspelt_word_is_answered_with_the_right_one(word: str, key: str, meant: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose_job([word])
+    assert caught.value.exit_code == 2
+    assert caught.value.message.startswith(f"{key}: ")
+    assert meant in caught.value.hint
+
+
+def test_every_misspelling_is_listed() -> None:
+    with pytest.raises(UserError) as caught:
+        compose_job(["train.itres=3", "model=llama9", "topolgy=tp2"])
+    text = str(caught.value)
+    assert all(word in text for word in ("train.itres", "llama9", "topolgy"))
+
+
+def test_every_wrong_type_is_listed() -> None:
+    with pytest.raises(UserError) as caught:
+        compose_job(["topology.tp=two", "train.iters=many", "model.swiglu=3", "topology.pp=true"])
+    text = str(caught.value)
+    assert all(key in text for key in ("topology.tp", "train.iters", "model.swiglu", "topology.pp"))
+
+
+def test_a_whole_number_may_be_written_with_an_exponent() -> None:
+    assert compose_job(["train.iters=null", "train.tokens=1e6"]).train.tokens == 1_000_000
+    with pytest.raises(UserError, match=r"train\.tokens"):
+        compose_job(["train.tokens=1.5"])
+
+
+def test_megatron_and_plugin_parameters_need_no_plus() -> None:
+    job = compose_job(["megatron.overlap_grad_reduce=true", "attention.params.cuda_kernel=flash"])
+    assert job.megatron == {"overlap_grad_reduce": True}
+    assert job.attention.params["cuda_kernel"] == "flash"
+
+
+def test_a_group_is_not_a_value() -> None:
+    with pytest.raises(UserError, match="there is no option '3'"):
+        compose_job(["train=3"])
+
+
+@pytest.mark.parametrize("word", ["train.iters", "train.iters=[1", "a b=1"])
+def test_a_word_that_is_no_override_is_named(word: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose_job([word])
+    assert "\n  hint" in str(caught.value)
+
+
+def test_several_values_ask_for_multirun() -> None:
+    with pytest.raises(UserError, match="several values"):
+        compose_job(["train.seed=1,2"])
+
+
+def test_a_sweep_has_a_point_for_every_combination() -> None:
+    points = sweep_points(
+        ["topology=tp2,pp2", "train.seed=range(1,4)", "megatron.num_workers=1,2", "train.iters=5"]
+    )
+    assert len(points) == 2 * 3 * 2
+    assert points[0] == ["topology=tp2", "train.seed=1", "++megatron.num_workers=1", "train.iters=5"]
+
+
+def test_hydra_s_own_settings_are_refused() -> None:
+    with pytest.raises(UserError, match=r"hydra\.run\.dir"):
+        compose_job(["hydra.run.dir=/tmp"])

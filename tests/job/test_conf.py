@@ -1,0 +1,105 @@
+"""The shipped configurations: each composes, passes the checks, and explains every key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megaplug.job import keys
+from megaplug.job.checks import check
+from megaplug.job.compose import ConfigSource, compose_config, compose_job, conf_dir, group_options
+
+CONF = conf_dir()
+FILES = sorted(CONF.glob("**/*.yaml"))
+OPTIONS = [(group, option) for group, options in group_options(ConfigSource()).items() for option in options]
+
+# What an option needs beside it to make sense.
+COMPANIONS = {
+    ("tokenizer", "huggingface"): ["tokenizer.path=tokenizer.json"],
+    ("data", "text"): ["data.path=text.txt"],
+    ("moe", "mixtral"): ["model=llama1_7b"],
+}
+# Topologies of large models, with a model that they fit.
+MODELS_OF_TOPOLOGIES = (
+    "tiny",
+    "tiny_moe",
+    "tiny_llama3_150m",
+    "llama1_7b",
+    "llama3_8b",
+    "llama3_70b",
+    "llama3_405b",
+)
+
+
+def test_all_groups_are_there() -> None:
+    model_and_data = "model topology attention moe data tokenizer train optimizer lr precision"
+    how = "checkpoint logging launch experiment"
+    assert sorted(group_options(ConfigSource())) == sorted(f"{model_and_data} {how}".split())
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_checks(group: str, option: str) -> None:
+    words = [f"{group}={option}", *COMPANIONS.get((group, option), [])]
+    if group == "topology":
+        tried = {}
+        for model in MODELS_OF_TOPOLOGIES:
+            for more in ([], ["moe=small"], ["attention=te", "device=cuda"]):
+                job = compose_job(
+                    [
+                        *words,
+                        f"model={model}",
+                        "train.global_batch_size=1024",
+                        "train.micro_batch_size=1",
+                        *more,
+                    ]
+                )
+                # Without Transformer Engine its attention is refused here; the grid itself is what is asked.
+                tried[model] = [p for p in check(job) if p.key != "attention.name"]
+                if not tried[model]:
+                    return
+        pytest.fail(f"fits no model: {tried}")
+    job = compose_job(words)
+    problems = [problem for problem in check(job) if "transformer_engine" not in problem.message]
+    assert problems == []
+
+
+def test_the_default_has_every_key_of_the_schema() -> None:
+    config = compose_config([])
+    for name, section in keys.sections().items():
+        assert section is not None
+        assert list(config[name]) == list(keys.section_keys(name)), name
+    assert sorted(config) == sorted(keys.top_level_keys())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
+def test_every_key_has_a_comment_above_it(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    in_defaults = False
+    for number, line in enumerate(lines):
+        if line.startswith("defaults:"):
+            in_defaults = True
+        elif line and not line.startswith((" ", "#")):
+            in_defaults = False
+        stripped = line.strip()
+        if in_defaults or not stripped or stripped.startswith(("#", "-", "{")):
+            continue
+        key, _, value = stripped.partition(":")
+        if not value.strip() and key in keys.sections():
+            continue  # a group inside an experiment
+        assert lines[number - 1].strip().startswith("# "), f"line {number + 1}: {key} has no comment above it"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
+def test_every_key_is_in_the_schema(file: Path) -> None:
+    content = yaml.safe_load(file.read_text()) or {}
+    content.pop("defaults", None)
+    group = file.parent.name
+    if group == "experiment" or file.parent == CONF:
+        known = set(keys.top_level_keys())
+        for section in keys.sections():
+            assert set(content.get(section) or {}) <= set(keys.section_keys(section))
+    else:
+        known = set(keys.section_keys(group))
+    assert set(content) <= known

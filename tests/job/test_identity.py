@@ -1,0 +1,105 @@
+"""What makes another run, and what does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from job_factory import data_facts, resolved
+
+from megaplug.job.identity import differing_keys, digest, identity, model_fingerprint
+
+
+def digest_of(*words: str, **changes: object) -> str:
+    facts = data_facts(**changes)  # type: ignore[arg-type]
+    return digest(identity(*resolved(*words, facts=facts)))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["name=other"],
+        ["runs_dir=/elsewhere"],
+        ["resume=false"],
+        ["train.stop_at=10"],
+        ["launch=print"],
+        ["launch.omp_num_threads=1"],
+        ["logging=quiet"],
+        ["checkpoint.save_interval=7"],
+        ["checkpoint.keep=5"],
+        ["data.cache_dir=/elsewhere"],
+        ["data.path=/copy/of/the/same/text"],
+        ["megatron.log_params_norm=true"],
+        ["topology.dp=1"],
+        ["device=cpu"],
+        ["train.iters=null", "train.tokens=1228800"],
+    ],
+)
+def test_where_how_loudly_and_how_far_for_now_do_not_count(words: list[str]) -> None:
+    assert digest_of(*words) == digest_of()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train.iters=301"],
+        ["train.seed=1"],
+        ["train.global_batch_size=32"],
+        ["topology=tp2"],
+        ["model.num_layers=5"],
+        ["lr.lr=2e-3"],
+        ["optimizer=sgd"],
+        ["precision=bf16"],
+        ["moe=small"],
+        ["attention=local"],
+        ["megatron.overlap_grad_reduce=true"],
+        ["train.deterministic_mode=true"],
+    ],
+)
+def test_what_decides_the_result_counts(words: list[str]) -> None:
+    assert digest_of(*words) != digest_of()
+
+
+def test_the_data_counts_by_its_content() -> None:
+    assert digest_of(fingerprint="0" * 32) != digest_of()
+    assert digest_of(prefixes={"train": "/moved/train", "valid": "/moved/valid"}) == digest_of()
+
+
+def test_the_digest_does_not_depend_on_the_order_of_keys() -> None:
+    values = identity(*resolved())
+    assert digest(dict(reversed(values.items()))) == digest(values)
+    assert len(digest(values)) == 8
+
+
+def test_a_model_is_told_apart_by_the_keys_that_differ() -> None:
+    tiny = model_fingerprint(*_job_parts())
+    wider = model_fingerprint(*_job_parts("model.ffn_hidden_size=704", "model.rotary_base=500000"))
+    assert list(differing_keys(tiny, wider)) == [
+        ("model.ffn_hidden_size", 688, 704),
+        ("model.rotary_base", 10000, 500000),
+    ]
+
+
+@pytest.mark.parametrize(
+    "words", [["topology=tp2"], ["precision=bf16"], ["model.seq_length=128"], ["train.seed=3"]]
+)
+def test_a_model_is_the_same_under_another_topology_or_schedule(words: list[str]) -> None:
+    assert model_fingerprint(*_job_parts(*words)) == model_fingerprint(*_job_parts())
+
+
+def test_identity_and_fingerprint_are_plain_json() -> None:
+    job, topology, derived, facts = resolved("moe=small")
+    for values in (identity(job, topology, derived, facts), model_fingerprint(job, derived, facts)):
+        assert json.loads(json.dumps(values)) == values
+
+
+def test_another_tokenizer_is_another_model() -> None:
+    job, _, derived, facts = resolved()
+    other = dataclasses.replace(facts, tokenizer_fingerprint="else")
+    assert model_fingerprint(job, derived, facts) != model_fingerprint(job, derived, other)
+
+
+def _job_parts(*words: str) -> tuple[object, ...]:
+    job, _, derived, facts = resolved(*words)
+    return job, derived, facts
