@@ -1,0 +1,74 @@
+"""The progress of a run on a terminal: a spinner before the first step, then one line that moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from megaplug.launchers.progress import Progress
+from megaplug.launchers.screen import Header, Summary
+from megaplug.launchers.track import Track, event_text
+
+_COLOURS = {"finished": "green", "stopped": "yellow", "failed": "red"}
+
+
+class RichProgress(Progress):
+    """A live line at the bottom; what must not be lost is printed above it.
+
+    Args:
+        track: Takes every event.
+        stream: A terminal.
+        console: Another console, for tests.
+    """
+
+    def __init__(self, track: Track, stream: TextIO, console: Console | None = None) -> None:
+        super().__init__(track, stream)
+        self._console = console or Console(file=stream, force_terminal=True, highlight=False)
+        self._spinner = Spinner("dots")
+        self._live: Live | None = None
+
+    def header(self, header: Header) -> None:
+        """Labels in bold."""
+        width = max((len(label) for label, _ in header.rows), default=0)
+        for label, value in header.rows:
+            self._console.print(Text.assemble("  ", (f"{label:<{width}}", "bold"), "  ", value))
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Move the line."""
+        super().event(event)
+        if (text := event_text(event)) is not None:
+            self._console.print(Text(text))
+        if self._live is None:
+            self._live = Live(
+                get_renderable=self._line, console=self._console, refresh_per_second=8, redirect_stderr=False
+            )
+            self._live.start()
+
+    def close(self) -> None:
+        """Leave the line as it is last."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def summary(self, summary: Summary) -> None:
+        """The first line after the log in the colour of what has happened."""
+        self.close()
+        for number, line in enumerate(summary.lines()):
+            is_title = number == len(summary.log_tail)
+            self._console.print(Text(line, style=_COLOURS.get(summary.status, "") if is_title else ""))
+
+    def _line(self) -> RenderableType:
+        if self.track.num_steps == 0:
+            self._spinner.update(text=Text(f" {self.track.phase}"))
+            return self._spinner
+        line = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=max(1, self.track.iters), completed=self.track.iteration, width=24)
+        line.add_row(bar, Text(self.track.step_text()))
+        return line

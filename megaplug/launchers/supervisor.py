@@ -1,0 +1,216 @@
+"""One job's ranks from start to end: heard, hurried, judged, and killed as a group.
+
+It waits on file descriptors only: event pipes, pidfds, and a socket on which signals arrive as bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megaplug.errors import UserError
+from megaplug.launchers.logs import count_oom_kills, hint_for, log_tail
+from megaplug.launchers.ranks import Rank, kill_group, start_ranks
+from megaplug.launchers.verdict import GOOD, Ended, Outcome, RankFacts, judge
+from megaplug.runs.folder import RunFolder
+from megaplug.runs.state import RunState, write_state
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the supervisor waits where nothing else says so, in seconds.
+
+    Attributes:
+        report_s: After a rank has failed, for the others to say why they fail, too.
+        teardown_s: After every rank has said that it is done, for them to leave.
+        kill_s: After SIGKILL, for the kernel to end what it was sent to.
+    """
+
+    report_s: float = 5.0
+    teardown_s: float = 10.0
+    kill_s: float = 10.0
+
+
+class Supervisor:
+    """The state of one job while it runs."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        grace_s: float,
+        on_event: Callable[[Event], None] | None,
+        patience: Patience,
+        iters: int,
+        iteration: int,
+    ) -> None:
+        self.folder = folder
+        self.grace_s = grace_s
+        self.on_event = on_event
+        self.patience = patience
+        self.ranks: list[Rank] = []
+        self.failed_at: dict[int, float] = {}
+        self.stop_signal: int | None = None
+        self.deadline: tuple[float, Ended] | None = None
+        self.state = RunState("running", iteration=iteration, saved_iteration=iteration, iters=iters)
+
+    def run(
+        self,
+        command: Sequence[str],
+        world_size: int,
+        listener: socket.socket,
+        lock_fd: int | None,
+        environment: Mapping[str, str],
+        signals: socket.socket,
+    ) -> Outcome:
+        """Start, watch, judge, end."""
+        oom_kills = count_oom_kills()
+        parent_read, parent_write = os.pipe()
+        left: list[int] = []
+        try:
+            write_state(self.folder.state_file, self.state)
+            try:
+                start_ranks(
+                    self.ranks, command, self.folder, world_size, listener, parent_read, lock_fd, environment
+                )
+            finally:
+                os.close(parent_read)
+                listener.close()  # with rank 0 gone the others must be refused, not kept waiting
+            ended = self._watch(signals)
+            facts = [
+                RankFacts(rank.rank, rank.end, rank.exit_code, self.failed_at.get(rank.rank))
+                for rank in self.ranks
+            ]
+            outcome = judge(facts, self.stop_signal, ended, self.grace_s)
+        except BaseException as error:
+            with contextlib.suppress(UserError):  # the first error is the one to be shown
+                reason = f"the launcher failed: {error or type(error).__name__}"
+                write_state(self.folder.state_file, replace(self.state, status="failed", reason=reason))
+            raise
+        finally:
+            left = kill_group(self.ranks, self.patience.kill_s)
+            os.close(parent_write)
+        return self._conclude(outcome, count_oom_kills() - oom_kills, left)
+
+    def _watch(self, signals: socket.socket) -> Ended | None:
+        """Wait until every rank has left or must be killed; returns why they must."""
+        why = None
+        with selectors.DefaultSelector() as selector:
+            selector.register(signals, selectors.EVENT_READ)
+            for rank in self.ranks:
+                selector.register(rank.pidfd, selectors.EVENT_READ, rank)
+                selector.register(rank.events_fd, selectors.EVENT_READ, rank)
+            while why is None and any(rank.exit_code is None for rank in self.ranks):
+                timeout = None if self.deadline is None else self.deadline[0] - time.monotonic()
+                if self.deadline is not None and timeout is not None and timeout <= 0:
+                    why = self.deadline[1]
+                    break
+                for key, _ in selector.select(timeout):
+                    if key.data is None:
+                        if self._signalled(signals.recv(64)):
+                            why = "second signal"
+                        continue
+                    rank = key.data
+                    if key.fd == rank.pidfd:
+                        selector.unregister(rank.pidfd)
+                        self._exited(rank)
+                    else:
+                        self._listen(rank)
+                    if rank.events_ended and rank.events_fd in selector.get_map():
+                        selector.unregister(rank.events_fd)
+        for rank in self.ranks:
+            self._listen(rank)  # what was said in the last moment counts
+        return why
+
+    def _signalled(self, numbers: bytes) -> bool:
+        """Pass a first signal on as SIGTERM; True for a second one."""
+        for number in numbers:
+            if number not in SIGNALS:
+                continue
+            if self.stop_signal is not None:
+                return True
+            self.stop_signal = number
+            self._hurry(self.grace_s, "grace")
+            for rank in self.ranks:
+                if rank.exit_code is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(rank.pidfd, signal.SIGTERM)
+            self._tell({"event": "stopping", "signal": signal.Signals(number).name, "grace_s": self.grace_s})
+        return False
+
+    def _exited(self, rank: Rank) -> None:
+        rank.look_at_exit()
+        self._listen(rank)  # what it said before it died comes first
+        if rank.end is None or rank.end.get("status") not in GOOD:
+            self._failed(rank, time.time())
+
+    def _listen(self, rank: Rank) -> None:
+        for event in rank.read_events():
+            kind = event["event"]
+            if kind == "end":
+                rank.end = event
+                if event.get("status") not in GOOD:
+                    self._failed(rank, _number(event.get("time"), time.time()))
+                elif all(other.end is not None for other in self.ranks):
+                    self._hurry(self.patience.teardown_s, "teardown")
+            else:
+                self._tell(event)
+            self._note(event)
+
+    def _note(self, event: Event) -> None:
+        """Keep what the state needs; a saved checkpoint is written down at once."""
+        reached = event.get("iteration")
+        if not isinstance(reached, int):
+            return
+        self.state = replace(self.state, iteration=max(self.state.iteration, reached))
+        if event["event"] == "saved" and reached > self.state.saved_iteration:
+            self.state = replace(self.state, saved_iteration=reached)
+            with contextlib.suppress(UserError):  # it is written again at the end, and checked there
+                write_state(self.folder.state_file, self.state)
+
+    def _failed(self, rank: Rank, moment: float) -> None:
+        self.failed_at.setdefault(rank.rank, moment)
+        self._hurry(self.patience.report_s, "report")
+
+    def _hurry(self, seconds: float, why: Ended) -> None:
+        moment = time.monotonic() + seconds
+        if self.deadline is None or moment < self.deadline[0]:
+            self.deadline = (moment, why)
+
+    def _tell(self, event: Event) -> None:
+        if self.on_event is not None:
+            self.on_event(event)
+
+    def _conclude(self, outcome: Outcome, oom_kills: int, left: Sequence[int]) -> Outcome:
+        """Add iterations, the failing rank's last lines and a hint, and write the state."""
+        outcome = replace(outcome, iteration=self.state.iteration, saved_iteration=self.state.saved_iteration)
+        if outcome.status == "failed" and outcome.rank is not None:
+            rank = self.ranks[outcome.rank]
+            tail = log_tail(rank.log, rank.log_start)
+            hint = outcome.hint or hint_for((*tail, outcome.reason), rank.exit_code, oom_kills)
+            outcome = replace(outcome, log_tail=tail, hint=hint)
+        if left:
+            outcome = replace(
+                outcome, hint=f"processes {left} do not end: the kernel holds them, see ps -o wchan"
+            )
+        state = replace(self.state, status=outcome.status, reason=outcome.reason, rank=outcome.rank)
+        try:
+            write_state(self.folder.state_file, state)
+        except UserError as error:
+            if outcome.status != "failed":
+                raise
+            outcome = replace(outcome, hint=outcome.hint or str(error))  # a full disk is why it failed
+        return outcome
+
+
+def _number(value: Any, otherwise: float) -> float:
+    return float(value) if isinstance(value, int | float) else otherwise

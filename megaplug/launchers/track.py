@@ -1,0 +1,99 @@
+"""What the events of a run add up to, independent of how it is shown."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from megaplug.launchers.screen import count, duration
+
+_RECENT_STEPS = 20
+
+
+class Track:
+    """Where a run stands.
+
+    Args:
+        iters: The step at which it is finished or stops for now.
+        iteration: The step it starts from.
+    """
+
+    def __init__(self, iters: int, iteration: int = 0) -> None:
+        self.iters = iters
+        self.iteration = iteration
+        self.phase = "starting"
+        self.loss: float | None = None
+        self.valid_loss: float | None = None
+        self.num_steps = 0
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT_STEPS)
+        self._tokens = 0.0
+        self._seconds = 0.0
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Add one event. The first step is left out of the throughput: it pays for what is made once."""
+        kind = event["event"]
+        if kind == "phase":
+            self.phase = str(event.get("name", ""))
+        elif kind == "step":
+            self.phase = "training"
+            self.iteration = int(event["iteration"])
+            self.loss = event.get("loss")
+            self.num_steps += 1
+            seconds, rate = event.get("seconds"), event.get("tokens_per_second")
+            if seconds and rate:
+                if self.num_steps == 2:
+                    self._recent.clear()
+                self._recent.append((seconds, rate * seconds))
+                if self.num_steps > 1:
+                    self._seconds += seconds
+                    self._tokens += rate * seconds
+        elif kind == "valid" and event.get("split", "valid") == "valid":
+            self.valid_loss = event.get("valid_loss")
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Over the last few steps."""
+        seconds = sum(seconds for seconds, _ in self._recent)
+        return sum(tokens for _, tokens in self._recent) / seconds if seconds else None
+
+    @property
+    def mean_tokens_per_second(self) -> float | None:
+        """Over all steps but the first; None before the second."""
+        return self._tokens / self._seconds if self._seconds else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace of the last few steps; validation and saving come on top."""
+        if not self._recent:
+            return None
+        return (self.iters - self.iteration) * sum(seconds for seconds, _ in self._recent) / len(self._recent)
+
+    def step_text(self) -> str:
+        """Step, loss, tokens a second, time left."""
+        parts = [f"step {self.iteration:>{len(str(self.iters))}}/{self.iters}"]
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.4f}")
+        if self.tokens_per_second is not None:
+            parts.append(f"{count(self.tokens_per_second)} tokens/s")
+        if self.seconds_left is not None and self.iteration < self.iters:
+            parts.append(f"{duration(self.seconds_left)} left")
+        return "  ".join(parts)
+
+
+def event_text(event: Mapping[str, Any]) -> str | None:
+    """The line for an event that is shown in words; None for one that only moves the progress line."""
+    kind = event["event"]
+    if kind == "valid":
+        name = "test" if event.get("split") == "test" else "validation"
+        loss = event["valid_loss"]
+        return f"step {event['iteration']}  {name} loss " + ("unknown" if loss is None else f"{loss:.4f}")
+    if kind == "saved":
+        took = f" in {event['seconds']:.2f} s" if "seconds" in event else ""
+        return f"step {event['iteration']}  checkpoint saved{took}"
+    if kind == "stopping":
+        longest = duration(event["grace_s"])
+        return f"{event['signal']}: the ranks save and leave, within {longest}; once more kills them at once"
+    if kind == "note":
+        return str(event.get("text", ""))
+    return None

@@ -1,0 +1,31 @@
+"""Hints from a log's last lines."""
+
+from __future__ import annotations
+
+import pytest
+
+from megaplug.launchers.logs import hint_for, log_tail
+
+
+@pytest.mark.parametrize(
+    ("line", "exit_code", "oom_kills", "hint"),
+    [
+        ("OSError: [Errno 28] No space left on device", 1, 0, "disk is full"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried", 1, 0, "GPU's memory"),
+        ("anything", -9, 2, "ran out of memory and the kernel killed"),
+        ("anything", -9, 0, "if nobody killed it"),
+        ("MemoryError", 1, 0, "machine's memory is full"),
+    ],
+)
+def test_a_cause_gets_its_hint(line, exit_code, oom_kills, hint):
+    assert hint in hint_for((line,), exit_code, oom_kills)
+
+
+def test_no_cause_no_hint():
+    assert hint_for(("ValueError: x",), 1, 0) == ""
+
+
+def test_a_tail_of_a_long_log_with_odd_bytes(tmp_path):
+    log = tmp_path / "rank0.log"
+    log.write_bytes(b"x" * 200_000 + b"\nlast \xff line\n\n")
+    assert log_tail(log)[-1] == "last � line"

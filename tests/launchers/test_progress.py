@@ -1,0 +1,154 @@
+"""What is shown while a job runs, to the letter."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from megaplug.launchers.progress import PlainProgress, make_progress
+from megaplug.launchers.rich_progress import RichProgress
+from megaplug.launchers.screen import Header, Summary, count, duration
+from megaplug.launchers.track import Track
+
+_SUMMARY = Summary(
+    status="finished",
+    iteration=20,
+    iters=20,
+    loss=1.5,
+    valid_loss=2.0,
+    unigram_loss=3.25,
+    tokens_per_second=12345.6,
+    files=[("checkpoints", "runs/x/checkpoints")],
+    next_command="python launch/train.py",
+)
+
+
+def _step(iteration, loss=2.0, seconds=2.0):
+    return {
+        "event": "step",
+        "iteration": iteration,
+        "loss": loss,
+        "seconds": seconds,
+        "tokens_per_second": 1024.0,
+    }
+
+
+def _play(progress):
+    progress.header(Header([("model", "tiny"), ("tokens", "5,120")]))
+    progress.event({"event": "phase", "name": "building the model", "rank": 0})
+    progress.event({"event": "phase", "name": "building the model", "rank": 1})
+    for iteration in range(1, 21):
+        progress.event(_step(iteration, loss=3 - iteration / 10))
+    progress.event({"event": "valid", "iteration": 20, "valid_loss": 2.0, "split": "valid"})
+    progress.event({"event": "saved", "iteration": 20, "seconds": 0.25})
+    progress.summary(_SUMMARY)
+
+
+def test_plain_lines():
+    stream = io.StringIO()
+    _play(PlainProgress(Track(20), stream, clock=lambda: 0.0))
+    assert stream.getvalue().splitlines() == [
+        "  model   tiny",
+        "  tokens  5,120",
+        "building the model ...",
+        "step  1/20  loss 2.9000  1.02k tokens/s  38 s left",
+        *(
+            f"step {step:>2}/20  loss {3 - step / 10:.4f}  1.02k tokens/s  {2 * (20 - step)} s left"
+            for step in range(2, 20, 2)
+        ),
+        "step 20/20  loss 1.0000  1.02k tokens/s",
+        "step 20  validation loss 2.0000",
+        "step 20  checkpoint saved in 0.25 s",
+        "finished at step 20 of 20",
+        "  training loss    1.5000 nats per token",
+        "  validation loss  2.0000 (1.2500 below the 3.2500 of a unigram model of the same text)",
+        "  throughput       12.3k tokens/s (measured)",
+        "  checkpoints      runs/x/checkpoints",
+        "  next             python launch/train.py",
+    ]
+
+
+def test_a_slow_run_shows_a_line_each_ten_seconds():
+    stream, now = io.StringIO(), [0.0]
+    progress = PlainProgress(Track(10**6), stream, clock=lambda: now[0])
+    for iteration in range(1, 31):
+        progress.event(_step(iteration))
+        now[0] += 1.0
+    assert [line.split("/")[0] for line in stream.getvalue().splitlines()] == [
+        "step       1",
+        "step      11",
+        "step      21",
+    ]
+
+
+def test_json_lines_all_parse_and_hold_what_a_person_reads():
+    stream = io.StringIO()
+    progress = make_progress("auto", "json", 20, stream=stream)
+    progress.event(_step(1, loss=float("nan")))
+    _play(progress)
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in stream.getvalue().splitlines()]
+    assert lines[0]["loss"] is None and lines[1] == {"event": "header", "model": "tiny", "tokens": "5,120"}
+    assert lines[-1]["event"] == "summary" and lines[-1]["files"] == {"checkpoints": "runs/x/checkpoints"}
+    assert lines[-1]["valid_loss"] == 2.0 and lines[-1]["unigram_loss"] == 3.25
+
+
+def test_none_shows_the_summary_alone():
+    stream = io.StringIO()
+    _play(make_progress("none", "text", 20, stream=stream))
+    assert stream.getvalue().splitlines()[0] == "finished at step 20 of 20"
+
+
+def test_auto_is_plain_where_there_is_no_terminal():
+    assert type(make_progress("auto", "text", 20, stream=io.StringIO())) is PlainProgress
+
+
+def test_rich_shows_the_line_and_keeps_what_matters():
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=100, color_system=None)
+    _play(RichProgress(Track(20), stream, console))
+    text = stream.getvalue()
+    assert "building the model" in text and "step 20/20" in text
+    assert "step 20  checkpoint saved in 0.25 s" in text and "finished at step 20 of 20" in text
+    assert text.rstrip().endswith("next             python launch/train.py")
+
+
+def test_a_failed_rank_is_shown_with_its_number():
+    summary = Summary(
+        "failed", 3, 20, reason="rank 1 ended with exit code 3", rank=1, log_tail=["boom"], hint="mend it"
+    )
+    assert summary.lines() == [
+        "rank 1 | boom",
+        "failed at step 3 of 20: rank 1 ended with exit code 3",
+        "  hint  mend it",
+    ]
+
+
+def test_a_model_worse_than_unigrams_is_told_so():
+    assert "ABOVE" in "\n".join(Summary("finished", 1, 1, valid_loss=4.0, unigram_loss=3.0).lines())
+
+
+def test_the_first_step_does_not_count_for_the_throughput():
+    track = Track(10)
+    track.take({"event": "step", "iteration": 1, "loss": 1.0, "seconds": 100.0, "tokens_per_second": 1.0})
+    track.take({"event": "step", "iteration": 2, "loss": 1.0, "seconds": 1.0, "tokens_per_second": 500.0})
+    assert track.tokens_per_second == track.mean_tokens_per_second == 500.0
+    assert track.seconds_left == 8.0
+
+
+def test_numbers_for_people():
+    assert [count(number) for number in (9.5, 950, 12345, 4.56e6, 7e9)] == [
+        "9.5",
+        "950",
+        "12.3k",
+        "4.56M",
+        "7G",
+    ]
+    assert [duration(seconds) for seconds in (8.2, 185, 7620, 270000)] == [
+        "8 s",
+        "3:05 min",
+        "2:07 h",
+        "3.1 days",
+    ]
