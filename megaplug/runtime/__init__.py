@@ -1,0 +1,1 @@
+"""Inside a rank: the device, Megatron's arguments, the repairs, and ``pretrain()``."""

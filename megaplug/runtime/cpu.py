@@ -1,0 +1,270 @@
+"""The stand-in for CUDA: everything in megaplug that pretends to be a GPU, in one place.
+
+Megatron-core asks for ``torch.cuda`` in several hundred places. Without a GPU each of them is answered
+here by the CPU: devices are the CPU, streams and events do nothing, memory is the process's own. With
+CUDA :func:`install` does nothing at all.
+
+The stand-in is for the ranks of a CPU run only; it changes ``torch`` for the whole process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import resource
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import torch
+from torch.overrides import TorchFunctionMode
+
+_CPU = torch.device("cpu")
+_KIB = 1024
+_installed = False
+
+
+def is_needed() -> bool:
+    """Whether this process has no CUDA device and needs the stand-in."""
+    return not torch.cuda.is_available()
+
+
+class _CudaToCpu(TorchFunctionMode):
+    """Rewrites ``device="cuda"`` (and integer devices) to the CPU, as ``torch.set_default_device`` would."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if kwargs:
+            if "device" in kwargs and _is_cuda(kwargs["device"]):
+                kwargs["device"] = _CPU
+            if kwargs.get("pin_memory"):
+                kwargs["pin_memory"] = False
+        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
+            args = (args[0], _CPU, *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+def _is_cuda(device: Any) -> bool:
+    if isinstance(device, str):
+        return device.startswith("cuda")
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, int) and not isinstance(device, bool)
+
+
+class _Stream:
+    """A stream on which everything has always been done already."""
+
+    cuda_stream = 0
+    device = _CPU
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def wait_stream(self, stream: Any) -> None: ...
+
+    def wait_event(self, event: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def record_event(self, event: Any = None) -> Any:
+        return event if event is not None else _Event()
+
+    def query(self) -> bool:
+        return True
+
+
+class _Event:
+    """An event that has always happened."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def record(self, stream: Any = None) -> None: ...
+
+    def wait(self, stream: Any = None) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end_event: Any) -> float:
+        return 0.0
+
+
+def _returning(value: Any) -> Callable[..., Any]:
+    return lambda *args, **kwargs: value
+
+
+@contextlib.contextmanager
+def _no_stream(*args: Any, **kwargs: Any) -> Iterator[None]:
+    yield
+
+
+def _resident_bytes(*args: Any, **kwargs: Any) -> int:
+    return psutil.Process().memory_info().rss
+
+
+def _peak_resident_bytes(*args: Any, **kwargs: Any) -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
+
+
+def _memory_info(*args: Any, **kwargs: Any) -> tuple[int, int]:
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
+
+
+def _device_properties(*args: Any, **kwargs: Any) -> SimpleNamespace:
+    # Compute capability 8.0: the oldest for which Megatron takes no special path.
+    return SimpleNamespace(
+        name="cpu", major=8, minor=0, total_memory=psutil.virtual_memory().total, multi_processor_count=1
+    )
+
+
+def _install_devices() -> None:
+    cuda: Any = torch.cuda
+    cuda.current_device = _returning(_CPU)
+    for name in ("set_device", "synchronize", "empty_cache", "reset_peak_memory_stats", "ipc_collect"):
+        setattr(cuda, name, _returning(None))
+    cuda.get_device_properties = _device_properties
+    cuda.get_device_capability = _returning((8, 0))
+    cuda.get_device_name = _returning("cpu")
+    cuda.Stream = _Stream
+    cuda.Event = _Event
+    cuda.stream = _no_stream
+    cuda.set_stream = _returning(None)
+    for name in ("current_stream", "default_stream"):
+        setattr(cuda, name, _returning(_Stream()))
+    cuda.is_current_stream_capturing = _returning(False)
+    for name in ("range_push", "range_pop", "mark"):
+        setattr(cuda.nvtx, name, _returning(None))
+    accelerator: Any = torch.accelerator
+    accelerator.synchronize = _returning(None)
+    accelerator.current_stream = _returning(_Stream())
+    accelerator.current_device_index = _returning(0)
+
+
+def _install_memory() -> None:
+    cuda: Any = torch.cuda
+    for name in ("memory_allocated", "memory_reserved"):
+        setattr(cuda, name, _resident_bytes)
+    for name in ("max_memory_allocated", "max_memory_reserved"):
+        setattr(cuda, name, _peak_resident_bytes)
+    cuda.memory_stats = lambda *args, **kwargs: {
+        "num_alloc_retries": 0,
+        "allocation.all.current": 0,
+        "allocated_bytes.all.current": _resident_bytes(),
+        "allocated_bytes.all.peak": _peak_resident_bytes(),
+        "reserved_bytes.all.current": _resident_bytes(),
+        "reserved_bytes.all.peak": _peak_resident_bytes(),
+    }
+    cuda.mem_get_info = _memory_info
+
+
+def _install_tensors() -> None:
+    tensor: Any = torch.Tensor
+    tensor.cuda = lambda self, *args, **kwargs: self
+    tensor.pin_memory = lambda self, *args, **kwargs: self
+    module: Any = torch.nn.Module
+    module.cuda = lambda self, *args, **kwargs: self
+
+    real_type = tensor.type
+
+    @functools.wraps(real_type)
+    def type_as_if_on_cuda(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = real_type(self, *args, **kwargs)
+        # Megatron's optimizers and clipping ask for 'torch.cuda.FloatTensor' by name. A function mode looks a
+        # method up by name again, so this one may be called by itself.
+        if not isinstance(answer, str) or answer.startswith("torch.cuda."):
+            return answer
+        return answer.replace("torch.", "torch.cuda.", 1)
+
+    tensor.type = type_as_if_on_cuda
+
+
+def _install_random() -> None:
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    def get_state(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_state(new_state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        torch.set_rng_state(new_state)
+
+    cuda: Any = torch.cuda
+    cuda.get_rng_state = cuda.random.get_rng_state = get_state
+    cuda.set_rng_state = cuda.random.set_rng_state = set_state
+    # Not torch.manual_seed, which calls torch.cuda.manual_seed_all itself.
+    cuda.manual_seed = cuda.manual_seed_all = torch.default_generator.manual_seed
+    megatron_random._get_cuda_rng_state = get_state
+    megatron_random._set_cuda_rng_state = set_state
+
+
+def _install_backward() -> None:
+    """Keep device literals rewritten in the backward pass, where recomputation runs forward code again.
+
+    ``torch.autograd.backward`` is itself a torch function: while it runs, the mode that handles it is off.
+    """
+    autograd: Any = torch.autograd
+    real_run = autograd._engine_run_backward
+
+    @functools.wraps(real_run)
+    def run_backward(*args: Any, **kwargs: Any) -> Any:
+        with _CudaToCpu():
+            return real_run(*args, **kwargs)
+
+    autograd._engine_run_backward = run_backward
+
+
+def _install_megatron() -> None:
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
+    from megatron.training import training
+
+    real_initialize = training.initialize_megatron
+
+    @functools.wraps(real_initialize)
+    def initialize_megatron(*args: Any, **kwargs: Any) -> Any:
+        # Process groups and seeds are only set up where a device is counted; nothing later may see one.
+        real_count = torch.cuda.device_count
+        torch.cuda.device_count = _returning(1)
+        try:
+            return real_initialize(*args, **{**kwargs, "allow_no_cuda": True})
+        finally:
+            torch.cuda.device_count = real_count
+
+    training.initialize_megatron = initialize_megatron
+
+    def maybe_move_tensor_to_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        # Megatron's own skips tensors that are on the CPU already, so that splits stay tensors
+        # where all_to_all_single wants numbers.
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    moe_utils.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu
+    token_dispatcher.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu
+
+
+def install() -> bool:
+    """Put the CPU in the place of CUDA for this process, once.
+
+    Returns:
+        True if the stand-in is in place, False if CUDA is there and nothing was changed.
+    """
+    global _installed
+    if _installed:
+        return True
+    if not is_needed():
+        return False
+    _install_devices()
+    _install_memory()
+    _install_tensors()
+    _install_random()
+    _install_backward()
+    _install_megatron()
+    _CudaToCpu().__enter__()
+    _installed = True
+    return True

@@ -1,0 +1,148 @@
+"""One rank of a frozen job: from ``job.yaml`` to Megatron's ``pretrain()`` and back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megaplug.job.freeze import FrozenJob, read_frozen
+from megaplug.runs import checkpoints, manifest
+from megaplug.runs.events import EventWriter
+from megaplug.runs.folder import RunFolder
+from megaplug.runs.state import RunState, read_state, write_state
+from megaplug.runtime import cpu, repairs
+from megaplug.runtime.metrics import MetricsRecorder
+
+
+def run(
+    job_file: Path, *, skip_repairs: frozenset[str] = frozenset(), plant: Callable[[], None] | None = None
+) -> RunState:
+    """Train the frozen job as the rank that the environment names (``RANK``, ``WORLD_SIZE``, ...).
+
+    Args:
+        job_file: The ``job.yaml`` of a run's folder.
+        skip_repairs: Repairs of Megatron to leave out; for the tests that show its faults.
+        plant: Called when device and repairs are in place; for the tests that put a fault there.
+
+    Returns:
+        How the run stands now; rank 0 has also written it to ``state.json``.
+    """
+    frozen = read_frozen(job_file)
+    folder = RunFolder(job_file.resolve().parent)
+    rank = int(os.environ["RANK"])
+    events = EventWriter.from_environment()
+    events.write("phase", name="starting Megatron")
+    on_cpu = cpu.install()
+    applied = repairs.apply(skip_repairs)
+    if rank == 0:
+        print(f"megaplug: device {'cpu, standing in for CUDA' if on_cpu else torch.cuda.get_device_name()}")
+        for repair in applied:
+            print(f"megaplug: repair {repair.name}: {repair.fault}", flush=True)
+    if plant is not None:
+        plant()
+    return _Run(frozen, folder, events, rank).pretrain()
+
+
+class _Run:
+    """The pieces of one rank's run that belong together."""
+
+    def __init__(self, frozen: FrozenJob, folder: RunFolder, events: EventWriter, rank: int) -> None:
+        self.frozen = frozen
+        self.folder = folder
+        self.events = events
+        self.rank = rank
+        self.recorder = MetricsRecorder(folder, events, frozen.derived.iters, self._on_saved)
+
+    def pretrain(self) -> RunState:
+        from megatron.core.dist_checkpointing.strategies.filesystem_async import get_write_results_queue
+        from megatron.core.enums import ModelType
+        from megatron.training import training
+        from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+        from megatron.training.arguments import parse_and_validate_args
+
+        from megaplug.layers.spec import transformer_layer_spec
+        from megaplug.runtime.batch import build_datasets, forward_step
+
+        # A forked queue for Megatron's writers: a spawned one imports torch again at every first save.
+        get_write_results_queue("fork")
+        sys.argv = ["megaplug", *self.frozen.megatron_args]
+        args = parse_and_validate_args()
+        # One handler for both: Ctrl-C saves and stops as SIGTERM does, also without our supervisor.
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
+
+        model_config = gpt_config_from_args(args)
+        job = self.frozen.job
+        model_config.transformer_layer_spec = transformer_layer_spec(
+            job.attention.name, dict(job.attention.params), self.frozen.derived.backend
+        )
+        self.recorder.watch(training)
+        self._report("running")
+        try:
+            training.pretrain(
+                pretrain_cfg_container_from_args(args, model_config),
+                build_datasets,
+                ModelType.encoder_or_decoder,
+                forward_step,
+                store=_store(args),
+            )
+        except SystemExit as leaving:
+            # Megatron leaves so after a signal or at --exit-interval, always with a checkpoint saved.
+            if leaving.code not in (0, None):
+                raise
+        state = self._ended()
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+        return state
+
+    def _on_saved(self, iteration: int) -> None:
+        if self.rank != 0:
+            return
+        extra = {"iteration": iteration, "model": self.frozen.model_fingerprint, "job": self.frozen.digest}
+        manifest.write_manifest(self.folder.checkpoints / f"iter_{iteration:07d}", extra)
+        checkpoints.prune(self.folder.checkpoints, self.frozen.job.checkpoint.keep)
+        self._report("running", iteration=iteration, saved_iteration=iteration)
+
+    def _ended(self) -> RunState:
+        from megatron.training.global_vars import get_args, get_signal_handler
+
+        iteration = self.recorder.iteration
+        if iteration >= self.frozen.derived.iters:
+            status, reason = "finished", ""
+        elif get_args().exit_signal_handler and any(get_signal_handler().signals_received()):
+            status, reason = "stopped", "signal"
+        else:
+            status, reason = "stopped", "train.stop_at"
+        self.events.write("end", status=status, iteration=iteration, reason=reason)
+        return self._report(status, iteration=iteration, reason=reason)
+
+    def _report(self, status: str, **changes: Any) -> RunState:
+        before = read_state(self.folder.state_file) or RunState("created")
+        state = replace(
+            before, status=status, **{"iters": self.frozen.derived.iters, "reason": "", **changes}
+        )
+        return write_state(self.folder.state_file, state) if self.rank == 0 else state
+
+
+def _store(args: Any) -> torch.distributed.Store:
+    """The rendezvous store of all ranks; rank 0 serves it on the socket that the supervisor bound."""
+    listening = os.environ.get("MEGAPLUG_STORE_FD")
+    options: dict[str, Any] = {}
+    if args.rank == 0 and listening is not None:
+        options["master_listen_fd"] = int(listening)
+    return torch.distributed.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        args.world_size,
+        is_master=args.rank == 0,
+        timeout=timedelta(minutes=args.distributed_timeout_minutes),
+        **options,
+    )

@@ -1,0 +1,130 @@
+"""The mends of faults of Megatron-core 0.19, in one place; each says what is wrong without it.
+
+A repair applies to the versions of megatron-core that it was seen to be needed on, and has a test that fails
+without it. What is applied is named in the log of every rank.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+_SEEN_ON = ("0.19.",)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One mend: what it is called, what is wrong without it, and how it is put in place."""
+
+    name: str
+    fault: str
+    apply: Callable[[], None]
+
+
+def _load_state_dict_clones_step() -> None:
+    from megatron.core.optimizer import distrib_optimizer
+
+    optimizer_class = distrib_optimizer.DistributedOptimizer
+    real_load = optimizer_class.load_state_dict
+
+    @functools.wraps(real_load)
+    def load_state_dict(self: Any, state_dict: Any) -> None:
+        real_load(self, state_dict)
+        for state in self.optimizer.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].clone()
+
+    optimizer_class.load_state_dict = load_state_dict
+
+
+def _set_states_skips_step() -> None:
+    from megatron.core.optimizer import distrib_optimizer
+
+    optimizer_class = distrib_optimizer.DistributedOptimizer
+    real_set = optimizer_class._set_main_param_and_optimizer_states
+
+    @functools.wraps(real_set)
+    def set_states(self: Any, model_param: torch.Tensor, tensors: dict[str, Any]) -> None:
+        group_index, group_order = self.model_param_group_index_map[model_param]
+        main_param = self.optimizer.param_groups[group_index]["params"][group_order]
+        step = self.optimizer.state[main_param].get("step")
+        # Anything that is not a tensor is left as it is, so that the missing key does no harm.
+        real_set(self, model_param, tensors if step is None else {"step": None, **tensors})
+
+    optimizer_class._set_main_param_and_optimizer_states = set_states
+
+
+def _state_dict_before_the_first_step() -> None:
+    from megatron.core.optimizer import distrib_optimizer
+
+    optimizer_class = distrib_optimizer.DistributedOptimizer
+    real_state_dict = optimizer_class.state_dict
+
+    @functools.wraps(real_state_dict)
+    def state_dict(self: Any) -> Any:
+        if distrib_optimizer.HAVE_APEX_OR_TE or len(self.optimizer.state) > 0:
+            return real_state_dict(self)
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        return {"optimizer": {"param_groups": [{**group, "step": 0.0} for group in groups]}}
+
+    optimizer_class.state_dict = state_dict
+
+
+def _compiled_helpers_stay() -> None:
+    from importlib.util import find_spec
+
+    from megatron.core.datasets import utils
+
+    if find_spec("megatron.core.datasets.helpers_cpp") is not None:
+        utils.compile_helpers = lambda: None
+
+
+REPAIRS: tuple[Repair, ...] = (
+    Repair(
+        "adam-step-per-parameter",
+        "DistributedOptimizer.load_state_dict gives all parameters one shared step tensor, which torch's "
+        "Adam then counts up once for each of them",
+        _load_state_dict_clones_step,
+    ),
+    Repair(
+        "adam-step-is-not-loaded-as-state",
+        "DistributedOptimizer._set_main_param_and_optimizer_states takes Adam's step for state to be copied "
+        "and raises KeyError 'step'",
+        _set_states_skips_step,
+    ),
+    Repair(
+        "adam-state-before-first-step",
+        "DistributedOptimizer.state_dict asserts that torch's Adam has counted its steps, which it has not "
+        "when a checkpoint is loaded",
+        _state_dict_before_the_first_step,
+    ),
+    Repair(
+        "compiled-helpers-stay",
+        "initialize_megatron runs make for the data set helpers that the wheel carries compiled",
+        _compiled_helpers_stay,
+    ),
+)
+
+
+def apply(skip: frozenset[str] = frozenset()) -> list[Repair]:
+    """Put every repair in place that this version of megatron-core needs.
+
+    Args:
+        skip: Names of repairs to leave out; for the tests that show the fault.
+
+    Returns:
+        The repairs that were applied.
+    """
+    unknown = skip - {repair.name for repair in REPAIRS}
+    assert not unknown, f"no such repair: {sorted(unknown)}"
+    if not version("megatron-core").startswith(_SEEN_ON):
+        return []
+    applied = [repair for repair in REPAIRS if repair.name not in skip]
+    for repair in applied:
+        repair.apply()
+    return applied

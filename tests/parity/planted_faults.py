@@ -1,0 +1,81 @@
+"""Faults that a parallel layout can have, put into the running ranks to see that the parity tests notice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def row_parallel_does_not_reduce() -> None:
+    """Each tensor-parallel rank keeps its own partial sum."""
+    from megatron.core.tensor_parallel import layers
+
+    layers.reduce_from_tensor_model_parallel_region = lambda tensor, group=None: tensor
+
+
+def norms_are_not_marked() -> None:
+    """The gradients of the norms are not summed over the ranks that hold other tokens."""
+    from megaplug.layers import norm
+
+    norm._mark = lambda module, config: None
+
+
+def stages_do_not_know_their_offset() -> None:
+    """The last pipeline stage loads the layers of the first."""
+    from megatron.core.transformer import transformer_block, transformer_layer
+
+    for module in (transformer_block, transformer_layer):
+        module.get_transformer_layer_offset = lambda *args, **kwargs: 0
+
+
+def ranks_read_the_same_data() -> None:
+    """Both data-parallel ranks train on the first one's half of the batch."""
+    from megatron.training.datasets import data_samplers
+
+    sampler: Any = data_samplers.MegatronPretrainingSampler
+    sampler.get_start_end_idx = lambda self: (0, self.micro_batch_size)
+
+
+def recomputation_differs() -> None:
+    """What is computed again is not what was computed before."""
+    from megatron.core import tensor_parallel
+    from megatron.core.tensor_parallel import random
+
+    real = random.checkpoint
+    calls = {"grad": 0}
+
+    def checkpoint(function: Any, *args: Any, **kwargs: Any) -> Any:
+        def noisy(*inner: Any) -> Any:
+            out = function(*inner)
+            scale = 1.01 if torch.is_grad_enabled() else 1.0
+            calls["grad"] += int(torch.is_grad_enabled())
+            return (out[0] * scale, *out[1:]) if isinstance(out, tuple) else out * scale
+
+        return real(noisy, *args, **kwargs)
+
+    random.checkpoint = checkpoint
+    tensor_parallel.checkpoint = checkpoint
+
+
+def experts_are_swapped() -> None:
+    """Each expert-parallel rank computes its experts in the wrong order."""
+    from megatron.core.transformer.moe import experts
+
+    real_init = experts.SequentialMLP.__init__
+
+    def swapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        real_init(self, *args, **kwargs)
+        real_forward = self.forward
+        self.forward = lambda *inner, **more: _with_reversed_experts(self, real_forward, inner, more)
+
+    experts.SequentialMLP.__init__ = swapped
+
+
+def _with_reversed_experts(module: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+    real = module.local_experts
+    module._modules["local_experts"] = torch.nn.ModuleList(reversed(list(real)))
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        module._modules["local_experts"] = real

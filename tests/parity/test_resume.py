@@ -1,0 +1,65 @@
+"""A run that is stopped and continued is the run that was never stopped."""
+
+from __future__ import annotations
+
+import pytest
+from small_jobs import SmallJobs, curve, state
+
+TWENTY = ["train.iters=20", "lr=cosine", "lr.lr=1e-3", "train.eval_iters=1", "train.eval_interval=7"]
+LAYOUTS = {
+    "one": [],
+    "dp2": ["topology.dp=2"],
+    "tp2_pp2": ["topology.tp=2", "topology.pp=2"],
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_stopped_at_ten_and_continued_equals_undisturbed_bit_for_bit(
+    layout: str, precision: str, small_jobs: SmallJobs
+) -> None:
+    words = [*TWENTY, *LAYOUTS[layout], f"precision={precision}"]
+    undisturbed = small_jobs.run([*words, f"name={layout}_{precision}_whole"])
+    parts = [*words, f"name={layout}_{precision}_parts"]
+    stopped = small_jobs.run([*parts, "train.stop_at=10"])
+    assert (state(stopped).status, state(stopped).iteration) == ("stopped", 10)
+    continued = small_jobs.run(parts)
+    assert continued.path == stopped.path
+    assert state(continued).status == "finished"
+    assert curve(continued) == curve(undisturbed)
+    assert len(curve(continued)) == 20
+
+
+# From, to, and what both are: the layouts between which Megatron can reshard the whole state.
+RESHARDED = {
+    "dp2_to_dp1": ([], ["topology.dp=2"], ["topology.dp=1"]),
+    "dp2_to_tp2_dp2": ([], ["topology.dp=2"], ["topology.tp=2", "topology.dp=2"]),
+    "ep2_to_ep4": (
+        ["moe=small", "moe.moe_ffn_hidden_size=64"],
+        ["topology.ep=2", "topology.dp=2"],
+        ["topology.ep=4", "topology.dp=4"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RESHARDED)
+def test_the_whole_state_continues_under_another_topology(name: str, small_jobs: SmallJobs) -> None:
+    """Within 1e-5: as bitwise as sums in another order can be, see ``test_topologies_agree``."""
+    model, before, after = RESHARDED[name]
+    words = [*TWENTY, *model]
+    undisturbed = curve(small_jobs.run([*words, *before, f"name={name}_whole"]))
+    stopped = small_jobs.run([*words, *before, f"name={name}_stopped", "train.stop_at=10"])
+    moved = small_jobs.run([*words, *after, f"name={name}", f"load={stopped.path}", "load_state=all"])
+    found = curve(moved)
+    assert len(found) == 10
+    pairs = zip(sum(found, ()), sum(undisturbed[10:], ()), strict=True)
+    assert max(abs(one - other) / abs(other) for one, other in pairs) < 1e-5
+
+
+def test_stock_megatron_continues_wrongly_without_a_word(small_jobs: SmallJobs) -> None:
+    words = [*TWENTY, "topology.dp=2", "name=stock"]
+    small_jobs.run([*words, "train.stop_at=10"])
+    continued = curve(small_jobs.run(words, skip_repairs=frozenset({"adam-step-per-parameter"})))
+    right = curve(small_jobs.run([*TWENTY, "topology.dp=2", "name=stock_right"]))
+    assert continued[:11] == right[:11]
+    assert max(abs(one[0] - other[0]) for one, other in zip(continued, right, strict=True)) > 1e-3

@@ -1,0 +1,104 @@
+"""One checkpoint of one rank, trained on for five steps under every kind of parallelism: the same numbers.
+
+Tolerance 1e-5 relative in fp32: the sums of a matrix product or a reduction come in another order on other
+ranks, which moves the last one or two of fp32's seven digits; five steps of Adam do not make more of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import planted_faults as faults
+import pytest
+from small_jobs import SmallJobs, curve
+
+from megaplug.runs.folder import RunFolder
+
+TOLERANCE = 1e-5
+DENSE: list[str] = []
+MOE = ["moe=small", "moe.moe_ffn_hidden_size=64"]
+FIVE_STEPS = ["train.iters=5", "lr=constant", "lr.lr=1e-3"]
+
+# name: what the job is, what its overrides are, and a fault that the test must not miss.
+CASES: dict[str, tuple[list[str], list[str], Callable[[], None]]] = {
+    "tp2": (
+        DENSE,
+        ["topology.tp=2", "topology.sequence_parallel=false"],
+        faults.row_parallel_does_not_reduce,
+    ),
+    "tp2_sp": (DENSE, ["topology.tp=2", "topology.sequence_parallel=true"], faults.norms_are_not_marked),
+    "pp2": (DENSE, ["topology.pp=2"], faults.stages_do_not_know_their_offset),
+    "pp2_vpp2": (DENSE, ["topology.pp=2", "topology.vpp=2"], faults.stages_do_not_know_their_offset),
+    "dp2": (DENSE, ["topology.dp=2"], faults.ranks_read_the_same_data),
+    "dp2_overlap": (
+        DENSE,
+        ["topology.dp=2", "megatron.overlap_grad_reduce=true", "megatron.overlap_param_gather=true"],
+        faults.ranks_read_the_same_data,
+    ),
+    "tp2_pp2_sp": (
+        DENSE,
+        ["topology.tp=2", "topology.pp=2", "topology.sequence_parallel=true"],
+        faults.norms_are_not_marked,
+    ),
+    "full_recompute": (
+        DENSE,
+        [
+            "train.recompute_granularity=full",
+            "train.recompute_method=uniform",
+            "train.recompute_num_layers=1",
+        ],
+        faults.recomputation_differs,
+    ),
+    "moe_ep2_allgather": (
+        MOE,
+        ["topology.ep=2", "topology.dp=2", "moe.moe_token_dispatcher_type=allgather"],
+        faults.experts_are_swapped,
+    ),
+    "moe_ep2_alltoall": (
+        MOE,
+        ["topology.ep=2", "topology.dp=2", "moe.moe_token_dispatcher_type=alltoall"],
+        faults.experts_are_swapped,
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def start(small_jobs: SmallJobs) -> Callable[[list[str]], tuple[RunFolder, list[tuple[float, float]]]]:
+    """The checkpoint of a model that one rank has trained for two steps, and how one rank goes on from it."""
+    known: dict[str, tuple[RunFolder, list[tuple[float, float]]]] = {}
+
+    def make(model: list[str]) -> tuple[RunFolder, list[tuple[float, float]]]:
+        key = " ".join(model)
+        if key not in known:
+            first = small_jobs.run([*model, "name=first", "train.iters=2"])
+            on_one_rank = small_jobs.run([*model, *FIVE_STEPS, "name=one", f"load={first.path}"])
+            known[key] = first, curve(on_one_rank)
+        return known[key]
+
+    return make
+
+
+def largest_difference(found: list[tuple[float, float]], expected: list[tuple[float, float]]) -> float:
+    assert len(found) == len(expected) == 5
+    pairs = zip(sum(found, ()), sum(expected, ()), strict=True)
+    return max(abs(one - other) / abs(other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradient_norm_equal_those_of_one_rank(
+    name: str, small_jobs: SmallJobs, start: Callable
+) -> None:
+    model, topology, _ = CASES[name]
+    first, expected = start(model)
+    run = small_jobs.run([*model, *FIVE_STEPS, f"name={name}", *topology, f"load={first.path}"])
+    assert largest_difference(curve(run), expected) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_planted_fault_is_not_missed(name: str, small_jobs: SmallJobs, start: Callable) -> None:
+    model, topology, fault = CASES[name]
+    first, expected = start(model)
+    words = [*model, *FIVE_STEPS, f"name={name}_broken", *topology, f"load={first.path}"]
+    run = small_jobs.run(words, plant=fault)
+    assert largest_difference(curve(run), expected) > 10 * TOLERANCE

@@ -1,0 +1,53 @@
+"""Each repair of Megatron has a run that fails without it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from ranks import RanksFailed, run_ranks
+from small_jobs import SmallJobs, curve
+
+TWO_STEPS = ["train.iters=4", "lr=constant"]
+
+
+def test_a_new_optimizer_cannot_say_what_it_would_load(small_jobs: SmallJobs) -> None:
+    words = [*TWO_STEPS, "name=unprimed"]
+    small_jobs.run([*words, "train.stop_at=2"])
+    with pytest.raises(RanksFailed, match=r"assert len\(steps\) == 1"):
+        small_jobs.run(words, skip_repairs=frozenset({"adam-state-before-first-step"}))
+    assert len(curve(small_jobs.run(words))) == 4
+
+
+def test_loading_adam_raises_where_step_is_taken_for_state(small_jobs: SmallJobs) -> None:
+    words = [*TWO_STEPS, "name=step_as_state"]
+    small_jobs.run([*words, "train.stop_at=2"])
+    with pytest.raises(RanksFailed, match="KeyError: 'step'"):
+        small_jobs.run(words, skip_repairs=frozenset({"adam-step-is-not-loaded-as-state"}))
+    assert len(curve(small_jobs.run(words))) == 4
+
+
+def test_a_stage_without_experts_can_be_saved(small_jobs: SmallJobs) -> None:
+    words = [*TWO_STEPS, "name=no_experts", "moe=small", "moe.moe_layer_freq='[0,0,1,1]'", "topology.pp=2"]
+    assert len(curve(small_jobs.run(words))) == 4
+
+
+def count_compilers(repaired: bool) -> int:
+    from megatron.core.datasets import utils
+
+    from megaplug.runtime import repairs
+
+    if repaired:
+        repairs.apply()
+    calls = []
+    real = subprocess.run
+    subprocess.run = lambda command, *args, **kwargs: calls.append(command) or real(["true"])  # type: ignore
+    utils.compile_helpers()
+    subprocess.run = real
+    return len(calls)
+
+
+def test_stock_megatron_runs_make_for_helpers_that_are_compiled_already(tmp_path: Path) -> None:
+    assert run_ranks(1, count_compilers, False, folder=tmp_path / "stock") == [1]
+    assert run_ranks(1, count_compilers, True, folder=tmp_path / "repaired") == [0]
