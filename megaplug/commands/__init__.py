@@ -1,0 +1,1 @@
+"""What ``launch/*.py`` call: a person's words in, an exit code out. No other room knows these modules."""

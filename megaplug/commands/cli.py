@@ -1,0 +1,142 @@
+"""The flags beside the overrides, with Hydra's names; here a user's mistake becomes an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megaplug.errors import UserError
+from megaplug.job.compose import CONFIG_NAME, ConfigSource, group_options
+from megaplug.job.keys import section_keys, sections, top_level_keys
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What was typed.
+
+    Attributes:
+        overrides: The ``key=value`` words.
+        source: Where configuration is read from.
+        cfg: ``job`` if the configuration is to be printed; None otherwise.
+        resolve: With ``cfg``: references are replaced by what they refer to.
+        multirun: Every combination of values is to be run.
+        help: The keys are to be explained.
+        program: The command without its words, as it can be typed again.
+    """
+
+    overrides: list[str]
+    source: ConfigSource
+    cfg: str | None
+    resolve: bool
+    multirun: bool
+    help: bool
+    program: str
+
+    def typed(self, *changes: str) -> str:
+        """The command as a line that can be pasted into a shell.
+
+        Args:
+            changes: Overrides that replace those of the same key or join the others; ``-key`` leaves one out.
+        """
+        keys = {change.lstrip("-").split("=", 1)[0] for change in changes}
+        kept = [word for word in self.overrides if word.split("=", 1)[0] not in keys]
+        added = [change for change in changes if not change.startswith("-")]
+        flags = []
+        if self.source.extra_dir is not None:
+            flags += ["--config-dir", str(self.source.extra_dir)]
+        if self.source.name != CONFIG_NAME:
+            flags += ["--config-name", self.source.name]
+        return " ".join([self.program, shlex.join([*flags, *kept, *added])]).strip()
+
+
+def parse(argv: Sequence[str], program: str) -> CommandLine:
+    """Split flags from overrides.
+
+    Raises:
+        UserError: A flag is not known or lacks its value.
+    """
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--cfg", "-c", choices=["job"])
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    parser.add_argument("--config-name", "-cn", default=CONFIG_NAME)
+    found = parser.parse_intermixed_args(list(argv))
+    return CommandLine(
+        overrides=found.overrides,
+        source=ConfigSource(found.config_name.removesuffix(".yaml"), found.config_dir),
+        cfg=found.cfg,
+        resolve=found.resolve,
+        multirun=found.multirun,
+        help=found.help,
+        program=program,
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(
+            message, hint="flags: --cfg job, --resolve, --multirun, --config-dir, --config-name, --help"
+        )
+
+
+def program_name(script: str) -> str:
+    """How this command was called: the script of the clone, or the command of an installed package."""
+    path = Path(sys.argv[0])
+    return f"python {sys.argv[0]}" if path.suffix == ".py" else path.name or script
+
+
+def help_text(command: CommandLine, purpose: str) -> str:
+    """What can be typed: flags, groups with their options, keys.
+
+    Args:
+        command: Tells where to look for groups.
+        purpose: What the command does, in a line.
+    """
+    lines = [purpose, "", f"usage: {command.program} [flags] [group=option ...] [key=value ...]", ""]
+    lines += [
+        "flags:",
+        "  --cfg job            print the composed configuration and stop (--resolve: without references)",
+        "  --multirun           run every combination of values such as topology=tp2,pp2 train.seed=1,2",
+        "  --config-dir DIR     a folder of your own, laid beside the shipped one",
+        "  --config-name NAME   another primary file than train",
+        "",
+        "groups and their options:",
+    ]
+    lines += [
+        f"  {group:<12} {', '.join(options)}" for group, options in group_options(command.source).items()
+    ]
+    lines += ["", "keys (what each means stands above it in conf/, and --cfg job shows the values):"]
+    lines += [f"  {name}" for name in top_level_keys() if name not in sections()]
+    lines += [f"  {name}.{{{','.join(section_keys(name))}}}" for name in sections()]
+    lines += ["  megatron.<argument>  any other argument of Megatron-LM"]
+    return "\n".join(lines)
+
+
+def show(text: str) -> int:
+    """Print what was asked for; a reader that leaves early, such as ``head``, is no fault."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes once more at exit, and there is nowhere left to write to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run a command; a user's mistake is one message and its exit code, anything else a traceback."""
+    try:
+        return work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,150 @@
+"""A job with everything known about it: the one road from a typed job to what can be shown or started."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from megaplug.errors import Problem, UserError
+from megaplug.job.checks import check, check_facts, job_batch, job_shape, resolve_topology
+from megaplug.job.derive import Derived, derive, has_transformer_engine, resolve_backend, resolve_device
+from megaplug.job.facts import DataFacts
+from megaplug.job.identity import digest, identity, model_fingerprint
+from megaplug.job.load import Source, find_source, source_problems
+from megaplug.job.schema import Job
+from megaplug.launchers.machine import Machine, detect_machine, machine_problems
+from megaplug.plan.memory import MemoryEstimate, Precision, Recompute, estimate
+from megaplug.plan.parameters import total_parameters
+from megaplug.topology import ModelShape, Topology
+
+# A checkpoint holds weights, fp32 master weights and the two moments of Adam, at most: bytes a parameter.
+_CHECKPOINT_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A job that can be started.
+
+    Attributes:
+        job: With device and backend as they are on this machine.
+        topology: The rank grid.
+        facts: The data.
+        derived: Lengths, vocabulary, intervals.
+        shape: The model's sizes.
+        parameters: Of the whole model, with the vocabulary as padded.
+        memory: Modelled, of the fullest rank.
+        source: What it starts from, if not from scratch.
+        digest: Eight digits of all that decides the result.
+        fingerprint: The model as its weights know it.
+    """
+
+    job: Job
+    topology: Topology
+    facts: DataFacts
+    derived: Derived
+    shape: ModelShape
+    parameters: int
+    memory: MemoryEstimate
+    source: Source | None
+    digest: str
+    fingerprint: dict[str, object]
+
+
+def check_job(job: Job, machine: Machine | None = None) -> list[Problem]:
+    """Everything that is wrong before the data is looked at, with the device that ``job`` means here."""
+    machine = machine or detect_machine()
+    return [
+        *check(job, device=resolve_device(job.device, machine.num_gpus)),
+        *_backend_problems(job, machine),
+    ]
+
+
+def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
+    """Check a job, prepare its data and work out all that follows.
+
+    Args:
+        job: As composed.
+        on_this_machine: Whether it is to run here, so that it must fit.
+
+    Raises:
+        UserError: All that is wrong, as far as it can be seen at once.
+    """
+    from megaplug.data.prepare import prepare, too_small
+
+    machine = detect_machine()
+    problems = check_job(job, machine)
+    if problems:
+        raise UserError.from_problems(problems)
+    device = resolve_device(job.device, machine.num_gpus)
+    job = dataclasses.replace(job, device=device, backend=resolve_backend(job.backend, device))
+    topology = resolve_topology(job)
+    if on_this_machine:
+        # The size of the vocabulary is not known yet; the number of ranks may already be too large.
+        _raise(machine_problems(machine, topology.world_size, 0, device))
+    source = find_source(job)
+
+    facts = prepare(job, show_progress=None if _may_talk(job) else False)
+    _raise(too_small(facts, job.model.seq_length))
+    derived = derive(job, topology, facts, device=device, backend=job.backend)
+    problems = check_facts(job, derived, facts)
+    if source is not None:
+        problems += source_problems(job, source, derived, topology, facts)
+    shape = job_shape(job, derived.vocab_size)
+    parameters = total_parameters(shape, padded_for_tp=topology.tp)
+    memory = _memory(job, topology, shape)
+    if on_this_machine:
+        problems += machine_problems(
+            machine,
+            topology.world_size,
+            memory.total if device == "cpu" else 0,
+            device,
+            runs_dir=Path(job.runs_dir),
+            checkpoint_bytes=parameters * _CHECKPOINT_BYTES * (job.checkpoint.keep + 1),
+        )
+    _raise(problems)
+    return Resolved(
+        job=job,
+        topology=topology,
+        facts=facts,
+        derived=derived,
+        shape=shape,
+        parameters=parameters,
+        memory=memory,
+        source=source,
+        digest=digest(identity(job, topology, derived, facts, source)),
+        fingerprint=model_fingerprint(job, derived, facts),
+    )
+
+
+def _raise(problems: list[Problem]) -> None:
+    if problems:
+        raise UserError.from_problems(problems)
+
+
+def _may_talk(job: Job) -> bool:
+    return job.logging.progress != "none" and job.launch.output == "text"
+
+
+def _memory(job: Job, topology: Topology, shape: ModelShape) -> MemoryEstimate:
+    precision = Precision.of(
+        bf16=job.precision.bf16,
+        gradients_in_fp32=job.precision.accumulate_allreduce_grads_in_fp32,
+        moments=2 if job.optimizer.optimizer == "adam" else 1,
+    )
+    train = job.train
+    recompute = Recompute(train.recompute_granularity, train.recompute_method, train.recompute_num_layers)
+    return estimate(topology, shape, job_batch(job), precision=precision, recompute=recompute)
+
+
+def _backend_problems(job: Job, machine: Machine) -> list[Problem]:
+    if job.backend != "te":
+        return []
+    if resolve_device(job.device, machine.num_gpus) == "cpu":
+        return [
+            Problem("backend", "Transformer Engine needs a GPU, and the device is cpu", "use backend=native")
+        ]
+    if not has_transformer_engine():
+        hint = "pip install 'megaplug[te]', or use backend=native"
+        return [Problem("backend", "Transformer Engine is not installed", hint)]
+    return []

@@ -1,0 +1,227 @@
+"""A resolved job's way from its folder to its summary."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import megaplug
+from megaplug.commands import cli
+from megaplug.commands.cli import CommandLine
+from megaplug.commands.preview import preview_json, preview_text
+from megaplug.commands.resolved import Resolved, resolve
+from megaplug.job.freeze import FrozenJob, code_revision, write_frozen
+from megaplug.job.schema import Job
+from megaplug.job.translate import megatron_arguments
+from megaplug.launchers import local
+from megaplug.launchers.progress import Progress, make_progress
+from megaplug.launchers.screen import Header, Summary, count
+from megaplug.launchers.verdict import Outcome
+from megaplug.runs import checkpoints, metrics
+from megaplug.runs.checkpoints import RepairReport
+from megaplug.runs.folder import RunFolder, create_next, find_latest
+from megaplug.runs.lock import RunLock
+from megaplug.runs.state import read_state
+
+
+def show(job: Job) -> int:
+    """``launch=print``: show the job and start nothing."""
+    resolved = resolve(job, on_this_machine=False)
+    folder = _latest(resolved) or RunFolder(Path(job.runs_dir) / f"{job.name}-{resolved.digest}")
+    arguments = megatron_arguments(
+        resolved.job, resolved.topology, resolved.derived, resolved.facts, folder, source=resolved.source
+    )
+    if job.launch.output == "json":
+        return cli.show(preview_json(resolved, str(folder.path), arguments))
+    return cli.show(preview_text(resolved, str(folder.path), arguments, _header(resolved).lines()))
+
+
+def start(job: Job, command: CommandLine) -> int:
+    """``launch=local``: start the run here, or continue it, and wait for its end.
+
+    Returns:
+        The exit code, see ``megaplug.commands.train.main``.
+    """
+    resolved = resolve(job)
+    folder = open_folder(resolved)
+    with RunLock.acquire(folder, command.typed()) as lock:
+        report = checkpoints.repair(folder.checkpoints)
+        iteration = _iteration(report)
+        if _nothing_to_do(resolved, folder, iteration, command):
+            return 0
+        make_ready(resolved, folder, report)
+        end = min(resolved.derived.iters, resolved.job.train.stop_at or resolved.derived.iters)
+        with make_progress(job.logging.progress, job.launch.output, end, iteration) as progress:
+            progress.header(_header(resolved, folder, iteration))
+            for aside in report.set_aside:
+                progress.note(
+                    f"checkpoint {aside.iteration} is not whole ({aside.faults[0]}): now at {aside.path}"
+                )
+            outcome = local.run(
+                [sys.executable, "-m", "megaplug.runtime", str(folder.job_file.resolve())],
+                folder,
+                resolved.topology.world_size,
+                lock_fd=lock.fd,
+                env=_environment(resolved),
+                grace_s=job.launch.grace_s,
+                address=job.launch.master_addr,
+                port=job.launch.master_port,
+                omp_num_threads=job.launch.omp_num_threads,
+                iters=resolved.derived.iters,
+                iteration=iteration,
+                on_event=progress.event,
+            )
+            progress.summary(_summary(resolved, folder, outcome, progress, command))
+    return outcome.exit_code
+
+
+def open_folder(resolved: Resolved) -> RunFolder:
+    """The newest folder of this run, or a new one where there is none or ``resume=false`` asks for one."""
+    latest = _latest(resolved) if resolved.job.resume else None
+    return latest or create_next(Path(resolved.job.runs_dir), resolved.job.name, resolved.digest)
+
+
+def make_ready(resolved: Resolved, folder: RunFolder, report: RepairReport | None = None) -> None:
+    """Bring a run's folder into the state from which its ranks can start; its lock must be held.
+
+    Args:
+        resolved: The job.
+        folder: Its folder.
+        report: What was found of its checkpoints; they are looked at where it is not given.
+    """
+    report = report or checkpoints.repair(folder.checkpoints)
+    iteration = _iteration(report)
+    # What was measured beyond the checkpoint will be measured again.
+    metrics.cut_metrics(folder.metrics_file, iteration)
+    metrics.cut_tensorboard(folder.tensorboard, iteration, iteration * resolved.job.train.global_batch_size)
+    _freeze(resolved, folder, resuming=report.newest is not None)
+
+
+def _iteration(report: RepairReport) -> int:
+    return report.newest.iteration if report.newest is not None else 0
+
+
+def _latest(resolved: Resolved) -> RunFolder | None:
+    return find_latest(Path(resolved.job.runs_dir), resolved.job.name, resolved.digest)
+
+
+def _nothing_to_do(resolved: Resolved, folder: RunFolder, iteration: int, command: CommandLine) -> bool:
+    """Say so where the run is finished, or already where it was told to stop."""
+    state = read_state(folder.state_file)
+    stop_at = resolved.job.train.stop_at
+    if state is not None and state.status == "finished":
+        print(f"{folder.path} is finished: {state.iteration:,} of {state.iters:,} steps")
+        print(f"  next  {command.typed('resume=false')}   (starts over in a new folder)")
+        return True
+    if stop_at is not None and iteration >= stop_at and stop_at < resolved.derived.iters:
+        print(f"{folder.path} is already at step {iteration:,}, and train.stop_at is {stop_at:,}")
+        print(f"  next  {command.typed('-train.stop_at')}   (goes on to step {resolved.derived.iters:,})")
+        return True
+    return False
+
+
+def _freeze(resolved: Resolved, folder: RunFolder, *, resuming: bool) -> None:
+    if resolved.source is not None and not resuming:
+        resolved.source.stage(folder)
+    arguments = megatron_arguments(
+        resolved.job,
+        resolved.topology,
+        resolved.derived,
+        resolved.facts,
+        folder,
+        source=resolved.source,
+        resuming=resuming,
+    )
+    write_frozen(
+        FrozenJob(
+            job=resolved.job,
+            topology=resolved.topology,
+            derived=resolved.derived,
+            facts=resolved.facts,
+            megatron_args=arguments,
+            digest=resolved.digest,
+            model_fingerprint=resolved.fingerprint,
+            revision=code_revision(),
+            megaplug_version=megaplug.__version__,
+            folder=folder,
+        )
+    )
+
+
+def _environment(resolved: Resolved) -> dict[str, str]:
+    """What the ranks need beyond this process's environment."""
+    # The package as it is here, installed or not.
+    root = str(Path(megaplug.__file__).resolve().parent.parent)
+    paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in paths if path)),
+        # A tokenizer is a local folder; a rank never asks a hub for it.
+        "HF_HUB_OFFLINE": "1",
+    }
+    if resolved.derived.device == "cpu":
+        # On a machine with GPUs, a job for the CPU must not see them.
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "TORCH_COMPILE_DISABLE": "1"}
+    return environment
+
+
+def _header(resolved: Resolved, folder: RunFolder | None = None, iteration: int = 0) -> Header:
+    job, topology, derived, facts = resolved.job, resolved.topology, resolved.derived, resolved.facts
+    ranks = "1 rank" if topology.world_size == 1 else f"{topology.world_size} ranks, {topology.label}"
+    number_format = "bf16" if job.precision.bf16 else "fp32"
+    layers = f"{derived.backend} layers, {job.attention.name} attention"
+    length = f"{count(derived.tokens)} in all, {derived.epochs:.3g} epochs"
+    rows = [
+        ("model", f"{job.model.name}, {count(resolved.parameters)} parameters ({resolved.parameters:,})"),
+        ("topology", ranks),
+        ("device", f"{derived.device}, {layers}, {number_format}"),
+        ("memory", str(resolved.memory)),
+        ("data", f"{facts.source}: {count(facts.num_tokens['train'])} training tokens"),
+        ("training", f"{derived.iters:,} steps of {count(derived.tokens_per_iter)} tokens, {length}"),
+    ]
+    if resolved.source is not None:
+        what = "the weights" if resolved.source.weights_only else "the whole state"
+        rows.append(("starts from", f"{what} of {resolved.source.checkpoint.path}"))
+    if folder is not None:
+        rows.append(("folder", str(folder.path)))
+    if iteration:
+        rows.append(("resumes", f"from step {iteration:,}"))
+    return Header(rows)
+
+
+def _summary(
+    resolved: Resolved, folder: RunFolder, outcome: Outcome, progress: Progress, command: CommandLine
+) -> Summary:
+    from megaplug.runs.curve import draw_loss_curve
+
+    unigram = resolved.facts.unigram_loss
+    line = None if unigram is None else ("unigram model", unigram)
+    drawn = draw_loss_curve(folder.metrics_file, folder.loss_curve, folder.name, line)
+    files = [("folder", str(folder.path)), ("logs", str(folder.logs))]
+    if drawn:
+        files.append(("loss curve", str(folder.loss_curve)))
+    if resolved.job.logging.tensorboard:
+        files.append(("TensorBoard", f"tensorboard --logdir {folder.tensorboard}"))
+    return Summary(
+        status=outcome.status,
+        iteration=outcome.iteration,
+        iters=resolved.derived.iters,
+        reason=outcome.reason,
+        loss=progress.track.loss,
+        valid_loss=progress.track.valid_loss,
+        unigram_loss=unigram,
+        tokens_per_second=progress.track.mean_tokens_per_second,
+        files=files,
+        next_command=_next_command(outcome, folder, command),
+        rank=outcome.rank,
+        log_tail=outcome.log_tail,
+        hint=outcome.hint,
+    )
+
+
+def _next_command(outcome: Outcome, folder: RunFolder, command: CommandLine) -> str:
+    if outcome.status == "finished":
+        return f"{command.program} load={folder.path} ...   (train on from these weights, under any topology)"
+    if outcome.reason == "train.stop_at":
+        return f"{command.typed('-train.stop_at', '-resume')}   (goes on)"
+    return f"{command.typed('-resume')}   (goes on from the newest checkpoint)"

@@ -1,0 +1,85 @@
+"""``launch/train.py``: compose, check, freeze, start; the same command again continues."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from megaplug.commands import cli
+from megaplug.errors import UserError
+from megaplug.job.compose import compose_config, compose_job, sweep_points
+from megaplug.job.schema import Job
+
+_PURPOSE = "Train a model with Megatron-core, from a laptop's cores to many GPUs."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    0: finished, stopped where it was told to, or there was nothing to do; 1: a run failed; 2: a mistake was
+    found before anything was started; 128 + N: signal N stopped the run, which has saved a checkpoint.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    return cli.guarded(lambda: _main(words))
+
+
+def _main(words: Sequence[str]) -> int:
+    command = cli.parse(words, cli.program_name("megaplug-train"))
+    if command.help:
+        return cli.show(cli.help_text(command, _PURPOSE))
+    if command.cfg is not None:
+        return _print_config(command)
+    if command.multirun:
+        return _sweep(command)
+    return _run(compose_job(command.overrides, command.source), command)
+
+
+def _print_config(command: cli.CommandLine) -> int:
+    from omegaconf import OmegaConf
+
+    from megaplug.job.typed import to_job
+
+    config = compose_config(command.overrides, command.source)
+    to_job(config)
+    return cli.show(OmegaConf.to_yaml(config, resolve=command.resolve).rstrip())
+
+
+def _run(job: Job, command: cli.CommandLine) -> int:
+    if job.launch.kind == "print":
+        from megaplug.commands.run import show
+
+        return show(job)
+    from megaplug.commands.run import start
+
+    return start(job, command)
+
+
+def _sweep(command: cli.CommandLine) -> int:
+    """Check every point first, list those that cannot be, run the others one after the other."""
+    import dataclasses
+
+    from megaplug.commands.resolved import check_job
+
+    points = sweep_points(command.overrides, command.source)
+    legal: list[tuple[list[str], Job]] = []
+    for point in points:
+        try:
+            job = compose_job(point, command.source)
+            problems = check_job(job)
+        except UserError as error:
+            print(f"not possible: {' '.join(point)}\n  {error}", file=sys.stderr)
+            continue
+        if problems:
+            print(f"not possible: {' '.join(point)}", file=sys.stderr)
+            print("\n".join(f"  - {problem}" for problem in problems), file=sys.stderr)
+        else:
+            legal.append((point, job))
+    print(f"{len(legal)} of {len(points)} points can be run", flush=True)
+    codes = []
+    for number, (point, job) in enumerate(legal, start=1):
+        print(f"point {number} of {len(legal)}: {' '.join(point)}", flush=True)
+        one = dataclasses.replace(command, overrides=point, multirun=False)
+        codes.append(cli.guarded(lambda job=job, one=one: _run(job, one)))  # type: ignore[misc]
+        if codes[-1] > 128:
+            break
+    return max(codes, default=0) or (2 if len(legal) < len(points) else 0)
