@@ -75,7 +75,7 @@ def compose_config(typed_words: Sequence[str], source: ConfigSource | None = Non
     sweeping = [override.input_line for override in parsed if override.is_sweep_override()]
     if sweeping:
         raise UserError(f"{sweeping[0]} names several values", hint="add --multirun to run every one of them")
-    return _compose(words.for_hydra(parsed), source)
+    return _compose([*words.for_hydra(parsed), *words.other_lengths_out(parsed)], source)
 
 
 def compose_job(typed_words: Sequence[str], source: ConfigSource | None = None) -> Job:

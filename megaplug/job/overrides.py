@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 
+# A run has exactly one of them.
+LENGTHS = ("train.iters", "train.tokens", "train.epochs")
+
+
 def parse(words: Sequence[str]) -> list[Override]:
     """Read ``key=value`` words with Hydra's grammar.
 
@@ -112,6 +116,18 @@ def for_hydra(overrides: Sequence[Override]) -> list[str]:
             line = f"++{line}"
         words.append(line)
     return words
+
+
+def other_lengths_out(overrides: Sequence[Override]) -> list[str]:
+    """Words that take out the lengths of a run that nobody typed, where one was typed.
+
+    So ``train.tokens=1e6`` is enough, although the configs name a number of steps; two typed lengths are left
+    to the checks, which refuse them.
+    """
+    typed = {override.key_or_group for override in overrides if override.value() is not None}
+    if not typed & set(LENGTHS):
+        return []
+    return [f"{key}=null" for key in LENGTHS if key not in {o.key_or_group for o in overrides}]
 
 
 def sweep(overrides: Sequence[Override]) -> list[list[str]]:

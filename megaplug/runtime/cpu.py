@@ -205,22 +205,6 @@ def _install_random() -> None:
     megatron_random._set_cuda_rng_state = set_state
 
 
-def _install_backward() -> None:
-    """Keep device literals rewritten in the backward pass, where recomputation runs forward code again.
-
-    ``torch.autograd.backward`` is itself a torch function: while it runs, the mode that handles it is off.
-    """
-    autograd: Any = torch.autograd
-    real_run = autograd._engine_run_backward
-
-    @functools.wraps(real_run)
-    def run_backward(*args: Any, **kwargs: Any) -> Any:
-        with _CudaToCpu():
-            return real_run(*args, **kwargs)
-
-    autograd._engine_run_backward = run_backward
-
-
 def _install_megatron() -> None:
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
     from megatron.training import training
@@ -263,7 +247,6 @@ def install() -> bool:
     _install_memory()
     _install_tensors()
     _install_random()
-    _install_backward()
     _install_megatron()
     _CudaToCpu().__enter__()
     _installed = True

@@ -64,8 +64,7 @@ class _Run:
     def pretrain(self) -> RunState:
         from megatron.core.dist_checkpointing.strategies.filesystem_async import get_write_results_queue
         from megatron.core.enums import ModelType
-        from megatron.training import training
-        from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+        from megatron.training import argument_utils, training
         from megatron.training.arguments import parse_and_validate_args
 
         from megaplug.layers.spec import transformer_layer_spec
@@ -78,7 +77,7 @@ class _Run:
         # One handler for both: Ctrl-C saves and stops as SIGTERM does, also without our supervisor.
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
 
-        model_config = gpt_config_from_args(args)
+        model_config = argument_utils.gpt_config_from_args(args)
         job = self.frozen.job
         model_config.transformer_layer_spec = transformer_layer_spec(
             job.attention.name, dict(job.attention.params), self.frozen.derived.backend
@@ -87,7 +86,7 @@ class _Run:
         self._report("running")
         try:
             training.pretrain(
-                pretrain_cfg_container_from_args(args, model_config),
+                argument_utils.pretrain_cfg_container_from_args(args, model_config),
                 build_datasets,
                 ModelType.encoder_or_decoder,
                 forward_step,

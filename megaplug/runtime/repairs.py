@@ -84,6 +84,20 @@ def _compiled_helpers_stay() -> None:
         utils.compile_helpers = lambda: None
 
 
+def _rope_scaling_factor_is_passed() -> None:
+    from megatron.training import argument_utils
+
+    real_config = argument_utils.gpt_config_from_args
+
+    @functools.wraps(real_config)
+    def gpt_config_from_args(args: Any, *rest: Any, **kwargs: Any) -> Any:
+        config = real_config(args, *rest, **kwargs)
+        config.rope_scaling_factor = args.rope_scaling_factor
+        return config
+
+    argument_utils.gpt_config_from_args = gpt_config_from_args
+
+
 REPAIRS: tuple[Repair, ...] = (
     Repair(
         "adam-step-per-parameter",
@@ -102,6 +116,11 @@ REPAIRS: tuple[Repair, ...] = (
         "DistributedOptimizer.state_dict asserts that torch's Adam has counted its steps, which it has not "
         "when a checkpoint is loaded",
         _state_dict_before_the_first_step,
+    ),
+    Repair(
+        "rope-scaling-factor",
+        "gpt_config_from_args does not pass --rope-scaling-factor on: the model always scales by 8",
+        _rope_scaling_factor_is_passed,
     ),
     Repair(
         "compiled-helpers-stay",

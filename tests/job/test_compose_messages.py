@@ -83,3 +83,17 @@ def test_a_sweep_has_a_point_for_every_combination() -> None:
 def test_hydra_s_own_settings_are_refused() -> None:
     with pytest.raises(UserError, match=r"hydra\.run\.dir"):
         compose_job(["hydra.run.dir=/tmp"])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train.tokens=1000"], (None, 1000, None)),
+        (["train.epochs=2"], (None, None, 2.0)),
+        (["train=epoch", "train.iters=7"], (7, None, None)),
+        (["train.iters=7", "train.tokens=1000"], (7, 1000, None)),
+    ],
+)
+def test_a_length_that_was_typed_takes_the_place_of_one_that_was_not(words, expected):
+    train = compose_job(words).train
+    assert (train.iters, train.tokens, train.epochs) == expected

@@ -51,3 +51,25 @@ def count_compilers(repaired: bool) -> int:
 def test_stock_megatron_runs_make_for_helpers_that_are_compiled_already(tmp_path: Path) -> None:
     assert run_ranks(1, count_compilers, False, folder=tmp_path / "stock") == [1]
     assert run_ranks(1, count_compilers, True, folder=tmp_path / "repaired") == [0]
+
+
+def rope_scaling_factor(job_file: str, skip: frozenset[str]) -> float:
+    import sys
+
+    from megatron.training import argument_utils
+    from megatron.training.arguments import parse_and_validate_args
+
+    from megaplug.job.freeze import read_frozen
+    from megaplug.runtime import cpu, repairs
+
+    cpu.install()
+    repairs.apply(skip)
+    sys.argv = ["megaplug", *read_frozen(Path(job_file)).megatron_args]
+    return argument_utils.gpt_config_from_args(parse_and_validate_args()).rope_scaling_factor
+
+
+def test_stock_megatron_scales_rope_by_eight_whatever_is_asked(small_jobs: SmallJobs, tmp_path: Path) -> None:
+    folder, _ = small_jobs.freeze(["name=rope", "model.use_rope_scaling=true", "model.rope_scaling_factor=32"])
+    job_file, stock = str(folder.job_file), frozenset({"rope-scaling-factor"})
+    assert run_ranks(1, rope_scaling_factor, job_file, stock, folder=tmp_path / "stock") == [8.0]
+    assert run_ranks(1, rope_scaling_factor, job_file, frozenset(), folder=tmp_path / "repaired") == [32.0]

@@ -1,0 +1,88 @@
+"""The CPU in the place of CUDA: what Megatron asks for is answered, and a real GPU is left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ranks import run_ranks
+from small_jobs import SmallJobs, curve
+
+
+def devices_of_what_megatron_makes() -> list[str]:
+    import torch
+
+    from megaplug.runtime import cpu
+
+    assert cpu.install()
+    assert cpu.install(), "a second call changes nothing"
+    made = [
+        torch.tensor([1.0], device="cuda"),
+        torch.empty(2, device=torch.cuda.current_device()),
+        torch.zeros(2, device=0),
+        torch.ones(2).to("cuda"),
+        torch.ones(2).cuda(non_blocking=True),
+        torch.empty(2, device=torch.device("cuda:0"), pin_memory=True),
+    ]
+    return [str(tensor.device) for tensor in made]
+
+
+def test_whatever_asks_for_cuda_gets_the_cpu(tmp_path: Path) -> None:
+    assert run_ranks(1, devices_of_what_megatron_makes, folder=tmp_path) == [["cpu"] * 6]
+
+
+def states_of_the_random_trackers() -> tuple[bool, bool]:
+    import torch
+    from megatron.core.tensor_parallel import random
+
+    from megaplug.runtime import cpu
+
+    cpu.install()
+    random.initialize_rng_tracker()
+    tracker = random.get_cuda_rng_tracker()
+    tracker.add("one", 1)
+    tracker.add("two", 2)
+    saved = {name: state.clone() for name, state in tracker.get_states().items()}
+    with tracker.fork("one"):
+        first = torch.rand(4)
+    with tracker.fork("two"):
+        other = torch.rand(4)
+    tracker.set_states(saved)
+    with tracker.fork("one"):
+        again = torch.rand(4)
+    return torch.equal(first, again), torch.equal(first, other)
+
+
+def test_megatrons_random_trackers_keep_their_own_state(tmp_path: Path) -> None:
+    assert run_ranks(1, states_of_the_random_trackers, folder=tmp_path) == [(True, False)]
+
+
+def what_changes_with_cuda() -> list[str]:
+    import torch
+
+    from megaplug.runtime import cpu
+
+    before = dict(vars(torch.cuda)), dict(vars(torch.Tensor))
+    torch.cuda.is_available = lambda: True
+    assert not cpu.install()
+    after = dict(vars(torch.cuda)), dict(vars(torch.Tensor))
+    return [
+        name
+        for old, new in zip(before, after, strict=True)
+        for name in new
+        if new[name] is not old.get(name) and name != "is_available"
+    ]
+
+
+def test_nothing_is_stood_in_for_where_cuda_is(tmp_path: Path) -> None:
+    assert run_ranks(1, what_changes_with_cuda, folder=tmp_path) == [[]]
+
+
+@pytest.mark.parametrize("attention", ["flash", "local"])
+def test_recomputed_layers_find_the_cpu_too(attention: str, small_jobs: SmallJobs) -> None:
+    """Recomputation runs forward code inside the backward pass, device literals included."""
+    recompute = ["train.recompute_granularity=full", "train.recompute_method=uniform"]
+    words = ["train.iters=2", "lr=constant", f"attention={attention}"]
+    plain = small_jobs.run([*words, f"name=plain_{attention}"])
+    again = small_jobs.run([*words, *recompute, "train.recompute_num_layers=2", f"name=again_{attention}"])
+    assert curve(again) == curve(plain)
