@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from ranks import run_ranks
 from megaplug.commands.resolved import resolve
 from megaplug.commands.run import make_ready, open_folder
 from megaplug.job.compose import compose_job
+from megaplug.job.freeze import read_frozen, write_frozen
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.metrics import read_metrics
 from megaplug.runs.state import RunState, read_state
@@ -70,7 +72,12 @@ class SmallJobs:
         return folder, resolved.topology.world_size
 
     def run(
-        self, overrides: Sequence[str], *, skip_repairs: frozenset[str] = frozenset(), plant: Any = None
+        self,
+        overrides: Sequence[str],
+        *,
+        skip_repairs: frozenset[str] = frozenset(),
+        plant: Any = None,
+        without: Sequence[str] = (),
     ) -> RunFolder:
         """Start or continue a job on forked ranks and wait for its end.
 
@@ -78,8 +85,13 @@ class SmallJobs:
             overrides: As on the command line.
             skip_repairs: Repairs of Megatron to leave out.
             plant: A module-level function that each rank calls first, to put a fault in place.
+            without: Words of Megatron's command line to leave out, though megaplug always gives them.
         """
         folder, world_size = self.freeze(overrides)
+        frozen = read_frozen(folder.job_file)
+        assert set(without) <= set(frozen.megatron_args)
+        left = [word for word in frozen.megatron_args if word not in without]
+        write_frozen(dataclasses.replace(frozen, megatron_args=left))
         self._count += 1
         logs = self.root / "ranks" / f"{self._count:03d}"
         run_ranks(world_size, run_rank, str(folder.job_file), skip_repairs, plant, folder=logs)
