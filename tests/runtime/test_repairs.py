@@ -69,7 +69,9 @@ def rope_scaling_factor(job_file: str, skip: frozenset[str]) -> float:
 
 
 def test_stock_megatron_scales_rope_by_eight_whatever_is_asked(small_jobs: SmallJobs, tmp_path: Path) -> None:
-    folder, _ = small_jobs.freeze(["name=rope", "model.use_rope_scaling=true", "model.rope_scaling_factor=32"])
+    folder, _ = small_jobs.freeze(
+        ["name=rope", "model.use_rope_scaling=true", "model.rope_scaling_factor=32"]
+    )
     job_file, stock = str(folder.job_file), frozenset({"rope-scaling-factor"})
     assert run_ranks(1, rope_scaling_factor, job_file, stock, folder=tmp_path / "stock") == [8.0]
     assert run_ranks(1, rope_scaling_factor, job_file, frozenset(), folder=tmp_path / "repaired") == [32.0]
