@@ -33,7 +33,12 @@ _context = multiprocessing.get_context("forkserver")
 
 def start_parent() -> None:
     """Name what the fork server imports; it starts with the first rank."""
-    os.environ.update(OMP_NUM_THREADS="1", TORCH_COMPILE_DISABLE="1", CUDA_DEVICE_MAX_CONNECTIONS="1")
+    os.environ.update(
+        OMP_NUM_THREADS="1",
+        TORCH_COMPILE_DISABLE="1",
+        CUDA_DEVICE_MAX_CONNECTIONS="1",
+        CUDA_VISIBLE_DEVICES="",
+    )
     _context.set_forkserver_preload(PRELOAD)
 
 

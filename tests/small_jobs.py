@@ -115,6 +115,12 @@ def curve(folder: RunFolder) -> list[tuple[float, float]]:
     return [(line["loss"], line["grad_norm"]) for line in steps(folder)]
 
 
+def validations(folder: RunFolder) -> list[tuple[int, float]]:
+    """Iteration and loss of every validation, unrounded."""
+    lines = read_metrics(folder.metrics_file)
+    return [(line["iteration"], line["valid_loss"]) for line in lines if "valid_loss" in line]
+
+
 def state(folder: RunFolder) -> RunState:
     """The run's state, which must exist."""
     found = read_state(folder.state_file)

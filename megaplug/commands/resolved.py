@@ -16,6 +16,8 @@ from megaplug.job.schema import Job
 from megaplug.launchers.machine import Machine, detect_machine, machine_problems
 from megaplug.plan.memory import MemoryEstimate, Precision, Recompute, estimate
 from megaplug.plan.parameters import total_parameters
+from megaplug.runs.checkpoints import stored_bytes
+from megaplug.runs.folder import find_latest
 from megaplug.topology import ModelShape, Topology
 
 # A checkpoint holds weights, fp32 master weights and the two moments of Adam, at most: bytes a parameter.
@@ -93,6 +95,7 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
     shape = job_shape(job, derived.vocab_size)
     parameters = total_parameters(shape, padded_for_tp=topology.tp)
     memory = _memory(job, topology, shape)
+    run_digest = digest(identity(job, topology, derived, facts, source))
     if on_this_machine:
         problems += machine_problems(
             machine,
@@ -100,7 +103,7 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
             memory.total if device == "cpu" else 0,
             device,
             runs_dir=Path(job.runs_dir),
-            checkpoint_bytes=parameters * _CHECKPOINT_BYTES * (job.checkpoint.keep + 1),
+            checkpoint_bytes=_room_for_checkpoints(job, run_digest, parameters),
         )
     _raise(problems)
     return Resolved(
@@ -112,7 +115,7 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
         parameters=parameters,
         memory=memory,
         source=source,
-        digest=digest(identity(job, topology, derived, facts, source)),
+        digest=run_digest,
         fingerprint=model_fingerprint(job, derived, facts),
     )
 
@@ -126,11 +129,18 @@ def _may_talk(job: Job) -> bool:
     return job.logging.progress != "none" and job.launch.output == "text"
 
 
+def _room_for_checkpoints(job: Job, run_digest: str, parameters: int) -> int:
+    """Bytes that checkpoints will take beyond what they do now; a save needs one more than is kept."""
+    folder = find_latest(Path(job.runs_dir), job.name, run_digest) if job.resume else None
+    present = stored_bytes(folder.checkpoints) if folder is not None else 0
+    return max(0, parameters * _CHECKPOINT_BYTES * (job.checkpoint.keep + 1) - present)
+
+
 def _memory(job: Job, topology: Topology, shape: ModelShape) -> MemoryEstimate:
     precision = Precision.of(
         bf16=job.precision.bf16,
-        gradients_in_fp32=job.precision.accumulate_allreduce_grads_in_fp32,
-        moments=2 if job.optimizer.optimizer == "adam" else 1,
+        gradients_in_fp32=not job.precision.grad_reduce_in_bf16,
+        moments=2,
     )
     train = job.train
     recompute = Recompute(train.recompute_granularity, train.recompute_method, train.recompute_num_layers)

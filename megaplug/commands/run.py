@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import megaplug
@@ -11,6 +13,7 @@ from megaplug.commands import cli
 from megaplug.commands.cli import CommandLine
 from megaplug.commands.preview import preview_json, preview_text
 from megaplug.commands.resolved import Resolved, resolve
+from megaplug.errors import UserError
 from megaplug.job.freeze import FrozenJob, code_revision, write_frozen
 from megaplug.job.schema import Job
 from megaplug.job.translate import megatron_arguments
@@ -22,7 +25,7 @@ from megaplug.runs import checkpoints, metrics
 from megaplug.runs.checkpoints import RepairReport
 from megaplug.runs.folder import RunFolder, create_next, find_latest
 from megaplug.runs.lock import RunLock
-from megaplug.runs.state import read_state
+from megaplug.runs.state import RunState, read_state
 
 
 def show(job: Job) -> int:
@@ -47,17 +50,20 @@ def start(job: Job, command: CommandLine) -> int:
     folder = open_folder(resolved)
     with RunLock.acquire(folder, command.typed()) as lock:
         report = checkpoints.repair(folder.checkpoints)
-        iteration = _iteration(report)
+        iteration = _iteration(resolved, report)
+        notes = [
+            f"checkpoint {aside.iteration} is not whole ({aside.faults[0]}): now at {aside.path}"
+            for aside in report.set_aside
+        ]
         if _nothing_to_do(resolved, folder, iteration, command):
+            print("\n".join(notes), file=sys.stderr, end="\n" if notes else "")
             return 0
         make_ready(resolved, folder, report)
         end = min(resolved.derived.iters, resolved.job.train.stop_at or resolved.derived.iters)
         with make_progress(job.logging.progress, job.launch.output, end, iteration) as progress:
-            progress.header(_header(resolved, folder, iteration))
-            for aside in report.set_aside:
-                progress.note(
-                    f"checkpoint {aside.iteration} is not whole ({aside.faults[0]}): now at {aside.path}"
-                )
+            _shown(progress.header, _header(resolved, folder, iteration))
+            for note in notes:
+                progress.note(note)
             outcome = local.run(
                 [sys.executable, "-m", "megaplug.runtime", str(folder.job_file.resolve())],
                 folder,
@@ -70,10 +76,20 @@ def start(job: Job, command: CommandLine) -> int:
                 omp_num_threads=job.launch.omp_num_threads,
                 iters=resolved.derived.iters,
                 iteration=iteration,
-                on_event=progress.event,
+                on_event=lambda event: _shown(progress.event, event),
             )
-            progress.summary(_summary(resolved, folder, outcome, progress, command))
+            _shown(progress.summary, _summary(resolved, folder, outcome, progress, command))
     return outcome.exit_code
+
+
+def _shown[T](show: Callable[[T], None], what: T) -> None:
+    """Show something to a person who may have gone: a closed pipe or terminal is no reason to end a run."""
+    try:
+        show(what)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def open_folder(resolved: Resolved) -> RunFolder:
@@ -91,15 +107,19 @@ def make_ready(resolved: Resolved, folder: RunFolder, report: RepairReport | Non
         report: What was found of its checkpoints; they are looked at where it is not given.
     """
     report = report or checkpoints.repair(folder.checkpoints)
-    iteration = _iteration(report)
+    iteration = report.newest.iteration if report.newest is not None else 0
     # What was measured beyond the checkpoint will be measured again.
     metrics.cut_metrics(folder.metrics_file, iteration)
     metrics.cut_tensorboard(folder.tensorboard, iteration, iteration * resolved.job.train.global_batch_size)
     _freeze(resolved, folder, resuming=report.newest is not None)
 
 
-def _iteration(report: RepairReport) -> int:
-    return report.newest.iteration if report.newest is not None else 0
+def _iteration(resolved: Resolved, report: RepairReport) -> int:
+    """Where the run begins: at its own newest checkpoint, or at the whole state that it takes over."""
+    if report.newest is not None:
+        return report.newest.iteration
+    source = resolved.source
+    return source.checkpoint.iteration if source is not None and not source.weights_only else 0
 
 
 def _latest(resolved: Resolved) -> RunFolder | None:
@@ -110,15 +130,25 @@ def _nothing_to_do(resolved: Resolved, folder: RunFolder, iteration: int, comman
     """Say so where the run is finished, or already where it was told to stop."""
     state = read_state(folder.state_file)
     stop_at = resolved.job.train.stop_at
-    if state is not None and state.status == "finished":
-        print(f"{folder.path} is finished: {state.iteration:,} of {state.iters:,} steps")
-        print(f"  next  {command.typed('resume=false')}   (starts over in a new folder)")
+    if state is not None and state.status == "finished" and iteration >= resolved.derived.iters:
+        said = f"{folder.path} is finished: {state.iteration:,} of {state.iters:,} steps"
+        _say(resolved.job, state, said, f"{command.typed('resume=false')}   # starts over in a new folder")
         return True
     if stop_at is not None and iteration >= stop_at and stop_at < resolved.derived.iters:
-        print(f"{folder.path} is already at step {iteration:,}, and train.stop_at is {stop_at:,}")
-        print(f"  next  {command.typed('-train.stop_at')}   (goes on to step {resolved.derived.iters:,})")
+        said = f"{folder.path} is already at step {iteration:,}, and train.stop_at is {stop_at:,}"
+        goes_on = f"{command.typed('-train.stop_at')}   # goes on to step {resolved.derived.iters:,}"
+        _say(resolved.job, state or RunState("stopped", iteration), said, goes_on)
         return True
     return False
+
+
+def _say(job: Job, state: RunState, said: str, next_command: str) -> None:
+    """Why nothing is started, as text or as the summary's JSON."""
+    if job.launch.output == "json":
+        summary = Summary(state.status, state.iteration, state.iters, said, next_command=next_command)
+        print(json.dumps(summary.as_json()))
+    else:
+        print(f"{said}\n  next  {next_command}")
 
 
 def _freeze(resolved: Resolved, folder: RunFolder, *, resuming: bool) -> None:
@@ -196,7 +226,11 @@ def _summary(
 
     unigram = resolved.facts.unigram_loss
     line = None if unigram is None else ("unigram model", unigram)
-    drawn = draw_loss_curve(folder.metrics_file, folder.loss_curve, folder.name, line)
+    drawn = False
+    try:
+        drawn = draw_loss_curve(folder.metrics_file, folder.loss_curve, folder.name, line)
+    except UserError as error:  # a full disk, as a rule; what has become of the run counts more
+        progress.note(f"no loss curve: {error}")
     files = [("folder", str(folder.path)), ("logs", str(folder.logs))]
     if drawn:
         files.append(("loss curve", str(folder.loss_curve)))
@@ -221,7 +255,10 @@ def _summary(
 
 def _next_command(outcome: Outcome, folder: RunFolder, command: CommandLine) -> str:
     if outcome.status == "finished":
-        return f"{command.program} load={folder.path} ...   (train on from these weights, under any topology)"
+        typed = command.typed("-resume", f"load={folder.path}")
+        return f"{typed}   # trains on from these weights, under any topology"
     if outcome.reason == "train.stop_at":
-        return f"{command.typed('-train.stop_at', '-resume')}   (goes on)"
-    return f"{command.typed('-resume')}   (goes on from the newest checkpoint)"
+        return f"{command.typed('-train.stop_at', '-resume')}   # goes on"
+    if outcome.saved_iteration == 0:
+        return f"{command.typed('-resume')}   # starts again: nothing was saved"
+    return f"{command.typed('-resume')}   # goes on from step {outcome.saved_iteration:,}"

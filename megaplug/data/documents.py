@@ -80,7 +80,9 @@ def _text_of(line: str, where: str, text_key: str) -> bytes:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"data.path: {where} is not JSON: {error}") from error
+        raise UserError(
+            f"data.path: {where} is not JSON: {error}", hint=f'a line looks like {{"{text_key}": "..."}}'
+        ) from error
     if not isinstance(record, dict):
         raise UserError(
             f"data.path: {where} is {_kind(record)}, not an object",

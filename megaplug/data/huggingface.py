@@ -158,7 +158,10 @@ def _object(file: Path, content: str) -> dict[str, Any]:
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"tokenizer.path: {file} is not JSON: {error}") from error
+        raise UserError(
+            f"tokenizer.path: {file} is not JSON: {error}",
+            hint="a tokenizer.json is what tokenizer.save_pretrained() of transformers writes",
+        ) from error
     if not isinstance(values, dict):
         raise UserError(f"tokenizer.path: {file} is not a tokenizer's file: it holds no object")
     return values

@@ -108,7 +108,10 @@ def find_corpus(data: DataConfig) -> Corpus:
     seen = list(_walk(root, lambda folder: not folder.startswith(".")))
     files = [f for f in seen if f.path.suffix.lower() in ENDINGS and not f.path.name.startswith(".")]
     if not files:
-        raise UserError(f"data.path: no .txt or .jsonl file is in {root}{_endings_seen(seen)}")
+        raise UserError(
+            f"data.path: no .txt or .jsonl file is in {root}{_endings_seen(seen)}",
+            hint="give a .txt or .jsonl file, or a folder that holds some",
+        )
     return _corpus(f"{root.name}/ ({_count(files)})", root, files, data.text_key)
 
 

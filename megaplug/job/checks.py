@@ -33,9 +33,11 @@ def check(job: Job, *, device: str | None = None) -> list[Problem]:
         Everything that is wrong, in the order of the configuration; empty if the job can be started.
     """
     problems = value_problems(job)
-    if not problems:
-        # Rules about sums and products make no sense of sizes that are no sizes.
-        problems = [*topology_problems(job), *attention_problems(job, device)]
+    # Rules about sums and products make no sense of sizes that are no sizes.
+    sizes_hold = not problems
+    if sizes_hold:
+        problems = topology_problems(job)
+    problems += attention_problems(job, device, sizes_hold=sizes_hold)
     return [*problems, *training_problems(job), *passthrough_problems(job)]
 
 
@@ -137,13 +139,23 @@ def topology_problems(job: Job) -> list[Problem]:
     return [*problems[:-1], Problem(last.key, last.message, hint)]
 
 
-def attention_problems(job: Job, device: str | None = None) -> list[Problem]:
-    """What the chosen attention plugin does not know or cannot do."""
+def attention_problems(job: Job, device: str | None = None, *, sizes_hold: bool = True) -> list[Problem]:
+    """What the chosen attention plugin does not know or, of sizes that hold, cannot do."""
     try:
         plugin = registry.lookup(registry.CORE_ATTENTION, job.attention.name)
     except UserError as error:
         return [Problem("attention.name", error.message, error.hint)]
-    return [*registry.validate_params(plugin, job.attention.params), *_limits(job, plugin, device)]
+    problems = [
+        *registry.validate_params(plugin, job.attention.params),
+        *(_limits(job, plugin, device) if sizes_hold else ()),
+    ]
+    if job.attention.name == "flash" and not job.precision.attention_softmax_in_fp32:
+        key, message = (
+            "precision.attention_softmax_in_fp32",
+            "flash attention always computes its softmax in fp32",
+        )
+        problems.append(Problem(key, message, "leave it true, or use attention=local"))
+    return problems
 
 
 def _limits(job: Job, plugin: registry.Plugin, device: str | None) -> Iterator[Problem]:
@@ -154,6 +166,5 @@ def _limits(job: Job, plugin: registry.Plugin, device: str | None) -> Iterator[P
         head_dim=job_shape(job).head_size,
         dtype="bf16" if job.precision.bf16 else "fp32",
         device=device if device is not None else (None if job.device == "auto" else job.device),
-        packed_sequences=bool(job.megatron.get("reset_attention_mask")),
         attention_bias=job.model.position_embedding_type == "relative",
     )

@@ -20,7 +20,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "backend": ("auto", "native", "te"),
     "device": ("auto", "cpu", "cuda"),
     "tokenizer.type": ("byte", "huggingface"),
-    "optimizer.optimizer": ("adam", "sgd"),
+    # Megatron's distributed optimizer, which is always on, takes no other of torch's own.
+    "optimizer.optimizer": ("adam",),
     "logging.progress": ("auto", "rich", "plain", "none"),
     "launch.kind": ("local", "print"),
     "launch.output": ("text", "json"),
@@ -48,7 +49,6 @@ _NOT_NEGATIVE = (
 # From 0 up to but without 1.
 _FRACTIONS = (
     "model.attention_dropout", "model.hidden_dropout", "optimizer.adam_beta1", "optimizer.adam_beta2",
-    "optimizer.sgd_momentum",
 )  # fmt: skip
 
 _MEGATRON_SECTIONS = ("model", "moe", "train", "optimizer", "lr", "precision")

@@ -41,7 +41,8 @@ class Source:
         """Make the staging folder of a run and return it."""
         staging = self.staging(folder)
         staging.mkdir(parents=True, exist_ok=True)
-        link = staging / self.checkpoint.path.name
+        # As Megatron spells it, however the folder is called.
+        link = staging / f"iter_{self.checkpoint.iteration:07d}"
         for old in staging.glob("iter_*"):
             if old.is_symlink():
                 old.unlink()
@@ -78,7 +79,8 @@ def _single(path: Path) -> Checkpoint:
     faults = faults_of(path)
     if faults or not named:
         raise UserError(
-            f"load: {path} is not a whole checkpoint: {faults[0] if faults else 'its name is no iteration'}"
+            f"load: {path} is not a whole checkpoint: {faults[0] if faults else 'its name is no iteration'}",
+            hint="name another one, or the run's folder for its newest whole one",
         )
     return named[0]
 
@@ -92,7 +94,10 @@ def _newest_whole(checkpoints_dir: Path, given: str) -> Checkpoint:
     for checkpoint in reversed(present):
         if not faults_of(checkpoint.path):
             return checkpoint
-    raise UserError(f"load: none of the {len(present)} checkpoints of {given} is whole")
+    raise UserError(
+        f"load: none of the {len(present)} checkpoints of {given} is whole",
+        hint="continue that run first: it goes on from the start and saves new ones",
+    )
 
 
 def _fingerprint(path: Path, frozen: FrozenJob | None) -> Mapping[str, Any] | None:
@@ -121,12 +126,15 @@ def source_problems(job: Job, source: Source, derived: Any, topology: Any, facts
         Problem("load", f"the checkpoint is of another model: {key} is {theirs!r} there and {mine!r} here")
         for key, theirs, mine in differing_keys(source.fingerprint, ours)
     ]
+    if problems:
+        hint = "set what differs as it is there, or leave load out"
+        problems[-1] = Problem(problems[-1].key, problems[-1].message, hint)
     if source.weights_only:
         return problems
-    return problems + _whole_state_problems(job, source, derived, topology)
+    return problems + _whole_state_problems(job, source, derived, topology, facts)
 
 
-def _whole_state_problems(job: Job, source: Source, derived: Any, topology: Any) -> list[Problem]:
+def _whole_state_problems(job: Job, source: Source, derived: Any, topology: Any, facts: Any) -> list[Problem]:
     """What Megatron cannot reshard or continue, beyond another model."""
     if source.frozen is None:
         return [
@@ -138,13 +146,19 @@ def _whole_state_problems(job: Job, source: Source, derived: Any, topology: Any)
     pairs = [
         ("optimizer.optimizer", there.job.optimizer.optimizer, job.optimizer.optimizer),
         ("precision.bf16", there.job.precision.bf16, job.precision.bf16),
+        # The position in the data is a number of samples of this text.
+        ("model.seq_length", there.job.model.seq_length, job.model.seq_length),
+        ("train.global_batch_size", there.job.train.global_batch_size, job.train.global_batch_size),
     ]
     problems = [
-        Problem("load_state", f"all keeps the optimizer's state, but {key} is {theirs} there and {mine} here",
+        Problem("load_state", f"all goes on where that run was, but {key} is {theirs} there and {mine} here",
                 f"use {key}={str(theirs).lower()} or load_state=weights")
         for key, theirs, mine in pairs
         if theirs != mine
     ]  # fmt: skip
+    if there.facts.fingerprint != facts.fingerprint:
+        message = f"all goes on in the same text, but that run read {there.facts.source}"
+        problems.append(Problem("load_state", message, "use load_state=weights for other text"))
     if (there.topology.ep > 1) != (topology.ep > 1):
         message = (
             f"Megatron cannot reshard the optimizer's state from ep={there.topology.ep} to ep={topology.ep}"
@@ -152,6 +166,10 @@ def _whole_state_problems(job: Job, source: Source, derived: Any, topology: Any)
         problems.append(
             Problem("load_state", message, "change ep only between values above 1, or use load_state=weights")
         )
+    stop_at = job.train.stop_at
+    if stop_at is not None and stop_at <= source.checkpoint.iteration < derived.iters:
+        message = f"the loaded run is at step {source.checkpoint.iteration} already"
+        problems.append(Problem("train.stop_at", message, "stop later, or use load_state=weights"))
     if source.checkpoint.iteration >= derived.iters:
         message = (
             f"the loaded run is at step {source.checkpoint.iteration}, and this one ends at {derived.iters}"

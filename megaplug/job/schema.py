@@ -132,7 +132,6 @@ class OptimizerConfig:
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
-    sgd_momentum: float = 0.9
     clip_grad: float = 1.0
 
 
@@ -155,7 +154,7 @@ class PrecisionConfig:
     """The number format of weights and activations; optimizer state is always fp32."""
 
     bf16: bool = False
-    accumulate_allreduce_grads_in_fp32: bool = True
+    grad_reduce_in_bf16: bool = False
     attention_softmax_in_fp32: bool = True
 
 

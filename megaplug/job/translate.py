@@ -6,6 +6,7 @@ A key that bears the name of a Megatron argument needs no line here: the table k
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,23 @@ RESERVED = {
     "train_samples": "train.tokens",
     "group_query_attention": "model.num_query_groups",
     "max_position_embeddings": "model.seq_length",
+    # These would take checkpoints, their times or the verdict on a run out of megaplug's hands.
+    "async_save": "nothing: a checkpoint is only whole once its manifest is written",
+    "use_persistent_ckpt_worker": "nothing: checkpoints are saved in the ranks",
+    "non_persistent_save_interval": "checkpoint.save_interval",
+    "non_persistent_ckpt_type": "checkpoint.save_interval",
+    "save_retain_interval": "checkpoint.keep",
+    "no_save_optim": "nothing: a run could not be continued",
+    "no_save_rng": "nothing: a run could not be continued",
+    "exit_signal": "nothing: SIGTERM and SIGINT both save",
+    "exit_signal_handler_for_training": "nothing: SIGTERM and SIGINT both save",
+    "exit_duration_in_mins": "train.stop_at",
+    "phase_transition_iterations": "train.stop_at",
+    "skip_train": "train.stop_at",
+    "use_checkpoint_args": "load=<run or checkpoint>",
+    "dataloader_type": "nothing: it is always single, so that the data order does not depend on dp",
+    "reset_attention_mask": "nothing: documents in one sequence are not kept apart yet",
+    "fp16": "precision=bf16",
     "yaml_cfg": "a config of your own with --config-dir",
 }
 
@@ -142,12 +160,13 @@ def _constants(derived: Derived) -> dict[str, Any]:
         "create_attention_mask_in_dataloader": False,
         "log_throughput": True,
         "enable_one_logger": False,
+        # Megatron's own output layer raises without the extension, with Transformer Engine too.
+        "gradient_accumulation_fusion": not on_cpu and has_weight_gradient_fusion(),
     }
     if native:
         # Kernels of Apex and Transformer Engine.
         values |= {
             "no_persist_layer_norm": True,
-            "gradient_accumulation_fusion": False,
             "masked_softmax_fusion": False,
             "apply_rope_fusion": False,
         }
@@ -163,6 +182,11 @@ def _constants(derived: Derived) -> dict[str, Any]:
             "bias_dropout_fusion": False,
         }
     return values
+
+
+def has_weight_gradient_fusion() -> bool:
+    """Whether Apex's extension for fused weight gradients is installed; it is not imported."""
+    return importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
 
 
 def _lengths(job: Job, derived: Derived) -> dict[str, Any]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 _NOISE = re.compile(
     r"(Warning: |warnings\.warn\(|\bWARNING\b|^\s*return func\(\*args, \*\*kwargs\)$|^\[W[0-9])"
 )
 _BYTES = 64 << 10
+# With less than this left, what a log should have said of a full disk may not have fitted on it.
+_FULL_DISK = 1 << 20
 
 
 def log_tail(log: Path, start: int = 0, num_lines: int = 20) -> tuple[str, ...]:
@@ -28,18 +31,26 @@ def log_tail(log: Path, start: int = 0, num_lines: int = 20) -> tuple[str, ...]:
     return tuple([line for line in lines if line and not _NOISE.search(line)][-num_lines:])
 
 
-def hint_for(lines: tuple[str, ...], exit_code: int | None, oom_kills: int) -> str:
+def hint_for(
+    lines: tuple[str, ...], exit_code: int | None, oom_kills: int, folder: Path | None = None
+) -> str:
     """What would help after a failure, judged from the log's end and the exit code.
 
     Args:
         lines: From `log_tail`.
         exit_code: The failing rank's; negative for a signal.
         oom_kills: How often the kernel's out-of-memory killer has struck on this machine meanwhile.
+        folder: The run, for a word on its disk.
     """
     text = "\n".join(lines)
     smaller = "a smaller train.micro_batch_size, fewer ranks, or train.recompute_granularity=full needs less"
-    if "No space left on device" in text or "Disk quota exceeded" in text:
-        return "the disk is full: free some space or choose another (runs_dir); the same command then goes on"
+    full = "No space left on device" in text or "Disk quota exceeded" in text
+    if full or (folder is not None and shutil.disk_usage(folder).free < _FULL_DISK):
+        place = f" of {folder}" if folder is not None else ""
+        return (
+            f"the disk{place} is full: free some space and the same command goes on, or choose another "
+            "disk (runs_dir)"
+        )
     if "CUDA out of memory" in text or "torch.OutOfMemoryError" in text:
         return f"the GPU's memory is full: {smaller}"
     if exit_code == -9 and oom_kills > 0:

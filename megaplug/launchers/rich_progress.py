@@ -62,7 +62,9 @@ class RichProgress(Progress):
         self.close()
         for number, line in enumerate(summary.lines()):
             is_title = number == len(summary.log_tail)
-            self._console.print(Text(line, style=_COLOURS.get(summary.status, "") if is_title else ""))
+            style = _COLOURS.get(summary.status, "") if is_title else ""
+            # Left to the terminal to wrap: a command that is copied must not have a line break in it.
+            self._console.print(Text(line, style=style), soft_wrap=True)
 
     def _line(self) -> RenderableType:
         if self.track.num_steps == 0:

@@ -196,7 +196,9 @@ class Supervisor:
         if outcome.status == "failed" and outcome.rank is not None:
             rank = self.ranks[outcome.rank]
             tail = log_tail(rank.log, rank.log_start)
-            hint = outcome.hint or hint_for((*tail, outcome.reason), rank.exit_code, oom_kills)
+            hint = outcome.hint or hint_for(
+                (*tail, outcome.reason), rank.exit_code, oom_kills, self.folder.path
+            )
             outcome = replace(outcome, log_tail=tail, hint=hint)
         if left:
             outcome = replace(
@@ -207,7 +209,7 @@ class Supervisor:
             write_state(self.folder.state_file, state)
         except UserError as error:
             if outcome.status != "failed":
-                raise
+                raise UserError(error.message, hint=error.hint, exit_code=1) from error
             outcome = replace(outcome, hint=outcome.hint or str(error))  # a full disk is why it failed
         return outcome
 

@@ -111,23 +111,27 @@ def first_failure(ranks: Sequence[RankFacts], stop_signal: int | None) -> RankFa
     """The rank whose failure caused the others', or None where none has failed.
 
     The earliest counts, except that a rank killed or crashed at about the same moment comes first.
-    A rank that SIGTERM ended after the supervisor had sent it has not failed.
+    A rank that SIGTERM ended after the supervisor had sent it (it was still starting, and could not save) has
+    not failed, nor has one that fails afterwards because that peer is gone.
     """
-    failed = [
-        facts
-        for facts in ranks
-        if facts.failed_at is not None and not (stop_signal and facts.exit_code == -signal.SIGTERM)
-    ]
+    failed = [facts for facts in ranks if facts.failed_at is not None]
+    if stop_signal:
+        gone = [facts.failed_at or 0.0 for facts in failed if facts.exit_code == -signal.SIGTERM]
+        since = min(gone, default=float("inf"))
+        failed = [facts for facts in failed if (facts.failed_at or 0.0) < since or _is_root(facts)]
     if not failed:
         return None
     earliest = min(facts.failed_at for facts in failed if facts.failed_at is not None)
 
     def order(facts: RankFacts) -> tuple[bool, float]:
         assert facts.failed_at is not None
-        root = facts.exit_code is not None and -facts.exit_code in _ROOT_SIGNALS
-        return not (root and facts.failed_at <= earliest + _SAME_MOMENT_S), facts.failed_at
+        return not (_is_root(facts) and facts.failed_at <= earliest + _SAME_MOMENT_S), facts.failed_at
 
     return min(failed, key=order)
+
+
+def _is_root(facts: RankFacts) -> bool:
+    return facts.exit_code is not None and -facts.exit_code in _ROOT_SIGNALS
 
 
 def _cause(facts: RankFacts) -> str:

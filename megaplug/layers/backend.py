@@ -6,15 +6,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
 from megatron.core.transformer.torch_norm import LayerNormBuilder
 
 from megaplug.errors import UserError
 from megaplug.layers.norm import LayerNorm, RMSNorm
 from megaplug.layers.registry import CORE_ATTENTION, load_target, lookup, resolve_params
-
-BACKENDS = ("native", "te", "auto")
 
 
 class NativeSpecProvider(LocalSpecProvider):
@@ -64,28 +61,3 @@ def native_provider(name: str, params: Mapping[str, Any], normalization: str) ->
     if normalization not in ("RMSNorm", "LayerNorm"):
         raise UserError(f"the native backend has no norm {normalization!r}", hint="use RMSNorm or LayerNorm")
     return NativeSpecProvider(core_attention_builder(name, params), normalization)
-
-
-def has_transformer_engine() -> bool:
-    """Whether Megatron could import Transformer Engine."""
-    from megatron.core.extensions.transformer_engine import HAVE_TE
-
-    return bool(HAVE_TE)
-
-
-def resolve_backend(name: str) -> str:
-    """``native`` or ``te`` for what a user wrote; ``auto`` is ``te`` where it and CUDA are there.
-
-    Raises:
-        UserError: The name is unknown, or ``te`` was asked for and cannot be had.
-    """
-    if name not in BACKENDS:
-        raise UserError(f"there is no backend {name!r}", hint=f"one of: {', '.join(BACKENDS)}")
-    if name == "auto":
-        return "te" if torch.cuda.is_available() and has_transformer_engine() else "native"
-    if name == "te" and not has_transformer_engine():
-        raise UserError(
-            "backend=te needs Transformer Engine, which cannot be imported",
-            hint="pip install 'megaplug[te]', or use backend=native",
-        )
-    return name

@@ -43,7 +43,7 @@ def transformer_layer_spec(
     Args:
         attention_name: A registered core attention.
         attention_params: The user's parameters for it.
-        backend: ``native`` or ``te``, as ``resolve_backend`` gives it.
+        backend: ``native`` or ``te``.
 
     Returns:
         A function of a ``GPTModelConfig`` (or ``TransformerConfig``) and a virtual pipeline stage, which

@@ -15,6 +15,7 @@ from typing import Any
 from megaplug.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_FOLDER = {errno.EEXIST, errno.ENOTDIR}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -38,6 +39,8 @@ def disk_errors(path: Path, doing: str) -> Iterator[None]:
             hint = f"free some space on that disk ({_free_space(path)}), or choose another with runs_dir="
         elif error.errno in _FORBIDDEN:
             hint = f"make {path} writable and readable for this user, or choose another place with runs_dir="
+        elif error.errno in _NO_FOLDER:
+            hint = "a file has the name of a folder: move it away, or choose another place with runs_dir="
         raise UserError(f"cannot {doing} {path}: {reason}", hint=hint) from error
 
 

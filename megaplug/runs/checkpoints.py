@@ -75,6 +75,17 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
     )
 
 
+def stored_bytes(directory: Path) -> int:
+    """What the checkpoints of a folder take on the disk, in bytes, without those that were set aside."""
+    with disk_errors(directory, "list"):
+        return sum(
+            file.lstat().st_size
+            for found in list_checkpoints(directory)
+            for file in found.path.rglob("*")
+            if file.is_file()
+        )
+
+
 def faults_of(checkpoint: Path) -> list[str]:
     """Why a checkpoint must not be loaded; empty when it is whole and harmless.
 

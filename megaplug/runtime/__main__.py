@@ -6,14 +6,13 @@ import os
 import sys
 from pathlib import Path
 
+from megaplug.errors import UserError
 from megaplug.runs import watchdog
 
 
 def main() -> int:
     """Run the rank; its exit code only says whether it ended in good order."""
-    parent = os.environ.get("MEGAPLUG_PARENT_FD")
-    if parent is not None:
-        watchdog.start(int(parent))
+    watchdog.start_from_environment()
     # Read by torch at import: helpers that Megatron compiles are plain functions on the CPU.
     if not Path("/proc/driver/nvidia/version").exists():
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
@@ -21,7 +20,11 @@ def main() -> int:
 
     from megaplug.runtime.pretrain import run
 
-    run(Path(sys.argv[1]))
+    try:
+        run(Path(sys.argv[1]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 

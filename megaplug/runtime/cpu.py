@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -243,6 +244,9 @@ def install() -> bool:
         return True
     if not is_needed():
         return False
+    # Their optimizers and norms have no CPU kernels, and Megatron takes them wherever they can be imported.
+    for name in ("transformer_engine", "apex", "amp_C"):
+        sys.modules[name] = None  # type: ignore[assignment]
     _install_devices()
     _install_memory()
     _install_tensors()

@@ -17,7 +17,7 @@ import torch
 
 from megaplug.runs.events import EventWriter
 from megaplug.runs.folder import RunFolder
-from megaplug.runs.metrics import append_metrics
+from megaplug.runs.metrics import append_metrics, read_metrics
 
 _LOSS_KEY = "lm loss"
 
@@ -44,6 +44,10 @@ class MetricsRecorder:
         self._on_saved = on_saved
         self._since = time.perf_counter()
         self._valid_loss: float | None = None
+        # What an earlier start of this run has recorded is not recorded again.
+        lines = read_metrics(folder.metrics_file)
+        self._recorded = {(line["iteration"], line["split"]) for line in lines if "valid_loss" in line}
+        self._loaded_iteration: int | None = None
 
     def watch(self, training: Any) -> None:
         """Stand between ``megatron.training.training`` and its own helpers.
@@ -60,7 +64,7 @@ class MetricsRecorder:
 
         @functools.wraps(real_train)
         def train(*args: Any, **kwargs: Any) -> Any:
-            self.iteration = training.get_args().iteration
+            self.iteration = self._loaded_iteration = training.get_args().iteration
             self._events.write("phase", name="training")
             self._since = time.perf_counter()
             return real_train(*args, **kwargs)
@@ -134,21 +138,30 @@ class MetricsRecorder:
             self._events.write("phase", name="validating")
             self._valid_loss = None
             answer = real_print(prefix, *args, **kwargs)
+            split = "test" if "test set" in prefix else "valid"
             if _is_last_rank() and self._valid_loss is not None:
-                split = "test" if "test set" in prefix else "valid"
-                line = {"iteration": self.iteration, "valid_loss": self._valid_loss, "split": split}
-                append_metrics(self._folder.metrics_file, line)
-                self._events.write("valid", **line)
+                self._validation(
+                    {"iteration": self.iteration, "valid_loss": self._valid_loss, "split": split}
+                )
             self._since = time.perf_counter()
             return answer
 
         training.evaluate, training.evaluate_and_print_results = evaluate, evaluate_and_print_results
+
+    def _validation(self, line: dict[str, Any]) -> None:
+        # Megatron validates after the last step also where the interval has just made it do so.
+        if (line["iteration"], line["split"]) not in self._recorded:
+            self._recorded.add((line["iteration"], line["split"]))
+            append_metrics(self._folder.metrics_file, line)
+        self._events.write("valid", **line)
 
     def _watch_saving(self, training: Any) -> None:
         real_save = training.save_checkpoint_and_time
 
         @functools.wraps(real_save)
         def save_checkpoint_and_time(iteration: int, *args: Any, **kwargs: Any) -> Any:
+            if iteration == self._loaded_iteration:
+                return None  # a run that was killed after its last save: the checkpoint is there, and whole
             started = time.perf_counter()
             answer = real_save(iteration, *args, **kwargs)
             self._on_saved(iteration)

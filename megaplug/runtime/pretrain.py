@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from megaplug.errors import UserError
 from megaplug.job.freeze import FrozenJob, read_frozen
 from megaplug.runs import checkpoints, manifest
-from megaplug.runs.events import EventWriter
-from megaplug.runs.folder import RunFolder
+from megaplug.runs.events import STORE_FD, EventWriter
 from megaplug.runs.state import RunState, read_state, write_state
 from megaplug.runtime import cpu, repairs
 from megaplug.runtime.metrics import MetricsRecorder
@@ -33,14 +33,19 @@ def run(
         plant: Called when device and repairs are in place; for the tests that put a fault there.
 
     Returns:
-        How the run stands now; rank 0 has also written it to ``state.json``.
+        How the run stands now; without a supervisor rank 0 has also written it to ``state.json``.
     """
     frozen = read_frozen(job_file)
-    folder = RunFolder(job_file.resolve().parent)
     rank = int(os.environ["RANK"])
     events = EventWriter.from_environment()
     events.write("phase", name="starting Megatron")
     on_cpu = cpu.install()
+    _same_device(frozen.derived.device, on_cpu)
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import get_write_results_queue
+
+    # A forked queue for Megatron's writers, before this process touches a GPU: a spawned one imports torch
+    # again at the first save.
+    get_write_results_queue("fork")
     applied = repairs.apply(skip_repairs)
     if rank == 0:
         print(f"megaplug: device {'cpu, standing in for CUDA' if on_cpu else torch.cuda.get_device_name()}")
@@ -48,21 +53,36 @@ def run(
             print(f"megaplug: repair {repair.name}: {repair.fault}", flush=True)
     if plant is not None:
         plant()
-    return _Run(frozen, folder, events, rank).pretrain()
+    return _Run(frozen, events, rank).pretrain()
+
+
+def _same_device(frozen: str, on_cpu: bool) -> None:
+    if frozen == "cuda" and on_cpu:
+        raise UserError(
+            "the job is for CUDA, and torch finds no usable GPU in this rank",
+            hint="python launch/plan.py action=doctor says why; device=cpu trains without one",
+            exit_code=1,
+        )
+    if frozen == "cpu" and not on_cpu:
+        raise UserError(
+            "the job is for the CPU, and this rank sees a GPU",
+            hint="set CUDA_VISIBLE_DEVICES to nothing, as the launcher does",
+            exit_code=1,
+        )
 
 
 class _Run:
     """The pieces of one rank's run that belong together."""
 
-    def __init__(self, frozen: FrozenJob, folder: RunFolder, events: EventWriter, rank: int) -> None:
+    def __init__(self, frozen: FrozenJob, events: EventWriter, rank: int) -> None:
         self.frozen = frozen
-        self.folder = folder
+        self.folder = frozen.folder
         self.events = events
         self.rank = rank
-        self.recorder = MetricsRecorder(folder, events, frozen.derived.iters, self._on_saved)
+        self.recorder = MetricsRecorder(self.folder, events, frozen.derived.iters, self._on_saved)
+        self.saved_iteration: int | None = None
 
     def pretrain(self) -> RunState:
-        from megatron.core.dist_checkpointing.strategies.filesystem_async import get_write_results_queue
         from megatron.core.enums import ModelType
         from megatron.training import argument_utils, training
         from megatron.training.arguments import parse_and_validate_args
@@ -70,8 +90,6 @@ class _Run:
         from megaplug.layers.spec import transformer_layer_spec
         from megaplug.runtime.batch import build_datasets, forward_step
 
-        # A forked queue for Megatron's writers: a spawned one imports torch again at every first save.
-        get_write_results_queue("fork")
         sys.argv = ["megaplug", *self.frozen.megatron_args]
         args = parse_and_validate_args()
         # One handler for both: Ctrl-C saves and stops as SIGTERM does, also without our supervisor.
@@ -84,6 +102,7 @@ class _Run:
         )
         self.recorder.watch(training)
         self._report("running")
+        left = False
         try:
             training.pretrain(
                 argument_utils.pretrain_cfg_container_from_args(args, model_config),
@@ -93,16 +112,18 @@ class _Run:
                 store=_store(args),
             )
         except SystemExit as leaving:
-            # Megatron leaves so after a signal or at --exit-interval, always with a checkpoint saved.
+            # Megatron leaves so after a signal and at --exit-interval, and where it gives up: see _ended.
             if leaving.code not in (0, None):
                 raise
-        state = self._ended()
+            left = True
+        state = self._ended(left)
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
         return state
 
     def _on_saved(self, iteration: int) -> None:
+        self.saved_iteration = iteration
         if self.rank != 0:
             return
         extra = {"iteration": iteration, "model": self.frozen.model_fingerprint, "job": self.frozen.digest}
@@ -110,30 +131,46 @@ class _Run:
         checkpoints.prune(self.folder.checkpoints, self.frozen.job.checkpoint.keep)
         self._report("running", iteration=iteration, saved_iteration=iteration)
 
-    def _ended(self) -> RunState:
-        from megatron.training.global_vars import get_args, get_signal_handler
+    def _ended(self, left: bool) -> RunState:
+        """How it ended, from what was done: Megatron exits with 0 for half a dozen reasons.
 
+        Args:
+            left: Megatron raised SystemExit, so that nothing after the training loop was done.
+
+        Raises:
+            UserError: Megatron gave up.
+        """
         iteration = self.recorder.iteration
-        if iteration >= self.frozen.derived.iters:
-            status, reason = "finished", ""
-        elif get_args().exit_signal_handler and any(get_signal_handler().signals_received()):
-            status, reason = "stopped", "signal"
-        else:
-            status, reason = "stopped", "train.stop_at"
+        if not left and iteration >= self.frozen.derived.iters:
+            return self._end("finished", iteration)
+        if left and self.saved_iteration == iteration:
+            from megatron.training.global_vars import get_signal_handler
+
+            if any(get_signal_handler().signals_received()):
+                return self._end("stopped", iteration, "signal")
+            if iteration == self.frozen.job.train.stop_at:
+                return self._end("stopped", iteration, "train.stop_at")
+        reason = "Megatron ended by itself; the last lines of this log say why"
+        self._end("failed", iteration, reason)
+        raise UserError(f"{reason}, at step {iteration}", exit_code=1)
+
+    def _end(self, status: str, iteration: int, reason: str = "") -> RunState:
         self.events.write("end", status=status, iteration=iteration, reason=reason)
         return self._report(status, iteration=iteration, reason=reason)
 
     def _report(self, status: str, **changes: Any) -> RunState:
         before = read_state(self.folder.state_file) or RunState("created")
-        state = replace(
-            before, status=status, **{"iters": self.frozen.derived.iters, "reason": "", **changes}
-        )
-        return write_state(self.folder.state_file, state) if self.rank == 0 else state
+        changes = {"iters": self.frozen.derived.iters, "reason": "", "rank": None, **changes}
+        state = replace(before, status=status, **changes)
+        # Where a supervisor listens it keeps the state, from what it is told.
+        if self.rank != 0 or self.events.fd is not None:
+            return state
+        return write_state(self.folder.state_file, state)
 
 
 def _store(args: Any) -> torch.distributed.Store:
     """The rendezvous store of all ranks; rank 0 serves it on the socket that the supervisor bound."""
-    listening = os.environ.get("MEGAPLUG_STORE_FD")
+    listening = os.environ.get(STORE_FD)
     options: dict[str, Any] = {}
     if args.rank == 0 and listening is not None:
         options["master_listen_fd"] = int(listening)

@@ -1,7 +1,7 @@
 """The mends of faults of Megatron-core 0.19, in one place; each says what is wrong without it.
 
 A repair applies to the versions of megatron-core that it was seen to be needed on, and has a test that fails
-without it. What is applied is named in the log of every rank.
+without it. What is applied is named in the log of rank 0.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def _set_states_skips_step() -> None:
     optimizer_class._set_main_param_and_optimizer_states = set_states
 
 
-def _state_dict_before_the_first_step() -> None:
-    from megatron.core.optimizer import distrib_optimizer
+def _state_dict_of_an_optimizer_without_state() -> None:
+    from megatron.core.optimizer import distrib_optimizer, optimizer
 
     optimizer_class = distrib_optimizer.DistributedOptimizer
     real_state_dict = optimizer_class.state_dict
@@ -70,9 +70,25 @@ def _state_dict_before_the_first_step() -> None:
         if distrib_optimizer.HAVE_APEX_OR_TE or len(self.optimizer.state) > 0:
             return real_state_dict(self)
         groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        return {"optimizer": {"param_groups": [{**group, "step": 0.0} for group in groups]}}
+        step = getattr(self, "step_of_siblings", 0.0)
+        return {"optimizer": {"param_groups": [{**group, "step": step} for group in groups]}}
+
+    chained_class = optimizer.ChainedOptimizer
+    real_sharded = chained_class.sharded_state_dict
+
+    @functools.wraps(real_sharded)
+    def sharded_state_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # A stage without experts has an optimizer for them that never steps; Megatron saves what rank 0 says,
+        # and asserts on loading that all optimizers have taken as many steps.
+        parts = self.chained_optimizers
+        states = [state for part in parts for state in [*part.optimizer.state.values()][:1]]
+        for part in parts:
+            part.step_of_siblings = max((float(state["step"]) for state in states), default=0.0)
+        return real_sharded(self, *args, **kwargs)
 
     optimizer_class.state_dict = state_dict
+    if not distrib_optimizer.HAVE_APEX_OR_TE:
+        chained_class.sharded_state_dict = sharded_state_dict
 
 
 def _compiled_helpers_stay() -> None:
@@ -114,8 +130,8 @@ REPAIRS: tuple[Repair, ...] = (
     Repair(
         "adam-state-before-first-step",
         "DistributedOptimizer.state_dict asserts that torch's Adam has counted its steps, which it has not "
-        "when a checkpoint is loaded",
-        _state_dict_before_the_first_step,
+        "when a checkpoint is loaded, nor ever on a stage without experts",
+        _state_dict_of_an_optimizer_without_state,
     ),
     Repair(
         "rope-scaling-factor",

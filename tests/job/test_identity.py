@@ -49,7 +49,7 @@ def test_where_how_loudly_and_how_far_for_now_do_not_count(words: list[str]) -> 
         ["topology=tp2"],
         ["model.num_layers=5"],
         ["lr.lr=2e-3"],
-        ["optimizer=sgd"],
+        ["optimizer.weight_decay=0.2"],
         ["precision=bf16"],
         ["moe=small"],
         ["attention=local"],

@@ -104,8 +104,7 @@ def test_a_checkpoint_of_nobody_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["train.iters=40", "optimizer=sgd"], "optimizer.optimizer is adam there and sgd here"),
-        (["train.iters=40", "precision=bf16"], "precision.bf16"),
+        (["train.iters=40", "precision=bf16"], "precision.bf16 is False there and True here"),
         (["train.iters=20"], "step 20"),
     ],
 )

@@ -25,7 +25,7 @@ JOBS = {
     "recompute": "train.recompute_granularity=full train.recompute_method=block train.recompute_num_layers=1",
     "selective": "train.recompute_granularity=selective train.recompute_modules=[mlp,layernorm]",
     "biases": "model.add_bias_linear=true model.normalization=LayerNorm model.swiglu=false lr=wsd",
-    "sgd": "optimizer=sgd lr=constant logging.wandb_project=mine train.deterministic_mode=true",
+    "constant": "lr=constant logging.wandb_project=mine train.deterministic_mode=true",
     "passthrough": "megatron.num_workers=3 megatron.bias_dropout_fusion=true megatron.cp_comm_type=[p2p]",
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from megaplug.launchers.logs import hint_for, log_tail
@@ -19,6 +21,15 @@ from megaplug.launchers.logs import hint_for, log_tail
 )
 def test_a_cause_gets_its_hint(line, exit_code, oom_kills, hint):
     assert hint in hint_for((line,), exit_code, oom_kills)
+
+
+def test_a_full_disk_is_seen_where_no_log_could_tell(tmp_path, monkeypatch):
+    def usage(_):
+        return SimpleNamespace(free=1000)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    assert f"the disk of {tmp_path} is full" in hint_for(("anything",), 1, 0, tmp_path)
+    assert hint_for(("anything",), 1, 0) == ""
 
 
 def test_no_cause_no_hint():

@@ -102,7 +102,7 @@ def test_a_reported_reason_is_shown(job):
 
 def test_a_full_disk_gets_a_hint(job):
     outcome = job.run('raise OSError(28, "No space left on device")')
-    assert "disk is full" in outcome.hint
+    assert "is full" in outcome.hint
 
 
 def test_ranks_that_hang_after_their_end_do_not_hold_the_job(job, is_alive):

@@ -48,6 +48,13 @@ def test_sigterm_is_no_failure_where_we_sent_it():
     assert _judge(facts).status == "failed"
 
 
+def test_whoever_fails_because_sigterm_has_ended_a_starting_peer_has_not_failed():
+    gone = RankFacts(1, None, -signal.SIGTERM, 1.0)
+    assert _judge(RankFacts(0, None, 1, 2.0), gone, stop_signal=signal.SIGINT).status == "stopped"
+    assert _judge(RankFacts(0, None, 1, 0.5), gone, stop_signal=signal.SIGINT).rank == 0
+    assert _judge(RankFacts(0, None, -signal.SIGSEGV, 2.0), gone, stop_signal=signal.SIGINT).rank == 0
+
+
 def test_a_rank_that_fails_while_stopping_is_a_failure():
     outcome = _judge(RankFacts(0, None, 3, 1.0), stop_signal=signal.SIGTERM)
     assert (outcome.status, outcome.exit_code) == ("failed", 1)

@@ -11,7 +11,7 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer
 
 from megaplug.errors import UserError
-from megaplug.layers import backend, spec
+from megaplug.layers import spec
 from megaplug.layers.attention.flash import FlashAttention
 from megaplug.layers.norm import LayerNorm, RMSNorm
 from megaplug.layers.spec import moe_pattern, transformer_layer_spec
@@ -146,23 +146,6 @@ def test_layers_that_are_not_built_here_are_refused_by_name(config):
     variant.experimental_attention_variant = "dsa"
     with pytest.raises(UserError, match="experimental_attention_variant"):
         build(variant)
-
-
-def test_auto_is_transformer_engine_only_where_it_and_cuda_are_there(monkeypatch):
-    for cuda, engine, wanted in [(True, True, "te"), (True, False, "native"), (False, True, "native")]:
-        monkeypatch.setattr(backend.torch.cuda, "is_available", lambda cuda=cuda: cuda)
-        monkeypatch.setattr(backend, "has_transformer_engine", lambda engine=engine: engine)
-        assert backend.resolve_backend("auto") == wanted
-    assert backend.resolve_backend("native") == "native"
-
-
-def test_transformer_engine_where_it_is_missing_is_an_error_with_the_cure(monkeypatch):
-    monkeypatch.setattr(backend, "has_transformer_engine", lambda: False)
-    with pytest.raises(UserError) as caught:
-        backend.resolve_backend("te")
-    assert "megaplug[te]" in caught.value.hint
-    with pytest.raises(UserError, match="no backend 'apex'"):
-        backend.resolve_backend("apex")
 
 
 @pytest.mark.parametrize(("name", "replaced"), [("te", False), ("flash", True)])

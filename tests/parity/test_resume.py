@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from small_jobs import SmallJobs, curve, state
+from small_jobs import SmallJobs, curve, state, validations
 
 TWENTY = ["train.iters=20", "lr=cosine", "lr.lr=1e-3", "train.eval_iters=1", "train.eval_interval=7"]
 LAYOUTS = {
@@ -28,6 +28,8 @@ def test_stopped_at_ten_and_continued_equals_undisturbed_bit_for_bit(
     assert state(continued).status == "finished"
     assert curve(continued) == curve(undisturbed)
     assert len(curve(continued)) == 20
+    assert validations(continued) == validations(undisturbed)
+    assert [iteration for iteration, _ in validations(continued)] == [7, 14, 20]
 
 
 # From, to, and what both are: the layouts between which Megatron can reshard the whole state.

@@ -94,9 +94,7 @@ def test_loss_and_gradient_norm_equal_those_of_one_rank(
     assert largest_difference(curve(run), expected) < TOLERANCE
 
 
-def test_the_distributed_optimizer_equals_megatrons_plain_one(
-    small_jobs: SmallJobs, start: Callable
-) -> None:
+def test_the_distributed_optimizer_equals_megatrons_plain_one(small_jobs: SmallJobs, start: Callable) -> None:
     first, expected = start(DENSE)
     run = small_jobs.run(
         [*FIVE_STEPS, "name=dp2_plain", "topology.dp=2", f"load={first.path}"],

@@ -28,8 +28,11 @@ def test_loading_adam_raises_where_step_is_taken_for_state(small_jobs: SmallJobs
     assert len(curve(small_jobs.run(words))) == 4
 
 
-def test_a_stage_without_experts_can_be_saved(small_jobs: SmallJobs) -> None:
-    words = [*TWO_STEPS, "name=no_experts", "moe=small", "moe.moe_layer_freq='[0,0,1,1]'", "topology.pp=2"]
+def test_a_run_with_a_stage_without_experts_is_continued(small_jobs: SmallJobs) -> None:
+    """Rank 0 has an optimizer for experts and no expert; what it says of its steps is what is saved."""
+    layout = ["moe=small", "moe.moe_layer_freq='[0,0,1,1]'", "topology.pp=2", "topology.ep=2"]
+    words = [*TWO_STEPS, "name=no_experts", *layout, "topology.dp=2"]
+    small_jobs.run([*words, "train.stop_at=2"])
     assert len(curve(small_jobs.run(words))) == 4
 
 

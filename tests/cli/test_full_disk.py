@@ -1,0 +1,133 @@
+"""A disk that is too small, fills up, or may not be written to: a tmpfs that only this test sees."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from live_command import Live, joined_curve, newest_whole, only_run, processes_of
+from small_jobs import SMALL, SmallJobs, state
+
+from megaplug.runs.folder import RunFolder
+
+MIB = 1 << 20
+# 123,200 parameters of 16 bytes, three checkpoints: the launcher asks for 5.9 MB.
+MODEL = [*SMALL, "model.num_layers=2", "train.global_batch_size=4", "train.micro_batch_size=4"]
+
+
+@dataclass
+class Disk:
+    """A small file system in a mount namespace of its own.
+
+    Attributes:
+        keeper: The process that keeps the namespace.
+        inside: Where it is mounted, for commands that run inside.
+    """
+
+    keeper: subprocess.Popen[str]
+    inside: Path
+
+    @property
+    def outside(self) -> Path:
+        """The same for this process."""
+        return Path(f"/proc/{self.keeper.pid}/root{self.inside}")
+
+    @property
+    def prefix(self) -> list[str]:
+        """Runs a command inside."""
+        enter = ["nsenter", "--user", "--mount", "--preserve-credentials", f"--target={self.keeper.pid}"]
+        return [*enter, f"--wd={Path.cwd()}"]
+
+    def remount_read_only(self) -> None:
+        """From now on nothing can be written."""
+        command = [*self.prefix, "mount", "-o", "remount,ro", str(self.inside)]
+        subprocess.run(command, check=True)
+
+
+@pytest.fixture
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    """One of as many bytes as the test asks for."""
+    inside = tmp_path / "disk"
+    inside.mkdir()
+    script = f'mount -t tmpfs -o size={request.param} none "$0" && echo mounted && exec cat'
+    if not (shutil.which("unshare") and shutil.which("nsenter")):
+        pytest.skip("unshare and nsenter (util-linux) are not installed")
+    keeper = subprocess.Popen(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, str(inside)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert keeper.stdout is not None
+    if keeper.stdout.readline() != "mounted\n":
+        pytest.skip(f"this machine lets no user mount a file system: {keeper.communicate()[1].strip()}")
+    yield Disk(keeper, inside)
+    keeper.communicate()
+
+
+@pytest.fixture
+def words(small_jobs: SmallJobs) -> list[str]:
+    places = [f"data.path={small_jobs.corpus}", f"data.cache_dir={small_jobs.root / 'cache'}"]
+    return [*MODEL, "train.iters=20", "checkpoint.save_interval=5", *places]
+
+
+def refused(words: list[str], disk: Disk) -> str:
+    """What is said of a disk before any rank starts."""
+    with Live([*words, f"runs_dir={disk.inside / 'runs'}"], disk.prefix) as live:
+        assert live.end() == 2
+        said = live.stderr()
+    assert "Traceback" not in said and said.startswith("error: ")
+    assert not list(disk.outside.glob("runs/*/logs/*"))
+    return said
+
+
+@pytest.mark.parametrize("disk", [2 * MIB], indirect=True)
+def test_a_disk_that_cannot_hold_the_checkpoints_is_refused(disk: Disk, words: list[str]) -> None:
+    said = refused(words, disk)
+    assert f"the disk of {disk.inside} has 2.1 MB left" in said
+    assert "runs_dir" in said.partition("hint: ")[2]
+
+
+@pytest.mark.parametrize("disk", [64 * MIB], indirect=True)
+def test_a_disk_that_may_not_be_written_to_is_named(disk: Disk, words: list[str]) -> None:
+    disk.remount_read_only()
+    said = refused(words, disk)
+    assert f"{disk.inside / 'runs'}: Read-only file system" in said
+    assert "runs_dir" in said.partition("hint: ")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("disk", [16 * MIB], indirect=True)
+def test_a_disk_that_fills_up_ends_the_run_and_with_room_the_same_command_goes_on(
+    disk: Disk, words: list[str]
+) -> None:
+    words = [*words, f"runs_dir={disk.inside / 'runs'}"]
+    with Live(words, disk.prefix) as live:
+        live.until(lambda event: event["event"] == "saved")
+        filler = disk.outside / "filler"
+        with filler.open("wb") as file:
+            file.write(bytes(shutil.disk_usage(disk.outside).free - MIB // 4))
+        assert live.end() == 1
+        said = live.stderr()
+    folder = only_run(disk.outside / "runs")
+    assert "Traceback" not in said
+    assert live.summary["status"] == "failed"
+    hint = live.summary["hint"]
+    assert f"the disk of {disk.inside}/runs/{folder.name} is full" in hint and "runs_dir" in hint
+    assert processes_of(RunFolder(disk.inside / "runs" / folder.name)) == []
+    whole = newest_whole(folder)
+    assert whole >= 5
+
+    # Not as much as a run from its start would need: it has checkpoints already.
+    with filler.open("r+b") as file:
+        file.truncate(filler.stat().st_size + shutil.disk_usage(disk.outside).free - 9 * MIB // 2)
+    with Live(words, disk.prefix) as again:
+        assert again.end() == 0, again.stderr()
+    assert again.of("header")[0]["resumes"] == f"from step {whole}"
+    assert (state(folder).status, state(folder).iteration) == ("finished", 20)
+    assert [line[0] for line in joined_curve(folder)] == list(range(1, 21))
