@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from megaplug.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).resolve().parents[2]
 ITERS = 40
 LAYOUTS = {1: ["train.micro_batch_size=4"], 2: ["train.micro_batch_size=2", "topology.dp=2"]}
 
@@ -251,4 +254,21 @@ def test_a_second_launcher_is_refused_by_name_and_the_first_does_not_notice(job:
         assert "hint: " in second.stderr and "Traceback" not in second.stderr
         assert live.process.poll() is None
         assert live.end() == 0, live.stderr()
+    assert joined_curve(only_run(tmp_path / "runs")) == job.curve
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(job: Job, tmp_path: Path) -> None:
+    """As with ``| head`` or a terminal that was closed."""
+    words = [*job.words, f"runs_dir={tmp_path / 'runs'}"]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "launch" / "train.py"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=120.0) == 0, process.stderr.read()
+        assert "Traceback" not in process.stderr.read()
     assert joined_curve(only_run(tmp_path / "runs")) == job.curve
