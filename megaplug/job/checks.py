@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from megaplug import topology as meshes
 from megaplug.errors import Problem, UserError
-from megaplug.job.checks_training import training_problems
+from megaplug.job.checks_training import end_problems, training_problems
 from megaplug.job.checks_values import value_problems
 from megaplug.job.schema import Job
 from megaplug.job.translate import passthrough_problems
@@ -52,17 +52,8 @@ def check_facts(job: Job, derived: Derived, facts: DataFacts) -> list[Problem]:
                 f"use model.vocab_size={facts.vocab_size} or more, or null to follow the tokenizer",
             )
         )
-    if job.train.stop_at is not None and job.train.stop_at > derived.iters:
-        problems.append(
-            Problem("train.stop_at", f"{job.train.stop_at} is beyond the last step, {derived.iters}")
-        )
-    warmup, decay = job.lr.lr_warmup_iters, job.lr.lr_decay_iters or derived.iters
-    if warmup >= decay:
-        message = f"{warmup} steps of warm-up do not end before the decay does, at step {decay}"
-        problems.append(Problem("lr.lr_warmup_iters", message, f"use fewer than {decay}"))
-    if job.lr.lr_decay_style == "WSD" and (job.lr.lr_wsd_decay_iters or 0) >= decay:
-        message = f"the last decay takes {job.lr.lr_wsd_decay_iters} of {decay} steps"
-        problems.append(Problem("lr.lr_wsd_decay_iters", message, f"use fewer than {decay}"))
+    if job.train.iters is None:
+        problems += end_problems(job, derived.iters)
     return problems
 
 

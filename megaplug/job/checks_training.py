@@ -47,29 +47,28 @@ def _schedule(job: Job) -> Iterator[Problem]:
             )
         if lr.lr_warmup_fraction >= 1:
             yield Problem("lr.lr_warmup_fraction", f"must be below 1, but is {lr.lr_warmup_fraction}")
+    if lr.lr_decay_style == "WSD" and lr.lr_wsd_decay_iters is None:
+        hint = "for example a tenth of train.iters"
+        yield Problem("lr.lr_wsd_decay_iters", "WSD needs the steps of its last decay", hint)
+    if iters is not None and iters > 0:
+        yield from end_problems(job, iters)
+
+
+def end_problems(job: Job, iters: int) -> Iterator[Problem]:
+    """What does not fit into a run of so many steps, once that number is known."""
+    lr = job.lr
     end = lr.lr_decay_iters or iters
-    if end is not None and 0 < end <= lr.lr_warmup_iters:
+    if end <= lr.lr_warmup_iters:
         message = (
             f"{lr.lr_warmup_iters} steps of warm-up do not end before step {end}, the last of the schedule"
         )
         yield Problem("lr.lr_warmup_iters", message, f"use fewer than {end}")
-    if lr.lr_decay_style == "WSD":
-        if lr.lr_wsd_decay_iters is None:
-            yield Problem(
-                "lr.lr_wsd_decay_iters",
-                "WSD needs the steps of its last decay",
-                "for example a tenth of train.iters",
-            )
-        elif end is not None and lr.lr_wsd_decay_iters >= end:
-            yield Problem(
-                "lr.lr_wsd_decay_iters",
-                f"the last decay takes {lr.lr_wsd_decay_iters} of {end} steps",
-                f"use fewer than {end}",
-            )
-    if job.train.stop_at is not None and iters is not None and job.train.stop_at > iters:
-        yield Problem(
-            "train.stop_at", f"{job.train.stop_at} is beyond the last step, {iters}", "leave it out"
-        )
+    if lr.lr_decay_style == "WSD" and (lr.lr_wsd_decay_iters or 0) >= end:
+        message = f"the last decay takes {lr.lr_wsd_decay_iters} of {end} steps"
+        yield Problem("lr.lr_wsd_decay_iters", message, f"use fewer than {end}")
+    if job.train.stop_at is not None and job.train.stop_at > iters:
+        message = f"{job.train.stop_at} is beyond the last step, {iters}"
+        yield Problem("train.stop_at", message, "leave it out")
 
 
 def _recompute(job: Job) -> Iterator[Problem]:
