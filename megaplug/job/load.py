@@ -87,6 +87,11 @@ def _single(path: Path) -> Checkpoint:
 
 def _newest_whole(checkpoints_dir: Path, given: str) -> Checkpoint:
     present = list_checkpoints(checkpoints_dir)
+    if not present and checkpoints_dir.name != "checkpoints":
+        raise UserError(
+            f"load: {given} is neither a run nor a checkpoint",
+            hint="give a run's folder or one of its checkpoints/iter_*",
+        )
     if not present:
         raise UserError(
             f"load: {given} has no checkpoint", hint="it was stopped before its first one was saved"

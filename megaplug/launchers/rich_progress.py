@@ -70,7 +70,12 @@ class RichProgress(Progress):
         if self.track.num_steps == 0:
             self._spinner.update(text=Text(f" {self.track.phase}"))
             return self._spinner
+        # One line, however narrow the terminal: a second one could not be taken back.
         line = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=max(1, self.track.iters), completed=self.track.iteration, width=24)
-        line.add_row(bar, Text(self.track.step_text()))
+        line.add_column(no_wrap=True)
+        line.add_column(no_wrap=True, overflow="ellipsis")
+        width = 24 if self._console.width >= 100 else 8
+        bar = ProgressBar(total=max(1, self.track.iters), completed=self.track.iteration, width=width)
+        phase = "" if self.track.phase == "training" else f"  {self.track.phase}"
+        line.add_row(bar, Text(self.track.step_text() + phase))
         return line

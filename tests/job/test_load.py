@@ -69,6 +69,8 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         source_of(tmp_path / "none")
     with pytest.raises(UserError, match="has no checkpoint"):
         source_of(make_run(tmp_path / "run", iterations=()))
+    with pytest.raises(UserError, match="neither a run nor a checkpoint"):
+        source_of(tmp_path)
 
 
 def test_the_same_model_loads_under_another_topology_and_precision(tmp_path: Path) -> None:

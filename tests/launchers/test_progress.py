@@ -152,3 +152,27 @@ def test_numbers_for_people():
         "2:07 h",
         "3.1 days",
     ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_moving_line_is_one_line_on_any_terminal(width):
+    track = Track(2200)
+    track.take({"event": "phase", "name": "validating"})
+    step = {"event": "step", "iteration": 2, "loss": 5.9546, "seconds": 0.3, "tokens_per_second": 7380.0}
+    track.take(step)
+    track.phase = "validating"
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(RichProgress(track, io.StringIO(), console)._line())
+    assert capture.get().count("\n") == 1
+    assert width < 120 or "left  validating" in capture.get()
+
+
+def test_the_command_to_type_next_is_never_broken_into_lines():
+    command = "python launch/train.py " + " ".join(f"train.option{number}=1" for number in range(9))
+    console = Console(file=io.StringIO(), force_terminal=True, width=60, color_system=None)
+    with console.capture() as capture:
+        RichProgress(Track(2), io.StringIO(), console).summary(
+            Summary("finished", 2, 2, next_command=command)
+        )
+    assert command in capture.get()
