@@ -87,7 +87,9 @@ def _single(path: Path) -> Checkpoint:
 
 def _newest_whole(checkpoints_dir: Path, given: str) -> Checkpoint:
     present = list_checkpoints(checkpoints_dir)
-    if not present and checkpoints_dir.name != "checkpoints":
+    if not present and not any(
+        (place / "job.yaml").is_file() for place in (checkpoints_dir, checkpoints_dir.parent)
+    ):
         raise UserError(
             f"load: {given} is neither a run nor a checkpoint",
             hint="give a run's folder or one of its checkpoints/iter_*",
