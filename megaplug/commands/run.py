@@ -23,7 +23,7 @@ from megaplug.launchers.screen import Header, Summary, count
 from megaplug.launchers.verdict import Outcome
 from megaplug.runs import checkpoints, metrics
 from megaplug.runs.checkpoints import RepairReport
-from megaplug.runs.folder import RunFolder, create_next, find_latest
+from megaplug.runs.folder import RunFolder, create_next, find_latest, open_first
 from megaplug.runs.lock import RunLock
 from megaplug.runs.state import RunState, read_state
 
@@ -94,8 +94,10 @@ def _shown[T](show: Callable[[T], None], what: T) -> None:
 
 def open_folder(resolved: Resolved) -> RunFolder:
     """The newest folder of this run, or a new one where there is none or ``resume=false`` asks for one."""
-    latest = _latest(resolved) if resolved.job.resume else None
-    return latest or create_next(Path(resolved.job.runs_dir), resolved.job.name, resolved.digest)
+    place = Path(resolved.job.runs_dir), resolved.job.name, resolved.digest
+    if not resolved.job.resume:
+        return create_next(*place)
+    return find_latest(*place) or open_first(*place)
 
 
 def make_ready(resolved: Resolved, folder: RunFolder, report: RepairReport | None = None) -> None:

@@ -105,6 +105,19 @@ def find_latest(runs_dir: Path, name: str, digest: str) -> RunFolder | None:
     return _numbered(runs_dir, stem, numbers[-1]) if numbers else None
 
 
+def open_first(runs_dir: Path, name: str, digest: str) -> RunFolder:
+    """The first folder of a run, made if nobody has: two launchers at once get the same, and one its lock.
+
+    Raises:
+        UserError: If the folder cannot be made.
+    """
+    folder = _numbered(runs_dir, _stem(name, digest), 1)
+    with disk_errors(runs_dir, "make a run's folder in"):
+        folder.logs.mkdir(parents=True, exist_ok=True)
+        folder.checkpoints.mkdir(exist_ok=True)
+    return folder
+
+
 def create_next(runs_dir: Path, name: str, digest: str) -> RunFolder:
     """Make the next folder of a run, never one that exists, and leave the older ones as they are.
 

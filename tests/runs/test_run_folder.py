@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megaplug.errors import UserError
-from megaplug.runs.folder import create_next, find_latest
+from megaplug.runs.folder import create_next, find_latest, open_first
 
 
 def test_the_first_folder_has_the_plain_name_and_the_next_are_numbered(tmp_path):
@@ -49,3 +49,16 @@ def test_a_file_in_the_way_is_a_user_error(tmp_path):
     (tmp_path / "tiny-0").write_text("")
     with pytest.raises(UserError, match="cannot make"):
         create_next(tmp_path, "tiny", "0")
+
+
+def test_two_launchers_that_find_no_folder_get_the_same_one(tmp_path):
+    runs = tmp_path / "runs"
+    assert open_first(runs, "tiny", "1a2b3c4d") == open_first(runs, "tiny", "1a2b3c4d")
+    assert [entry.name for entry in runs.iterdir()] == ["tiny-1a2b3c4d"]
+    assert create_next(runs, "tiny", "1a2b3c4d").name == "tiny-1a2b3c4d-2"
+
+
+def test_a_file_in_the_place_of_the_runs_folder_is_an_error_for_a_person(tmp_path):
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UserError):
+        open_first(tmp_path / "runs", "tiny", "1a2b3c4d")
