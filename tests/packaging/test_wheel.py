@@ -108,7 +108,7 @@ def test_a_persons_own_config_dir_composes_with_ours_outside_the_clone(installed
         "job",
     )
     shown = run(*command, cwd=tmp_path, PYTHONPATH=str(installed))
-    for line in ("num_layers: 3", "hidden_size: 192", "num_attention_heads: 8", "tp: 2"):
+    for line in ("num_layers: 3", "hidden_size: 192", "num_attention_heads: 4", "tp: 2"):
         assert line in shown
 
 
