@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import pytest
 from small_jobs import SmallJobs, curve, state, validations
+
+from megaplug.runs.folder import RunFolder
 
 TWENTY = ["train.iters=20", "lr=cosine", "lr.lr=1e-3", "train.eval_iters=1", "train.eval_interval=7"]
 LAYOUTS = {
@@ -13,22 +18,37 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.fixture(scope="module")
+def undisturbed(small_jobs: SmallJobs) -> Callable[..., RunFolder]:
+    """The run of twenty steps that nobody stops; made once for all tests that compare with it."""
+    return functools.cache(lambda *words: small_jobs.run([*TWENTY, *words, "name=undisturbed"]))
+
+
+@pytest.mark.parametrize(
+    ("layout", "precision"),
+    [
+        ("one", "fp32"),
+        ("one", "bf16"),
+        ("dp2", "fp32"),
+        ("dp2", "bf16"),
+        ("tp2_pp2", "fp32"),
+        pytest.param("tp2_pp2", "bf16", marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_at_ten_and_continued_equals_undisturbed_bit_for_bit(
-    layout: str, precision: str, small_jobs: SmallJobs
+    layout: str, precision: str, small_jobs: SmallJobs, undisturbed: Callable[..., RunFolder]
 ) -> None:
-    words = [*TWENTY, *LAYOUTS[layout], f"precision={precision}"]
-    undisturbed = small_jobs.run([*words, f"name={layout}_{precision}_whole"])
-    parts = [*words, f"name={layout}_{precision}_parts"]
+    words = [*LAYOUTS[layout], f"precision={precision}"]
+    whole = undisturbed(*words)
+    parts = [*TWENTY, *words, f"name={layout}_{precision}_parts"]
     stopped = small_jobs.run([*parts, "train.stop_at=10"])
     assert (state(stopped).status, state(stopped).iteration) == ("stopped", 10)
     continued = small_jobs.run(parts)
     assert continued.path == stopped.path
     assert state(continued).status == "finished"
-    assert curve(continued) == curve(undisturbed)
+    assert curve(continued) == curve(whole)
     assert len(curve(continued)) == 20
-    assert validations(continued) == validations(undisturbed)
+    assert validations(continued) == validations(whole)
     assert [iteration for iteration, _ in validations(continued)] == [7, 14, 20]
 
 
@@ -45,23 +65,27 @@ RESHARDED = {
 
 
 @pytest.mark.parametrize("name", RESHARDED)
-def test_the_whole_state_continues_under_another_topology(name: str, small_jobs: SmallJobs) -> None:
+def test_the_whole_state_continues_under_another_topology(
+    name: str, small_jobs: SmallJobs, undisturbed: Callable[..., RunFolder]
+) -> None:
     """Within 1e-5: as bitwise as sums in another order can be, see ``test_topologies_agree``."""
     model, before, after = RESHARDED[name]
-    words = [*TWENTY, *model]
-    undisturbed = curve(small_jobs.run([*words, *before, f"name={name}_whole"]))
+    words = [*TWENTY, *model, "precision=fp32"]
+    whole = curve(undisturbed(*model, *before, "precision=fp32"))
     stopped = small_jobs.run([*words, *before, f"name={name}_stopped", "train.stop_at=10"])
     moved = small_jobs.run([*words, *after, f"name={name}", f"load={stopped.path}", "load_state=all"])
     found = curve(moved)
     assert len(found) == 10
-    pairs = zip(sum(found, ()), sum(undisturbed[10:], ()), strict=True)
+    pairs = zip(sum(found, ()), sum(whole[10:], ()), strict=True)
     assert max(abs(one - other) / abs(other) for one, other in pairs) < 1e-5
 
 
-def test_stock_megatron_continues_wrongly_without_a_word(small_jobs: SmallJobs) -> None:
+def test_stock_megatron_continues_wrongly_without_a_word(
+    small_jobs: SmallJobs, undisturbed: Callable[..., RunFolder]
+) -> None:
     words = [*TWENTY, "topology.dp=2", "name=stock"]
     small_jobs.run([*words, "train.stop_at=10"])
     continued = curve(small_jobs.run(words, skip_repairs=frozenset({"adam-step-per-parameter"})))
-    right = curve(small_jobs.run([*TWENTY, "topology.dp=2", "name=stock_right"]))
+    right = curve(undisturbed("topology.dp=2", "precision=fp32"))
     assert continued[:11] == right[:11]
     assert max(abs(one[0] - other[0]) for one, other in zip(continued, right, strict=True)) > 1e-3
