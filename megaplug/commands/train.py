@@ -17,7 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code.
 
     0: finished, stopped where it was told to, or there was nothing to do; 1: a run failed; 2: a mistake was
-    found before anything was started; 128 + N: signal N stopped the run, which has saved a checkpoint.
+    found before anything was started; 128 + N: signal N stopped the run; the summary says
+    whether it could save.
     """
     words = sys.argv[1:] if argv is None else argv
     return cli.guarded(lambda: _main(words))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _TRAIN_LEFT_OUT = ("iters", "tokens", "epochs", "stop_at")
 
 # Arguments of Megatron's that only say how loudly it speaks or how it stores.
-_SILENT_MEGATRON_PREFIXES = ("log_", "tensorboard_", "wandb_", "profile", "timing_", "ckpt_", "async_")
+_SILENT_MEGATRON_PREFIXES = ("log_", "tensorboard_", "wandb_", "profile", "timing_", "ckpt_")
 
 # Sizes and kinds on which the shapes or the meaning of weights depend.
 _MODEL_WEIGHT_KEYS = (
