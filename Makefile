@@ -6,6 +6,8 @@ VENV   ?= .venv
 PYTHON ?=
 ARGS   ?=
 PYTEST_ARGS ?=
+# Two workers, a file of tests to one of them: many tests wait for ranks and commands that they started.
+WORKERS ?= 2
 # Called by absolute path, so that no activated environment of another project comes in between.
 BIN    := $(abspath $(VENV))/bin
 STAMP  := $(VENV)/.megaplug-installed
@@ -30,10 +32,10 @@ plan: setup
 	@$(BIN)/python launch/plan.py $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 slow: setup
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
