@@ -9,8 +9,8 @@ from megaplug import topology as meshes
 from megaplug.errors import Problem, UserError
 from megaplug.job.checks_training import end_problems, training_problems
 from megaplug.job.checks_values import value_problems
+from megaplug.job.passthrough import passthrough_problems
 from megaplug.job.schema import Job
-from megaplug.job.translate import passthrough_problems
 from megaplug.layers import registry
 from megaplug.topology import Batch, ModelShape, Topology
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from megaplug.errors import Problem
 from megaplug.job.megatron_table import load_table
+from megaplug.job.names import ALIASES, OURS
 from megaplug.job.schema import Job
 from megaplug.job.suggest import did_you_mean
-from megaplug.job.translate import ALIASES, OURS
 
 # What can be written for the keys that never reach Megatron, or that it takes more of than is supported here.
 CHOICES: dict[str, tuple[str, ...]] = {

@@ -1,6 +1,6 @@
 """The typed form of a job: one dataclass a config group, in the order of ``conf/train.yaml``.
 
-Field names are Megatron's wherever the value reaches Megatron as it is; ``job/translate.py`` holds
+Field names are Megatron's wherever the value reaches Megatron as it is; ``job/names.py`` holds
 the table of the few that differ. What each key means stands above it in ``conf/``.
 """
 

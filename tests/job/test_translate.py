@@ -13,7 +13,9 @@ from job_factory import FOLDER, resolved
 from megaplug.job.checks import check
 from megaplug.job.compose import compose_job
 from megaplug.job.megatron_table import load_table
-from megaplug.job.translate import ALIASES, OURS, RESERVED, megatron_arguments, passthrough_problems
+from megaplug.job.names import ALIASES, OURS
+from megaplug.job.passthrough import RESERVED, passthrough_problems
+from megaplug.job.translate import megatron_arguments
 
 JOBS = {
     "default": "",

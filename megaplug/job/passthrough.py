@@ -1,0 +1,98 @@
+"""``megatron.<argument>=<value>``: what may be passed to Megatron as it is, and what is set elsewhere."""
+
+from __future__ import annotations
+
+from megaplug.errors import Problem
+from megaplug.job.megatron_table import load_table
+from megaplug.job.names import argument_keys
+from megaplug.job.schema import Job
+from megaplug.job.suggest import closest
+
+# Arguments that megaplug gives itself, with what to use instead.
+RESERVED = {
+    "load": "load=<run or checkpoint>",
+    "save": "runs_dir",
+    "pretrained_checkpoint": "load=<run or checkpoint>",
+    "finetune": "load_state=weights",
+    "no_load_optim": "load_state",
+    "no_load_rng": "load_state",
+    "ckpt_step": "load=<run>/checkpoints/iter_...",
+    "ckpt_format": "torch_dist, which is always used",
+    "use_distributed_optimizer": "nothing: it is always on, or the state would not reshard",
+    "dist_ckpt_optim_fully_reshardable": "nothing: it is always on, or resuming would be wrong",
+    "exit_interval": "train.stop_at",
+    "exit_signal_handler": "nothing: it is always on",
+    "tensorboard_dir": "logging.tensorboard",
+    "distributed_backend": "device",
+    "transformer_impl": "backend",
+    "use_cpu_initialization": "device",
+    "train_data_path": "data.path",
+    "valid_data_path": "data.path",
+    "test_data_path": "data.path",
+    "data_path": "data.path",
+    "split": "data.split",
+    "data_cache_path": "data.cache_dir",
+    "tokenizer_type": "tokenizer.type",
+    "tokenizer_model": "tokenizer.path",
+    "vocab_size": "model.vocab_size",
+    "padded_vocab_size": "model.vocab_size",
+    "train_samples": "train.tokens",
+    "group_query_attention": "model.num_query_groups",
+    "max_position_embeddings": "model.seq_length",
+    # These would take checkpoints, their times or the verdict on a run out of megaplug's hands.
+    "async_save": "nothing: a checkpoint is only whole once its manifest is written",
+    "use_persistent_ckpt_worker": "nothing: checkpoints are saved in the ranks",
+    "non_persistent_save_interval": "checkpoint.save_interval",
+    "non_persistent_ckpt_type": "checkpoint.save_interval",
+    "save_retain_interval": "checkpoint.keep",
+    "no_save_optim": "nothing: a run could not be continued",
+    "no_save_rng": "nothing: a run could not be continued",
+    "exit_signal": "nothing: SIGTERM and SIGINT both save",
+    "exit_signal_handler_for_training": "nothing: SIGTERM and SIGINT both save",
+    "exit_duration_in_mins": "train.stop_at",
+    "phase_transition_iterations": "train.stop_at",
+    "skip_train": "train.stop_at",
+    "use_checkpoint_args": "load=<run or checkpoint>",
+    "dataloader_type": "nothing: it is always single, so that the data order does not depend on dp",
+    "reset_attention_mask": "nothing: documents in one sequence are not kept apart yet",
+    "fp16": "precision=bf16",
+    "yaml_cfg": "a config of your own with --config-dir",
+}
+
+
+def passthrough_problems(job: Job) -> list[Problem]:
+    """What is wrong with ``megatron.<argument>=<value>``: unknown, set elsewhere, or of a wrong type."""
+    if not job.megatron:
+        return []
+    table = load_table()
+    named = argument_keys()
+    problems = []
+    for dest, value in job.megatron.items():
+        key = f"megatron.{dest}"
+        if dest in named:
+            problems.append(Problem(key, f"is set by {named[dest]}", f"write {named[dest]}={value}"))
+        elif dest in RESERVED:
+            problems.append(Problem(key, "is set by megaplug", f"use {RESERVED[dest]}"))
+        elif dest not in table:
+            problems.append(Problem(key, "Megatron has no such argument", _meant(dest)))
+        elif fault := table[dest].fault(value):
+            problems.append(Problem(key, fault, table[dest].help))
+    return problems
+
+
+def _meant(name: str) -> str:
+    table = load_table()
+    flags = {
+        flag.lstrip("-").replace("-", "_"): dest
+        for dest, item in table.items()
+        for flag in (*item.on, *item.off)
+    }
+    plain = name.lstrip("-").replace("-", "_")
+    if plain in flags:
+        argument = table[flags[plain]]
+        off = any(flag.lstrip("-").replace("-", "_") == plain for flag in argument.off)
+        return f"did you mean megatron.{argument.dest}={'false' if off else '...'}?"
+    match = closest(plain, [*table, *flags])
+    if match is None:
+        return "its arguments are the names in megaplug/job/megatron_arguments.json"
+    return f"did you mean megatron.{match if match in table else flags[match]}?"
