@@ -156,7 +156,10 @@ def reader_environment(folder: Path) -> dict[str, str]:
     """An environment in which ``python`` and the installed commands are those of this test."""
     programs = folder / "bin"
     programs.mkdir(parents=True)
-    (programs / "python").symlink_to(sys.executable)
+    # A script and not a link: through a link Python does not find its environment.
+    python = programs / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     for name in ("train", "plan", "prepare"):
         if (ROOT / "launch" / f"{name}.py").exists():
             script = programs / f"megaplug-{name}"
