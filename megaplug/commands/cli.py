@@ -6,13 +6,12 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megaplug.errors import UserError
-from megaplug.job.compose import CONFIG_NAME, ConfigSource, group_options
-from megaplug.job.keys import section_keys, sections, top_level_keys
+from megaplug.job.compose import CONFIG_NAME, ConfigSource
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,10 @@ class CommandLine:
         cfg: ``job`` if the configuration is to be printed; None otherwise.
         resolve: With ``cfg``: references are replaced by what they refer to.
         multirun: Every combination of values is to be run.
-        help: The keys are to be explained.
+        help: What can be typed is to be explained; ``overrides`` then names what in particular.
+        version: The version is asked.
+        json: With ``help``: for a program.
+        completion: The shell whose completion is asked; None otherwise.
         program: The command without its words, as it can be typed again.
     """
 
@@ -35,6 +37,9 @@ class CommandLine:
     resolve: bool
     multirun: bool
     help: bool
+    version: bool
+    json: bool
+    completion: str | None
     program: str
 
     def typed(self, *changes: str) -> str:
@@ -63,6 +68,9 @@ def parse(argv: Sequence[str], program: str) -> CommandLine:
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--version", "-V", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--completion")
     parser.add_argument("--cfg", "-c", choices=["job"])
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--multirun", "-m", action="store_true")
@@ -76,6 +84,9 @@ def parse(argv: Sequence[str], program: str) -> CommandLine:
         resolve=found.resolve,
         multirun=found.multirun,
         help=found.help,
+        version=found.version,
+        json=found.json,
+        completion=found.completion,
         program=program,
     )
 
@@ -83,7 +94,8 @@ def parse(argv: Sequence[str], program: str) -> CommandLine:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UserError(
-            message, hint="flags: --cfg job, --resolve, --multirun, --config-dir, --config-name, --help"
+            message,
+            hint="flags: --cfg job, --resolve, --multirun, --config-dir, --config-name, --help, --version",
         )
 
 
@@ -93,31 +105,40 @@ def program_name(script: str) -> str:
     return f"python {sys.argv[0]}" if path.suffix == ".py" else path.name or script
 
 
-def help_text(command: CommandLine, purpose: str) -> str:
-    """What can be typed: flags, groups with their options, keys.
+def complete(words: Sequence[str], own: Mapping[str, Sequence[str]] | None = None) -> int | None:
+    """Answer a shell that completes; None where it was no shell that asked.
 
     Args:
-        command: Tells where to look for groups.
-        purpose: What the command does, in a line.
+        words: All words after the command.
+        own: Keys of the command that are no keys of a job, with their values.
     """
-    lines = [purpose, "", f"usage: {command.program} [flags] [group=option ...] [key=value ...]", ""]
-    lines += [
-        "flags:",
-        "  --cfg job            print the composed configuration and stop (--resolve: without references)",
-        "  --multirun           run every combination of values such as topology=tp2,pp2 train.seed=1,2",
-        "  --config-dir DIR     a folder of your own, laid beside the shipped one",
-        "  --config-name NAME   another primary file than train",
-        "",
-        "groups and their options:",
-    ]
-    lines += [
-        f"  {group:<12} {', '.join(options)}" for group, options in group_options(command.source).items()
-    ]
-    lines += ["", "keys (what each means stands above it in conf/, and --cfg job shows the values):"]
-    lines += [f"  {name}" for name in top_level_keys() if name not in sections()]
-    lines += [f"  {name}.{{{','.join(section_keys(name))}}}" for name in sections()]
-    lines += ["  megatron.<argument>  any other argument of Megatron-LM"]
-    return "\n".join(lines)
+    if words[:1] != ["--complete"]:
+        return None
+    from megaplug.commands.completion import answer
+
+    return show(answer(words[1:], own))
+
+
+def inform(command: CommandLine, front_page: Callable[[], str]) -> int | None:
+    """Answer ``--help``, ``--version`` and ``--completion``; None where none of them was asked.
+
+    Args:
+        command: What was typed.
+        front_page: What ``--help`` alone shows.
+    """
+    if command.completion is not None:
+        from megaplug.commands.completion import script
+
+        return show(script(command.completion))
+    if command.version:
+        from megaplug.commands.help import version_text
+
+        return show(version_text())
+    if command.help:
+        from megaplug.commands.help import help_text
+
+        return show(help_text(command, front_page))
+    return None
 
 
 def show(text: str) -> int:

@@ -21,7 +21,10 @@ actions:
   doctor               what this machine has, what is wrong and the cure; ends with 1 if it cannot train
 
 flags:
+  -h, --help [NAME ..] this page, or what a key of the job means, such as --help data.cache_dir
   --config-dir DIR     a folder of your own, laid beside the shipped one
+  --completion SHELL   the completion of bash, zsh or fish, to be read by it
+  --version            the versions of megaplug, Megatron-core and torch
 
 A job's keys may follow, such as runs_dir=... and data.cache_dir=..., where the doctor looks for room."""
 _OUTPUTS = ("table", "json")
@@ -41,15 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(words: Sequence[str]) -> int:
+    own = {"action": tuple(ACTIONS), "output": _OUTPUTS}
+    if (code := cli.complete(words, own)) is not None:
+        return code
     command = cli.parse(words, cli.program_name("megaplug-plan"))
-    if command.help:
-        print(_HELP.format(program=command.program))
-        return 0
+    if (code := cli.inform(command, lambda: _HELP.format(program=command.program))) is not None:
+        return code
     if command.cfg is not None or command.multirun:
         raise UserError("--cfg and --multirun are flags of launch/train.py", hint="see --help")
-    own, rest = split_words(command.overrides)
-    action = choose("action", own.get("action"), tuple(ACTIONS))
-    output = choose("output", own.get("output", "table"), _OUTPUTS)
+    typed, rest = split_words(command.overrides)
+    action = choose("action", typed.get("action"), own["action"])
+    output = choose("output", typed.get("output", "table"), own["output"])
     # Without further words nothing is composed: the doctor answers where Hydra is missing, too.
     job = compose_job(rest, command.source) if rest else Job()
     return ACTIONS[action](job, output)

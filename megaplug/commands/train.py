@@ -25,14 +25,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(words: Sequence[str]) -> int:
+    if (code := cli.complete(words)) is not None:
+        return code
     command = cli.parse(words, cli.program_name("megaplug-train"))
-    if command.help:
-        return cli.show(cli.help_text(command, _PURPOSE))
+    if (code := cli.inform(command, lambda: _front_page(command))) is not None:
+        return code
     if command.cfg is not None:
         return _print_config(command)
     if command.multirun:
         return _sweep(command)
     return _run(compose_job(command.overrides, command.source), command)
+
+
+def _front_page(command: cli.CommandLine) -> str:
+    from megaplug.commands.help import front_page
+
+    return front_page(command, _PURPOSE)
 
 
 def _print_config(command: cli.CommandLine) -> int:

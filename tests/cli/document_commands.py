@@ -156,15 +156,11 @@ def reader_environment(folder: Path) -> dict[str, str]:
     """An environment in which ``python`` and the installed commands are those of this test."""
     programs = folder / "bin"
     programs.mkdir(parents=True)
-    # A script and not a link: through a link Python does not find its environment.
-    python = programs / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    for name in ("train", "plan", "prepare"):
-        if (ROOT / "launch" / f"{name}.py").exists():
-            script = programs / f"megaplug-{name}"
-            script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m megaplug.commands.{name} "$@"\n')
-            script.chmod(0o755)
+    launched = {f"megaplug-{file.stem}": str(file) for file in (ROOT / "launch").glob("*.py")}
+    for name, script in {"python": "", **launched}.items():
+        # Not a link: a Python finds its packages by the place from which it is called.
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {script} "$@"\n')
+        (programs / name).chmod(0o755)
     path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
     return {
         **os.environ,

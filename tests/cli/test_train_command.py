@@ -107,15 +107,6 @@ def test_an_unknown_flag_names_the_flags() -> None:
     assert "--cfg job" in done.stderr
 
 
-def test_help_lists_groups_options_and_keys() -> None:
-    done = train("--help")
-    assert done.returncode == 0
-    assert all(
-        text in done.stdout
-        for text in ("llama3_405b", "train.{iters,tokens,epochs", "--multirun", "megatron.<arg")
-    )
-
-
 def test_a_reader_that_has_left_is_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)
