@@ -13,16 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megaplug.data.cache import write_cached
+from megaplug.data.huggingface_folder import FolderSays, read_beside, read_text, usual_end
+from megaplug.data.tokenizer_files import HUGGINGFACE, find_file, lay_out
 from megaplug.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
-# Names under which well-known models end a text. Only asked when nothing beside the file says which it is.
-_USUAL_EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "<|end▁of▁sentence|>")
 
 
 class HuggingFaceTokenizer:
@@ -33,17 +29,22 @@ class HuggingFaceTokenizer:
 
     Args:
         path: The file, or the folder that holds it.
+        eod: The token that ends a document; the folder's ``eos_token`` if None.
 
     Raises:
         UserError: The file is missing, is not a tokenizer, or has no token for the end of a text.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, eod: str | None = None) -> None:
         from tokenizers import Tokenizer
 
-        file = path / "tokenizer.json" if path.is_dir() else path
-        content = _read(file)
-        special = _special_tokens(file, content)
+        file = find_file(path, HUGGINGFACE)
+        content = read_text(file)
+        says = read_beside(file)
+        if eod is not None:
+            says.special["eos_token"] = eod
+        elif "eos_token" not in says.special:
+            says.special["eos_token"] = usual_end(file, content)
         try:
             tokenizer = Tokenizer.from_str(content)
         except Exception as error:  # tokenizers raises nothing narrower
@@ -51,22 +52,24 @@ class HuggingFaceTokenizer:
         # A document is encoded whole, whatever the file says about some model's context.
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        _add_tokens(tokenizer, says, file)
         vocab = tokenizer.get_vocab(with_added_tokens=True)
-        special = {key: token for key, token in special.items() if key == "eos_token" or token in vocab}
+        special = _named(says.special, vocab)
         if special["eos_token"] not in vocab:
             raise UserError(
-                f"tokenizer.path: the end-of-text token {special['eos_token']!r} of {file.parent} is not in "
-                f"its vocabulary of {len(vocab)} tokens",
-                hint="mend eos_token in tokenizer_config.json",
+                f"tokenizer.{'path' if eod is None else 'eod'}: the end-of-text token "
+                f"{special['eos_token']!r} of {file.parent} is not in its vocabulary of {len(vocab)} tokens",
+                hint="mend eos_token in tokenizer_config.json" if eod is None else "name one that is",
             )
         tokenizer.add_special_tokens(sorted(set(special.values())))
         self.eod: int = vocab[special["eos_token"]]
         # As Megatron counts; ids may have holes, so the largest counts too.
         self.vocab_size: int = max(len(vocab), max(vocab.values()) + 1)
         self.fingerprint = hashlib.sha256(
-            json.dumps(["huggingface", content, special], sort_keys=True).encode()
+            json.dumps([HUGGINGFACE, content, special, says.decides()], sort_keys=True).encode()
         ).hexdigest()[:32]
         self._special = special
+        self._chat_template = says.chat_template
         self._tokenizer = tokenizer
 
     def encode(self, text: str) -> list[int]:
@@ -76,7 +79,7 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer`."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
         return text
 
     def encode_documents(self, documents: Sequence[bytes]) -> list[np.ndarray]:
@@ -92,76 +95,52 @@ class HuggingFaceTokenizer:
         return encoded
 
     def megatron_arguments(self, cache: Path) -> list[str]:
-        """See `Tokenizer`; writes ``<cache>/tokenizers/<fingerprint>/`` unless it is there."""
-        folder = cache / "tokenizers" / self.fingerprint
-        config = {
+        """See `Tokenizer`; the chat template goes with it, for those who will serve the model."""
+        config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             **self._special,
         }
+        name = self.fingerprint
+        if self._chat_template is not None:
+            config["chat_template"] = self._chat_template
+            template = json.dumps(self._chat_template, sort_keys=True)
+            name += "-" + hashlib.sha256(template.encode()).hexdigest()[:8]
         contents = {
-            "tokenizer.json": self._tokenizer.to_str(),
-            "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+            "tokenizer.json": self._tokenizer.to_str().encode(),
+            "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
         }
-        for name, text in contents.items():
-            if not (folder / name).is_file():
-                write_cached(folder / name, text)
-        return ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(folder)]
+        return [
+            *("--tokenizer-type", "HuggingFaceTokenizer"),
+            *("--tokenizer-model", str(lay_out(cache, name, contents))),
+        ]
 
 
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        hint = "tokenizer.path=<a tokenizer.json, or the folder that holds it>"
-        if file.parent.is_dir() and any(file.parent.glob("*token*")):
-            hint = (
-                "this folder holds a tokenizer of another form; convert it with transformers: "
-                "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+def _add_tokens(tokenizer: Any, says: FolderSays, file: Path) -> None:
+    """Adds the tokens that the files beside ``tokenizer.json`` bring, as transformers does."""
+    from tokenizers import AddedToken
+
+    there = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
+    for number, token in sorted(says.added.items()):
+        added = AddedToken(**token)
+        if repr(added) not in there:
+            tokenizer.add_tokens([added])
+        if tokenizer.token_to_id(added.content) != number:
+            raise UserError(
+                f"tokenizer.path: tokenizer_config.json says that {added.content!r} has the id {number}, "
+                f"but after {file} it is {tokenizer.token_to_id(added.content)}",
+                hint="write both files anew with save_pretrained() of transformers",
             )
-        raise UserError(f"tokenizer.path: {file} does not exist", hint=hint) from error
-    except OSError as error:
-        raise UserError(f"tokenizer.path: {file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"tokenizer.path: {file} is not a tokenizer.json: it is not UTF-8 text") from error
+    if says.extra:
+        tokenizer.add_special_tokens(says.extra)
 
 
-def _special_tokens(file: Path, content: str) -> dict[str, str]:
-    """Role to token, from ``tokenizer_config.json`` or ``special_tokens_map.json`` beside the file.
+def _named(special: dict[str, str], vocab: dict[str, int]) -> dict[str, str]:
+    """The roles whose tokens are there; padding only where it is a token of its own.
 
-    A file that stands alone does not say which token ends a text; then the one usual name among its special
-    tokens is taken, and none or several are an error.
+    Megatron takes the padding token out of the loss and puts id 0 in its place wherever it stands in the
+    text, so that a beginning or an end of text that pads as well would be lost.
     """
-    special: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        beside = file.parent / name
-        if beside.is_file():
-            for role, token in _object(beside, _read(beside)).items():
-                text = token.get("content") if isinstance(token, dict) else token
-                if role in _SPECIAL and isinstance(text, str):
-                    special[role] = text
-    if "eos_token" in special:
-        return special
-    added = _object(file, content).get("added_tokens") or []
-    there = {token.get("content") for token in added if isinstance(token, dict)}
-    usual = [token for token in _USUAL_EOS if token in there]
-    if len(usual) != 1:
-        problem = f"which of {', '.join(usual)} ends a text" if usual else "which token ends a text"
-        raise UserError(
-            f"tokenizer.path: nothing says {problem} in {file}",
-            hint='put a tokenizer_config.json beside it that says {"eos_token": "..."}',
-        )
-    return {**special, "eos_token": usual[0]}
-
-
-def _object(file: Path, content: str) -> dict[str, Any]:
-    try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"tokenizer.path: {file} is not JSON: {error}",
-            hint="a tokenizer.json is what tokenizer.save_pretrained() of transformers writes",
-        ) from error
-    if not isinstance(values, dict):
-        raise UserError(f"tokenizer.path: {file} is not a tokenizer's file: it holds no object")
-    return values
+    found = {role: token for role, token in special.items() if role == "eos_token" or token in vocab}
+    others = {token for role, token in found.items() if role != "pad_token"}
+    return {role: token for role, token in found.items() if role != "pad_token" or token not in others}

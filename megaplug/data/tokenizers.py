@@ -1,16 +1,18 @@
 """How text becomes ids here, and which of Megatron's arguments build a tokenizer that agrees with it.
 
 The text is tokenized before Megatron starts, so Megatron's own tokenizer is asked for ``vocab_size`` and
-``eod`` only. Its ``ByteLevelTokenizer`` is not among those that its arguments can build, and ends a
-document with id 0, which is a byte of text; its ``NullTokenizer`` of 257 ids has ``eod`` 256, beyond
-every byte.
+``eod`` only; where it cannot read what is read here, its ``NullTokenizer`` says these two. Its
+``ByteLevelTokenizer`` is not among those that its arguments can build, and ends a document with id 0, which
+is a byte of text; its ``NullTokenizer`` of 257 ids has ``eod`` 256, beyond every byte.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 from megaplug.errors import UserError
@@ -80,38 +82,79 @@ class ByteTokenizer:
 
     def megatron_arguments(self, cache: Path) -> list[str]:
         """See `Tokenizer`."""
-        return [
-            *("--tokenizer-type", "NullTokenizer"),
-            *("--vocab-size", str(self.vocab_size)),
-            *("--null-tokenizer-eod-id", str(self.eod)),
-        ]
+        return null_tokenizer(self.vocab_size, self.eod)
 
 
 def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """The tokenizer that the configuration names. Nothing is downloaded and no code of others is run.
 
     Raises:
-        UserError: There is no such type, or its file cannot be used.
+        UserError: There is no such type, its package is missing, or its file cannot be used.
     """
+    path = None if config.path is None else Path(config.path).expanduser().absolute()
     if config.type == "byte":
-        if config.path is not None:
+        if path is not None:
+            from megaplug.data.tokenizer_files import suggested
+
             raise UserError(
                 f"tokenizer.path: {config.path} is given, but a byte tokenizer has no file",
-                hint="add tokenizer=huggingface, or leave tokenizer.path away",
+                hint=f"add {suggested(path)}, or leave tokenizer.path away",
             )
         return ByteTokenizer()
-    if config.type == "huggingface":
-        from megaplug.data.huggingface import HuggingFaceTokenizer
+    if config.type not in _WHAT:
+        known = " or ".join(f"tokenizer={name}" for name in ("byte", *_WHAT))
+        raise UserError(f"tokenizer.type: {config.type!r} is not known", hint=f"choose {known}")
+    if path is None:
+        raise UserError(
+            f"tokenizer.path: it is not given, and tokenizer={config.type} is read from a file",
+            hint=f"tokenizer.path=<{_WHAT[config.type]}, or the folder that holds it>",
+        )
+    if config.type == "sentencepiece":
+        from megaplug.data.sentencepiece_model import SentencePieceTokenizer
 
-        if config.path is None:
-            raise UserError(
-                "tokenizer.path: it is not given, and a Hugging Face tokenizer is read from a file",
-                hint="tokenizer.path=<a tokenizer.json, or the folder that holds it>",
-            )
-        return HuggingFaceTokenizer(Path(config.path).expanduser().absolute())
-    raise UserError(
-        f"tokenizer.type: {config.type!r} is not known", hint="choose tokenizer=byte or tokenizer=huggingface"
-    )
+        return SentencePieceTokenizer(path, config.eod)
+    if config.type == "tiktoken":
+        from megaplug.data.tiktoken_ranks import TiktokenTokenizer
+
+        return TiktokenTokenizer(path, config)
+    from megaplug.data.huggingface import HuggingFaceTokenizer
+
+    return HuggingFaceTokenizer(path, config.eod)
+
+
+_WHAT = {
+    "huggingface": "a tokenizer.json",
+    "sentencepiece": "a .model of SentencePiece",
+    "tiktoken": "a rank file of tiktoken",
+}
+
+
+def null_tokenizer(vocab_size: int, eod: int) -> list[str]:
+    """Megatron's arguments for a tokenizer that knows only the number of ids and which ends a document."""
+    return [
+        *("--tokenizer-type", "NullTokenizer"),
+        *("--vocab-size", str(vocab_size)),
+        *("--null-tokenizer-eod-id", str(eod)),
+    ]
+
+
+def optional(name: str, what: str) -> ModuleType:
+    """A library that only some tokenizers need.
+
+    Args:
+        name: Of the module, and of its package.
+        what: What needs it, for the message.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{what} needs the package {name}, which is not installed",
+            hint=f"pip install {name}, or all of them: pip install 'megaplug[data]'",
+        ) from error
 
 
 def tokenizer_fingerprint(config: TokenizerConfig) -> str:
@@ -124,7 +167,7 @@ def megatron_tokenizer_arguments(config: TokenizerConfig, cache: Path | None = N
 
     Args:
         config: The tokenizer.
-        cache: The data cache, below which a Hugging Face tokenizer is laid out as Megatron reads it; None
+        cache: The data cache, below which a tokenizer's files are laid out as Megatron reads them; None
             for the default one.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 from megaplug.errors import Problem
 from megaplug.job.megatron_table import load_table
 from megaplug.job.names import ALIASES, OURS
-from megaplug.job.schema import Job
+from megaplug.job.schema import Job, TokenizerConfig
 from megaplug.job.suggest import did_you_mean
 
 # What can be written for the keys that never reach Megatron, or that it takes more of than is supported here.
@@ -19,7 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "load_state": ("weights", "all"),
     "backend": ("auto", "native", "te"),
     "device": ("auto", "cpu", "cuda"),
-    "tokenizer.type": ("byte", "huggingface"),
+    "tokenizer.type": ("byte", "huggingface", "sentencepiece", "tiktoken"),
     # Megatron's distributed optimizer, which is always on, takes no other of torch's own.
     "optimizer.optimizer": ("adam",),
     "logging.progress": ("auto", "rich", "plain", "none"),
@@ -40,6 +40,7 @@ _POSITIVE = (
     "optimizer.adam_eps", "lr.lr", "lr.lr_decay_iters", "lr.lr_wsd_decay_iters",
     "checkpoint.save_interval", "checkpoint.keep", "logging.log_interval",
     "launch.omp_num_threads", "launch.grace_s", "launch.distributed_timeout_minutes",
+    "tokenizer.tiktoken_num_special_tokens",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "moe.num_experts", "moe.moe_aux_loss_coeff", "train.eval_iters", "train.seed", "optimizer.weight_decay",
@@ -125,5 +126,27 @@ def _texts(job: Job) -> Iterator[Problem]:
         yield Problem(
             "data.split", message, "give the parts for train,valid,test, such as 95,5,0; train cannot be 0"
         )
-    if job.tokenizer.type == "huggingface" and job.tokenizer.path is None:
-        yield Problem("tokenizer.path", "is not given", "name a tokenizer.json or a folder that holds one")
+    yield from _tokenizer(job)
+
+
+_TOKENIZER_FILES = {
+    "huggingface": "a tokenizer.json",
+    "sentencepiece": "a .model of SentencePiece",
+    "tiktoken": "a rank file of tiktoken",
+}
+
+
+def _tokenizer(job: Job) -> Iterator[Problem]:
+    """Keys of a tokenizer that it lacks, and keys of another kind of tokenizer."""
+    config = job.tokenizer
+    if config.type in _TOKENIZER_FILES and config.path is None:
+        hint = f"name {_TOKENIZER_FILES[config.type]} or a folder that holds one"
+        yield Problem("tokenizer.path", "is not given", hint)
+    if config.type == "byte" and config.eod is not None:
+        yield Problem(
+            "tokenizer.eod", f"is {config.eod!r}, but a byte tokenizer has its own", "leave it away"
+        )
+    default = TokenizerConfig()
+    for key in ("tiktoken_pattern", "special_tokens", "tiktoken_num_special_tokens"):
+        if config.type != "tiktoken" and getattr(config, key) != getattr(default, key):
+            yield Problem(f"tokenizer.{key}", f"means nothing with tokenizer={config.type}", "leave it away")

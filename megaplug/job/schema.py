@@ -101,6 +101,10 @@ class TokenizerConfig:
 
     type: str = "byte"
     path: str | None = None
+    eod: str | None = None
+    tiktoken_pattern: str | None = None
+    special_tokens: list[str] | None = None
+    tiktoken_num_special_tokens: int = 1000
 
 
 @dataclass

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from megatron_side import megatron_tokenizer
 
 from megaplug.data.prepare import prepare
 from megaplug.data.tokenizers import (
@@ -58,18 +59,6 @@ def test_an_end_that_the_template_puts_is_not_doubled(bpe_file, tmp_path):
     assert ids.tolist().count(1) == 1
 
 
-def megatron_tokenizer(arguments: list[str]):
-    from argparse import ArgumentParser
-
-    from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
-    from megatron.training.arguments import _add_tokenizer_args
-
-    args = _add_tokenizer_args(ArgumentParser()).parse_args(arguments)
-    args.rank, args.tensor_model_parallel_size, args.make_vocab_size_divisible_by = 0, 1, 128
-    tokenizer = build_tokenizer(args)
-    return tokenizer, args
-
-
 def test_megatron_builds_a_byte_tokenizer_of_the_same_size_and_end():
     theirs, args = megatron_tokenizer(megatron_tokenizer_arguments(TokenizerConfig()))
     assert (theirs.vocab_size, theirs.eod, theirs.pad) == (ByteTokenizer.vocab_size, ByteTokenizer.eod, -1)
@@ -110,8 +99,9 @@ def test_the_fingerprint_follows_the_content_not_the_place(bpe_file, tmp_path):
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({}, "tokenizer.json does not exist"),
+        ({}, "no tokenizer.json is in"),
         ({"tokenizer.model": ""}, "another form"),
+        ({"vocab.json": "{}", "merges.txt": ""}, "another form"),
         ({"tokenizer.json": "{"}, "is not JSON"),
         ({"tokenizer.json": "[]"}, "holds no object"),
         ({"tokenizer.json": "{}"}, "nothing says which token ends a text"),

@@ -18,6 +18,8 @@ OPTIONS = [(group, option) for group, options in group_options(ConfigSource()).i
 # What an option needs beside it to make sense.
 COMPANIONS = {
     ("tokenizer", "huggingface"): ["tokenizer.path=tokenizer.json"],
+    ("tokenizer", "sentencepiece"): ["tokenizer.path=tokenizer.model"],
+    ("tokenizer", "tiktoken"): ["tokenizer.path=some.tiktoken"],
     ("data", "text"): ["data.path=text.txt"],
     ("moe", "mixtral"): ["model=llama1_7b"],
 }
