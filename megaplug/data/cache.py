@@ -5,7 +5,8 @@
     <root>/<fingerprint>/                   entry.json, train.bin, train.idx, valid.bin, ...
     <root>/building-<fingerprint>-<random>/ what is being built, or what a killed build left
     <root>/locks/<fingerprint>.lock         held while that entry is built
-    <root>/shortcuts/<root and key>.json    the content hash of a corpus whose files look unchanged
+    <root>/shortcuts/<path and key>.json    what is known of files that look unchanged
+    <root>/blends/<fingerprint>.json        what is known of several entries together
     <root>/tokenizers/<fingerprint>/        tokenizers as Megatron reads them
 """
 
@@ -24,7 +25,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megaplug.data.sources import Corpus
 from megaplug.errors import UserError
 from megaplug.runs.atomic import fsync_folder, write_text_atomic
 
@@ -77,37 +77,42 @@ def write_cached(path: Path, text: str) -> None:
         raise UserError(error.message, hint=_HINT) from error
 
 
-def recall_content(root: Path, corpus: Corpus) -> str | None:
-    """The content hash of the corpus if none of its files has changed since it was computed."""
+def recall(root: Path, name: str, listing: str) -> dict[str, Any] | None:
+    """What was remembered of some files, if none of them has changed since.
+
+    Args:
+        root: The cache.
+        name: As in `remember`.
+        listing: Digest of names, sizes and stamps of the files.
+    """
     try:
-        kept = json.loads(_shortcut(root, corpus).read_bytes())
-        known = kept["listing"] == corpus.listing()
-        return str(kept["content"]) if known else None
+        kept = json.loads(_shortcut(root, name).read_bytes())
+        return dict(kept["known"]) if kept["listing"] == listing else None
     except (OSError, ValueError, TypeError, KeyError):
         return None  # there is none, or it is damaged: the files are read
 
 
-def remember_content(root: Path, corpus: Corpus, content: str, listed_ns: int) -> None:
-    """Keeps the content hash for `recall_content`, unless a file is so new that a change could go unseen.
+def remember(root: Path, name: str, listing: str, known: dict[str, Any], age_ns: int) -> None:
+    """Keeps what is known of some files for `recall`, unless one is so new that a change could go unseen.
 
     Args:
         root: The cache.
-        corpus: As it was listed before its files were read.
-        content: The content hash.
-        listed_ns: When it was listed, in ns since 1970.
+        name: Of the files together, such as their folder.
+        listing: Digest of names, sizes and stamps, from before they were read.
+        known: Plain values.
+        age_ns: How long before they were listed the last of them had changed, in ns.
     """
-    if corpus.newest_ns > listed_ns - _TICK_NS:
+    if age_ns < _TICK_NS:
         return
-    kept = {"listing": corpus.listing(), "content": content}
     try:
-        write_cached(_shortcut(root, corpus), json.dumps(kept) + "\n")
+        write_cached(_shortcut(root, name), json.dumps({"listing": listing, "known": known}) + "\n")
     except UserError as error:
         say(f"the next start must read all files again: {error.message}")
 
 
-def _shortcut(root: Path, corpus: Corpus) -> Path:
-    name = hashlib.sha256(os.fsencode(corpus.root) + b"\0" + corpus.text_key.encode()).hexdigest()[:32]
-    return root / "shortcuts" / f"{name}.json"
+def _shortcut(root: Path, name: str) -> Path:
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return root / "shortcuts" / f"{digest}.json"
 
 
 def read_entry(root: Path, fingerprint: str) -> tuple[dict[str, Any] | None, str]:
@@ -181,8 +186,9 @@ def put_in_place(root: Path, fingerprint: str, building: Path, entry: dict[str, 
         files = sorted(building.iterdir())
         entry = {**entry, "sizes": {file.name: file.stat().st_size for file in files}}
         for file in files:
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+            if not file.is_symlink():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
         write_cached(building / _ENTRY, json.dumps(entry, indent=2) + "\n")
         # mkdtemp makes it private; a cache may be shared, as far as the user's mask allows.
         os.umask(mask := os.umask(0o022))

@@ -48,11 +48,11 @@ class PlainLines:
         self._tell = tell
         self._clock = clock
         self._next = clock() + _SILENT_S
-        self._name, self._size, self._done = "", 0, 0
+        self._name, self._size, self._done, self._since = "", 0, 0, 0.0
 
     def stage(self, name: str, size: int) -> None:
         """See `Progress`."""
-        self._name, self._size, self._done = name, size, 0
+        self._name, self._size, self._done, self._since = name, size, 0, self._clock()
         self.advance(0)
 
     def advance(self, num_bytes: int) -> None:
@@ -61,8 +61,16 @@ class PlainLines:
         now = self._clock()
         if now >= self._next:
             self._next = now + _BETWEEN_LINES_S
-            share = f"{self._done / self._size:.0%} of {self._size / 1e6:,.1f} MB" if self._size else "..."
-            self._tell(f"{self._name}: {share}")
+            self._tell(f"{self._name}: {self._figures(now - self._since)}")
+
+    def _figures(self, seconds: float) -> str:
+        if not self._size:
+            return "..."
+        share = f"{self._done / self._size:.0%} of {self._size / 1e6:,.1f} MB"
+        if not self._done or seconds <= 0:
+            return share
+        rate = self._done / seconds
+        return f"{share}, {rate / 1e6:,.1f} MB/s, {max(0, self._size - self._done) / rate:,.0f} s left"
 
 
 @contextlib.contextmanager
@@ -90,6 +98,7 @@ def _bar() -> Iterator[Progress]:
         rich_progress.TextColumn("data: {task.description}"),
         rich_progress.BarColumn(),
         rich_progress.TaskProgressColumn(),
+        rich_progress.TransferSpeedColumn(),
         rich_progress.TimeRemainingColumn(),
     )
     with rich_progress.Progress(*columns, console=Console(stderr=True), transient=True) as shown:

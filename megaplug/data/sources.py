@@ -1,4 +1,4 @@
-"""Which files ``data.path`` stands for: the standard library, a file, or a folder of files."""
+"""Which files a path of ``data.path`` stands for: the standard library, a file, or a folder of files."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import stat
 import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from megaplug.data import kinds
+from megaplug.data.saved_sets import files_of_set, is_set
 from megaplug.errors import UserError
-from megaplug.job.schema import DataConfig
 
 STDLIB = "stdlib"
-"""The value of ``data.path`` that means the sources of the running Python's standard library."""
-
-ENDINGS = (".txt", ".jsonl")
+"""The path that means the sources of the running Python's standard library."""
 
 # Not Python's own text: installed packages. Tests are two thirds of the whole, much of it tables, and
 # some of it is not UTF-8 on purpose. The build configuration differs from machine to machine.
@@ -38,88 +37,157 @@ class SourceFile:
         name: Its path below the corpus, with forward slashes.
         size: Bytes.
         stamp: What changes whenever the content does: times of change in ns, inode.
+        kind: One of `megaplug.data.kinds`; None if its ending is not known.
     """
 
     path: Path
     name: str
     size: int
     stamp: tuple[int, int, int]
+    kind: str | None = kinds.TEXT
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A ``.bin`` and ``.idx`` of Megatron's.
+
+    Attributes:
+        path: Of both, without the endings.
+        bin: The ids.
+        idx: Where the documents begin.
+    """
+
+    path: Path
+    bin: SourceFile
+    idx: SourceFile
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The files behind ``data.path``, sorted by name.
+    """The files behind one path, sorted by name; at least one file or prefix.
 
     Attributes:
         title: What it is called when a person reads of it.
         root: The file or folder.
-        files: At least one.
-        text_key: The key that holds the text in a line of a ``.jsonl`` file.
+        files: Those that hold text.
+        text_key: The key or column that holds the text where there are several.
+        prefixes: Those that are tokenized already.
+        left_out: Endings and numbers of a folder's files that are not read; empty if there are none.
     """
 
     title: str
     root: Path
     files: tuple[SourceFile, ...]
     text_key: str
+    prefixes: tuple[Prefix, ...] = ()
+    left_out: str = ""
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Bytes of all files of text."""
         return sum(file.size for file in self.files)
 
     @property
     def newest_ns(self) -> int:
-        """The latest change of any file, in ns since 1970."""
-        return max(max(file.stamp[:2]) for file in self.files)
+        """The latest change of any file of text, in ns since 1970."""
+        return newest_ns(self.files)
 
     def listing(self) -> str:
-        """Hex digest of names, sizes and stamps; differs whenever a file may have changed."""
-        rows = [(file.name, file.size, *file.stamp) for file in self.files]
-        return hashlib.sha256(json.dumps([self.text_key, rows]).encode()).hexdigest()
+        """Hex digest of names, sizes and stamps of the text; differs whenever a file may have changed."""
+        return listing(self.files, self.text_key)
 
 
-def find_corpus(data: DataConfig) -> Corpus:
-    """Lists the files that ``data.path`` stands for.
+def newest_ns(files: tuple[SourceFile, ...]) -> int:
+    """The latest change of any of the files, in ns since 1970."""
+    return max(max(file.stamp[:2]) for file in files)
 
-    Hidden files and folders (a leading dot) are left out, as are files of a folder with other endings.
+
+def listing(files: tuple[SourceFile, ...], text_key: str = "") -> str:
+    """Hex digest of names, sizes and stamps; differs whenever a file may have changed."""
+    rows = [(file.name, file.size, *file.stamp) for file in files]
+    return hashlib.sha256(json.dumps([text_key, rows]).encode()).hexdigest()
+
+
+def find_corpus(path: str, text_key: str = "text") -> Corpus:
+    """Lists the files that a path stands for.
+
+    Hidden files and folders (a leading dot) are left out; files of a folder with endings that are not known
+    are left out too, and named in ``left_out``.
 
     Raises:
         UserError: There is no such path, it cannot be listed, its ending is not known, or no file is in it.
     """
-    if data.path == STDLIB:
-        return _find_stdlib(data)
-    if not data.path:
-        raise UserError("data.path: it is empty", hint="give a .txt or .jsonl file or folder, or stdlib")
-    root = Path(data.path).expanduser().absolute()
+    if path == STDLIB:
+        return _find_stdlib(text_key)
+    if not path:
+        raise UserError("data.path: it is empty", hint=f"give a path: {kinds.KNOWN}")
+    root = Path(path).expanduser().absolute()
+    if (prefix := _prefix_at(root)) is not None:
+        title = f"{prefix.path.name} (tokenized)"
+        return Corpus(title, prefix.path, (), text_key, prefixes=(prefix,))
     try:
         mode = root.stat().st_mode
     except OSError as error:
         raise _unreadable(root, error) from error
     if not stat.S_ISDIR(mode):
-        if root.suffix.lower() not in ENDINGS:
-            raise UserError(
-                f"data.path: {root} ends in {root.suffix or 'nothing'!r}, not in a known kind of text",
-                hint="give a .txt file, a .jsonl file, a folder of them, or stdlib",
-            )
-        if not stat.S_ISREG(mode):
-            raise UserError(f"data.path: {root} is not a regular file", hint="copy its content into a file")
-        return Corpus(root.name, root, (_source_file(root, root.name),), data.text_key)
+        return _one_file(root, mode, text_key)
+    return _folder(root, text_key)
 
-    seen = list(_walk(root, lambda folder: not folder.startswith(".")))
-    files = [f for f in seen if f.path.suffix.lower() in ENDINGS and not f.path.name.startswith(".")]
-    if not files:
+
+def _one_file(root: Path, mode: int, text_key: str) -> Corpus:
+    if kinds.kind_of(root.name) is None:
+        ending = kinds.ending_of(root.name) or "nothing"
         raise UserError(
-            f"data.path: no .txt or .jsonl file is in {root}{_endings_seen(seen)}",
-            hint="give a .txt or .jsonl file, or a folder that holds some",
+            f"data.path: {root} ends in {ending!r}, not in a known kind of text", hint=kinds.KNOWN
         )
-    return _corpus(f"{root.name}/ ({_count(files)})", root, files, data.text_key)
+    if not stat.S_ISREG(mode):
+        raise UserError(f"data.path: {root} is not a regular file", hint="copy its content into a file")
+    return Corpus(root.name, root, (_source_file(root, root.name),), text_key)
 
 
-def _find_stdlib(data: DataConfig) -> Corpus:
+def _folder(root: Path, text_key: str) -> Corpus:
+    seen = list(_walk(root, lambda folder: not folder.startswith(".")))
+    known = [f for f in seen if f.kind is not None and not f.path.name.startswith(".")]
+    prefixes = _prefixes([f for f in known if f.kind == kinds.PREFIX])
+    files = [f for f in known if f.kind != kinds.PREFIX]
+    other = _endings([f for f in seen if f.kind is None and not f.path.name.startswith(".")])
+    if not known:
+        there_are = f" (there are: {other})" if other else " (it is empty)"
+        raise UserError(f"data.path: no file of a known kind is in {root}{there_are}", hint=kinds.KNOWN)
+    title = f"{root.name}/ ({_count(files)})" if files else f"{root.name}/ ({len(prefixes)} tokenized)"
+    return Corpus(title, root, _by_name(files), text_key, prefixes, other)
+
+
+def _prefix_at(root: Path) -> Prefix | None:
+    """The prefix that a path names, with or without one of its two endings."""
+    if root.suffix in (".bin", ".idx"):
+        root = root.with_suffix("")
+    elif root.exists():
+        return None
+    pair = [Path(f"{root}{ending}") for ending in (".bin", ".idx")]
+    there = [path.is_file() for path in pair]
+    if not any(there):
+        return None
+    if not all(there):
+        have, lack = pair if there[0] else pair[::-1]
+        raise UserError(
+            f"data.path: {have} has no {lack.name} beside it", hint="a Megatron prefix is a .bin and an .idx"
+        )
+    return Prefix(root, *(_source_file(path, path.name) for path in pair))
+
+
+def _prefixes(files: list[SourceFile]) -> tuple[Prefix, ...]:
+    roots = sorted({file.path.with_suffix("") for file in files})
+    return tuple(prefix for root in roots if (prefix := _prefix_at(root.with_name(root.name + ".idx"))))
+
+
+def _find_stdlib(text_key: str) -> Corpus:
     root = Path(sysconfig.get_paths()["stdlib"])
     found = _walk(root, lambda folder: folder not in _STDLIB_FOLDERS_LEFT_OUT)
     files = [
-        f for f in found if f.path.suffix == ".py" and not f.path.name.startswith(_STDLIB_FILES_LEFT_OUT)
+        replace(f, kind=kinds.TEXT)
+        for f in found
+        if f.path.suffix == ".py" and not f.path.name.startswith(_STDLIB_FILES_LEFT_OUT)
     ]
     if not files:
         raise UserError(
@@ -127,11 +195,11 @@ def _find_stdlib(data: DataConfig) -> Corpus:
             hint="set data.path to a .txt or .jsonl file or folder of your own",
         )
     title = f"Python {platform.python_version()} standard library ({_count(files)})"
-    return _corpus(title, root, files, data.text_key)
+    return Corpus(title, root, _by_name(files), text_key)
 
 
-def _corpus(title: str, root: Path, files: list[SourceFile], text_key: str) -> Corpus:
-    return Corpus(title, root, tuple(sorted(files, key=lambda file: file.name)), text_key)
+def _by_name(files: list[SourceFile]) -> tuple[SourceFile, ...]:
+    return tuple(sorted(files, key=lambda file: file.name))
 
 
 def _walk(root: Path, enter: Callable[[str], bool]) -> Iterator[SourceFile]:
@@ -145,6 +213,10 @@ def _walk(root: Path, enter: Callable[[str], bool]) -> Iterator[SourceFile]:
             if (about.st_dev, about.st_ino) in entered:
                 continue
             entered.add((about.st_dev, about.st_ino))
+            if is_set(folder):
+                for file in files_of_set(folder):
+                    yield _source_file(file, prefix + file.name)
+                continue
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if entry.is_dir():
@@ -158,7 +230,8 @@ def _walk(root: Path, enter: Callable[[str], bool]) -> Iterator[SourceFile]:
 
 def _source_file(path: Path, name: str) -> SourceFile:
     about = path.stat()
-    return SourceFile(path, name, about.st_size, (about.st_mtime_ns, about.st_ctime_ns, about.st_ino))
+    stamp = (about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
+    return SourceFile(path, name, about.st_size, stamp, kinds.kind_of(path.name))
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
@@ -169,10 +242,11 @@ def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"data.path: {path} cannot be read: {error.strerror}", hint="see its owner and mode")
 
 
-def _endings_seen(files: list[SourceFile]) -> str:
-    counts = Counter(file.path.suffix.lower() or "no ending" for file in files)
+def _endings(files: list[SourceFile]) -> str:
+    counts = Counter(kinds.ending_of(file.path.name) or "no ending" for file in files)
+    more = len(counts) - 5
     seen = ", ".join(f"{count} x {ending}" for ending, count in counts.most_common(5))
-    return f" (there are: {seen})" if seen else " (it is empty)"
+    return f"{seen} and {more} other endings" if more > 0 else seen
 
 
 def _count(files: list[SourceFile]) -> str:

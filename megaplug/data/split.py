@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
 from fractions import Fraction
 
 from megaplug.errors import UserError
@@ -55,30 +54,9 @@ def borders(num_tokens: int, shares: Shares) -> tuple[int, int, int]:
     return ends
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Tokens ``start`` up to ``stop`` of a document that go to one split."""
-
-    split: str
-    document: int
-    start: int
-    stop: int
-
-
-def pieces(lengths: Iterable[int], ends: tuple[int, int, int]) -> Iterator[Piece]:
-    """Goes through documents in order and cuts those in two that a border crosses.
-
-    Args:
-        lengths: Number of tokens of each document, each at least 1.
-        ends: As `borders` gives them.
-    """
-    position, split = 0, 0
-    for document, length in enumerate(lengths):
-        start = 0
-        while start < length:
-            while ends[split] <= position:
-                split += 1
-            stop = min(length, start + ends[split] - position)
-            yield Piece(SPLITS[split], document, start, stop)
-            position += stop - start
-            start = stop
+def without(shares: Shares, splits: Collection[str]) -> Shares:
+    """The shares when some splits have sources of their own: theirs go to the others, in proportion."""
+    left = [Fraction(0) if name in splits else share for name, share in zip(SPLITS, shares, strict=True)]
+    whole = sum(left, start=Fraction(0))
+    train, valid, test = (share / whole for share in left)
+    return train, valid, test

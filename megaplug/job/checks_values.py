@@ -12,6 +12,7 @@ from megaplug.errors import Problem
 from megaplug.job.megatron_table import load_table
 from megaplug.job.names import ALIASES, OURS
 from megaplug.job.schema import Job, TokenizerConfig
+from megaplug.job.sources import source_problems
 from megaplug.job.suggest import did_you_mean
 
 # What can be written for the keys that never reach Megatron, or that it takes more of than is supported here.
@@ -19,6 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "load_state": ("weights", "all"),
     "backend": ("auto", "native", "te"),
     "device": ("auto", "cpu", "cuda"),
+    "data.bad_lines": ("refuse", "skip"),
     "tokenizer.type": ("byte", "huggingface", "sentencepiece", "tiktoken"),
     # Megatron's distributed optimizer, which is always on, takes no other of torch's own.
     "optimizer.optimizer": ("adam",),
@@ -115,6 +117,7 @@ def _numbers(job: Job) -> Iterator[Problem]:
 def _texts(job: Job) -> Iterator[Problem]:
     if not _NAME.fullmatch(job.name):
         yield Problem("name", f"{job.name!r} cannot be a folder's name", "use letters, digits, dots, - and _")
+    yield from source_problems(job.data)
     parts = job.data.split.replace(" ", "").split(",")
     try:
         weights = [float(part) for part in parts]

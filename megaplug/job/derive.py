@@ -74,7 +74,7 @@ def derive(
         padded_vocab_size=job_shape(job, vocab_size).padded_vocab_size(topology.tp),
         save_interval=job.checkpoint.save_interval or _save_interval(iters),
         eval_interval=job.train.eval_interval,
-        eval_iters=job.train.eval_iters if facts.prefixes.get("valid") else 0,
+        eval_iters=job.train.eval_iters if facts.parts("valid") else 0,
         backend=backend or resolve_backend(job.backend, device),
         device=device,
     )

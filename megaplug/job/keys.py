@@ -9,7 +9,7 @@ import typing
 from megaplug.job.schema import Job
 
 # Groups that hold whatever the plugin or Megatron accepts; other checks look into them.
-OPEN_KEYS = ("attention.params", "megatron")
+OPEN_KEYS = ("attention.params", "megatron", "data.path", "data.valid_path", "data.test_path")
 
 
 @functools.cache

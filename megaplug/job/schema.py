@@ -89,8 +89,11 @@ class MoeConfig:
 class DataConfig:
     """The text, how it is split, and where its tokenized form is kept."""
 
-    path: str = "stdlib"
+    path: Any = "stdlib"
+    valid_path: Any = None
+    test_path: Any = None
     text_key: str = "text"
+    bad_lines: str = "refuse"
     split: str = "95,5,0"
     cache_dir: str | None = None
 

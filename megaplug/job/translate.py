@@ -132,9 +132,9 @@ def _lengths(job: Job, derived: Derived) -> dict[str, Any]:
 def _paths(job: Job, facts: DataFacts, folder: RunFolder) -> dict[str, Any]:
     root = folder.path.resolve()
     values: dict[str, Any] = {
-        f"{split}_data_path": [facts.prefixes[split]]
+        f"{split}_data_path": facts.data_path(split)
         for split in ("train", "valid", "test")
-        if facts.prefixes.get(split)
+        if facts.parts(split)
     }
     values["data_cache_path"] = str(root / "index_cache")
     values["save"] = str(root / folder.checkpoints.name)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from megaplug.data import build, writer
 from megaplug.job.schema import Job
 
 SENTENCE = "the ring of ranks turns and the tokens pass from hand to hand while nobody waits"
@@ -64,15 +63,3 @@ def bpe_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
     tokenizer.save(str(path))
     return path
-
-
-@pytest.fixture
-def written_here(monkeypatch):
-    """Megatron's writer without its child process, which would import torch anew in every test."""
-
-    def write(folder: Path, dtype: str, advance) -> None:
-        writer._write(folder, dtype)
-        for name in (writer.RAW, writer.PIECES):
-            (folder / name).unlink()
-
-    monkeypatch.setattr(build, "write_splits", write)

@@ -14,6 +14,7 @@ import pytest
 from megaplug.data import build, cache
 from megaplug.data import prepare as module
 from megaplug.data.documents import read_documents
+from megaplug.data.faults import Faults
 from megaplug.data.prepare import prepare, too_small
 from megaplug.data.sources import find_corpus
 from megaplug.errors import UserError
@@ -22,7 +23,7 @@ from megaplug.job.schema import TokenizerConfig
 
 
 @pytest.fixture
-def builds(monkeypatch, written_here):
+def builds(monkeypatch):
     """How often an entry was built."""
     calls: list[str] = []
     real = module.build_entry
@@ -50,12 +51,10 @@ def documents_of(facts: DataFacts) -> dict[str, list[list[int]]]:
     }
 
 
-def test_what_megatron_reads_back_is_the_text_and_an_end_after_each_document(
-    corpus_folder, make_job, written_here
-):
+def test_what_megatron_reads_back_is_the_text_and_an_end_after_each_document(corpus_folder, make_job):
     job = make_job(corpus_folder, split="80,15,5")
     facts = prepare(job)
-    wanted = Counter(d.text for d in read_documents(find_corpus(job.data)))
+    wanted = Counter(d.text for d in read_documents(find_corpus(job.data.path), Faults()))
     assert wanted.total() == 20
     read = documents_of(facts)
     end_to_end = [i for split in ("train", "valid", "test") for doc in read[split] for i in doc]
@@ -76,44 +75,18 @@ def test_what_megatron_reads_back_is_the_text_and_an_end_after_each_document(
     }
     assert facts.num_documents == {split: len(documents) for split, documents in read.items()}
     assert (facts.vocab_size, facts.eod) == (257, 256)
-    order = [d.text for d in read_documents(find_corpus(job.data))]
+    order = [d.text for d in read_documents(find_corpus(job.data.path), Faults())]
     assert texts != order  # shuffled
 
 
-def test_the_child_process_writes_what_the_builder_writes_here(
-    tmp_path, corpus_folder, make_job, monkeypatch
-):
-    child = prepare(make_job(corpus_folder, cache_dir=str(tmp_path / "child")))
-    with monkeypatch.context() as patch:
-        from megaplug.data import writer
-
-        def write(folder: Path, dtype: str, advance) -> None:
-            writer._write(folder, dtype)
-            (folder / writer.RAW).unlink()
-            (folder / writer.PIECES).unlink()
-
-        patch.setattr(build, "write_splits", write)
-        here = prepare(make_job(corpus_folder, cache_dir=str(tmp_path / "here")))
-    assert child.fingerprint == here.fingerprint
-    for split in child.prefixes:
-        for ending in (".bin", ".idx"):
-            assert (
-                Path(child.prefixes[split] + ending).read_bytes()
-                == Path(here.prefixes[split] + ending).read_bytes()
-            )
-    assert sorted(p.name for p in Path(child.prefixes["train"]).parent.iterdir()) == [
-        *("entry.json", "train.bin", "train.idx", "valid.bin", "valid.idx")
-    ]
-
-
-def test_a_split_without_a_share_has_no_files(corpus_folder, make_job, written_here):
+def test_a_split_without_a_share_has_no_files(corpus_folder, make_job):
     facts = prepare(make_job(corpus_folder, split="1,0,0"))
     assert list(facts.prefixes) == ["train"]
     assert facts.num_tokens["valid"] == facts.num_tokens["test"] == 0
     assert facts.unigram_loss is None
 
 
-def test_the_unigram_loss_is_the_cross_entropy_of_smoothed_counts(corpus_folder, make_job, written_here):
+def test_the_unigram_loss_is_the_cross_entropy_of_smoothed_counts(corpus_folder, make_job):
     facts = prepare(make_job(corpus_folder, split="70,30,0"))
     read = documents_of(facts)
     train = Counter(i for doc in read["train"] for i in doc)
@@ -122,7 +95,7 @@ def test_the_unigram_loss_is_the_cross_entropy_of_smoothed_counts(corpus_folder,
     assert facts.unigram_loss == pytest.approx(sum(losses) / len(losses), rel=1e-12)
 
 
-def test_facts_survive_plain_values(corpus_folder, make_job, written_here):
+def test_facts_survive_plain_values(corpus_folder, make_job):
     facts = prepare(make_job(corpus_folder))
     assert DataFacts.from_dict(facts.to_dict()) == facts
     with pytest.raises(KeyError, match="surplus"):
@@ -190,7 +163,7 @@ def test_a_file_that_changed_within_its_size_and_time_is_noticed(
 def test_files_too_new_to_trust_their_times_are_read_again(corpus_folder, make_job, builds):
     prepare(make_job(corpus_folder))
     job = make_job(corpus_folder)
-    assert cache.recall_content(Path(job.data.cache_dir), find_corpus(job.data)) is None
+    assert not (Path(job.data.cache_dir) / "shortcuts").exists()
     prepare(job)
     assert len(builds) == 1
 
@@ -225,7 +198,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_used(corpus_folder, make_
         "def die(folder, *_):\n"
         "    (folder / 'train.bin').write_bytes(b'half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "build.write_splits = die\n"
+        "build._gather = die\n"
         "prepare(job)\n"
     )
     root = tmp_path / "cache"
@@ -251,16 +224,16 @@ def test_what_is_being_built_by_another_is_left_alone(tmp_path):
 def test_a_second_job_waits_for_the_one_that_builds_and_takes_its_data(corpus_folder, make_job, tmp_path):
     script = (
         "import sys\n"
-        "from megaplug.data import build\n"
+        "from megaplug.data import prepare as module\n"
         "from megaplug.data.prepare import prepare\n"
         "from megaplug.job.schema import Job\n"
         "job = Job(); job.data.path, job.data.cache_dir = sys.argv[1:]\n"
-        "def write(folder, *_):\n"
+        "real = module.build_entry\n"
+        "def build(*rest):\n"
         "    print('building', flush=True)\n"
         "    sys.stdin.readline()\n"
-        "    for split in ('train', 'valid'):\n"
-        "        (folder / f'{split}.bin').write_bytes(bytes(10))\n"
-        "build.write_splits = write\n"
+        "    return real(*rest)\n"
+        "module.build_entry = build\n"
         "print(prepare(job).fingerprint)\n"
     )
     command = [sys.executable, "-c", script, str(corpus_folder), str(tmp_path / "cache")]
@@ -279,7 +252,7 @@ def test_a_second_job_waits_for_the_one_that_builds_and_takes_its_data(corpus_fo
     assert found == built  # and the second never said that it builds
 
 
-def test_text_that_changes_while_it_is_read_is_refused(corpus_folder, make_job, written_here, monkeypatch):
+def test_text_that_changes_while_it_is_read_is_refused(corpus_folder, make_job, monkeypatch):
     real = module.digest_documents
 
     def then_change(*args: object):
@@ -299,7 +272,7 @@ def test_a_disk_that_refuses_is_named_and_nothing_is_left(
     def refuse(*_: object):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(build, "write_splits", refuse)
+    monkeypatch.setattr(build, "write_index", refuse)
     with pytest.raises(UserError, match=says) as error:
         prepare(make_job(corpus_folder))
     assert "data.cache_dir" in error.value.hint
@@ -319,7 +292,7 @@ def test_a_corpus_of_empty_files_is_refused(tmp_path, make_job):
         prepare(make_job(tmp_path / "void"))
 
 
-def test_too_small_names_each_split_that_holds_no_sample(corpus_folder, make_job, written_here):
+def test_too_small_names_each_split_that_holds_no_sample(corpus_folder, make_job):
     facts = prepare(make_job(corpus_folder, split="90,10,0"))
     assert too_small(facts, facts.num_tokens["valid"] - 1) == []
     problems = too_small(facts, facts.num_tokens["valid"])
@@ -328,8 +301,9 @@ def test_too_small_names_each_split_that_holds_no_sample(corpus_folder, make_job
 
 
 def test_a_cached_start_imports_neither_numpy_nor_torch_nor_megatron(
-    corpus_folder, make_job, builds, tmp_path
+    corpus_folder, make_job, builds, tmp_path, monkeypatch
 ):
+    age(corpus_folder, monkeypatch)
     prepare(make_job(corpus_folder))
     script = (
         "import sys\n"

@@ -7,17 +7,21 @@ from pathlib import Path
 import pytest
 
 from megaplug.data.documents import read_documents
+from megaplug.data.faults import Faults
 from megaplug.data.sources import find_corpus
 from megaplug.errors import UserError
-from megaplug.job.schema import DataConfig
 
 
 def texts(path: Path | str, key: str = "text") -> list[str]:
-    return [d.text.decode() for d in read_documents(find_corpus(DataConfig(path=str(path), text_key=key)))]
+    """The documents that are not empty."""
+    faults = Faults()
+    documents = [d.text.decode() for d in read_documents(find_corpus(str(path), key), faults)]
+    faults.refuse()
+    return [text for text in documents if text]
 
 
 def test_the_standard_library_is_python_sources_without_tests_or_packages():
-    corpus = find_corpus(DataConfig())
+    corpus = find_corpus("stdlib")
     names = [file.name for file in corpus.files]
     assert "argparse.py" in names and "json/decoder.py" in names
     assert names == sorted(names)
@@ -25,7 +29,7 @@ def test_the_standard_library_is_python_sources_without_tests_or_packages():
     folders = {folder for name in names for folder in name.split("/")[:-1]}
     assert not folders & {"site-packages", "test", "tests", "__pycache__"}
     assert 5e6 < corpus.size < 30e6
-    assert b"class ArgumentParser" in b"".join(d.text for d in read_documents(corpus))
+    assert b"class ArgumentParser" in b"".join(d.text for d in read_documents(corpus, Faults()))
 
 
 def test_a_txt_file_is_one_document(tmp_path):
@@ -57,7 +61,7 @@ def test_a_jsonl_line_is_one_document_under_the_given_key(tmp_path):
         ("deep.jsonl", b"[" * 200_000, "deep.jsonl:1 is not JSON"),
         ("keys.jsonl", b'{"body": 1, "title": 2}\n', "has no key 'text'; its keys are: 'body', 'title'"),
         ("list.jsonl", b"[1]\n", "list.jsonl:1 is a list, not an object"),
-        ("number.jsonl", b'{"text": 3}\n', "'text' is a number, not a string"),
+        ("number.jsonl", b'{"text": 3}\n', "holds a number under 'text', not a string"),
         ("half.jsonl", b'{"text": "\\ud800"}\n', "half a character"),
         ("page.html", b"<p>", "ends in '.html'"),
     ],

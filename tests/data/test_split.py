@@ -3,11 +3,12 @@ from __future__ import annotations
 import random
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
-from megaplug.data.split import borders, parse_split, pieces
+from megaplug.data.build import _between
+from megaplug.data.split import borders, parse_split, without
 from megaplug.errors import UserError
-from megaplug.job.facts import SPLITS
 
 
 @pytest.mark.parametrize(
@@ -40,22 +41,26 @@ def test_a_share_that_rounds_to_no_token_is_refused():
         borders(100, parse_split("99,0.5,0.5"))
 
 
-@pytest.mark.parametrize("split", ["95,5,0", "1,1,1", "1,0,1", "1,0,0"])
-def test_pieces_cover_every_token_once_in_order_and_fill_each_split_exactly(split):
-    draw = random.Random(7)
+@pytest.mark.parametrize("split", ["95,5,0", "1,1,1", "0.1,99.8,0.1", "1,0,0"])
+def test_splits_cover_every_token_once_in_order_and_are_filled_exactly(split):
+    chance = random.Random(5)
     for _ in range(50):
-        lengths = [draw.randint(1, 50) for _ in range(draw.randint(1, 30))]
-        if sum(lengths) < 20:
-            continue
+        lengths = [chance.choice([1, 2, 3, 1000]) for _ in range(chance.randint(3, 40))] + [2000]
+        # Documents lie in their raw files in any order.
+        rows = [[number % 2, 10_000 * number, length] for number, length in enumerate(lengths)]
         ends = borders(sum(lengths), parse_split(split))
-        cut = list(pieces(lengths, ends))
-        covered = [(p.document, t) for p in cut for t in range(p.start, p.stop)]
-        assert covered == [(d, t) for d, n in enumerate(lengths) for t in range(n)]
-        for name, begin, end in zip(SPLITS, (0, *ends[:2]), ends, strict=True):
-            assert sum(p.stop - p.start for p in cut if p.split == name) == end - begin
-        assert all(p.stop > p.start for p in cut)
+        wanted = [(row[0], row[1] + i) for row in rows for i in range(row[2])]
+        covered: list[tuple[int, int]] = []
+        for begin, end in zip((0, *ends[:2]), ends, strict=True):
+            if end > begin:
+                cut = _between(np.array(rows, dtype=np.int64), begin, end)
+                assert cut[:, 2].min() > 0
+                covered += [(int(file), int(first) + i) for file, first, size in cut for i in range(size)]
+                assert len(covered) == end
+        assert covered == wanted
 
 
-def test_one_document_alone_is_cut_in_two():
-    cut = list(pieces([100], borders(100, parse_split("90,10,0"))))
-    assert [(p.split, p.start, p.stop) for p in cut] == [("train", 0, 90), ("valid", 90, 100)]
+def test_splits_with_sources_of_their_own_leave_their_share_to_the_others():
+    assert without(parse_split("90,5,5"), ["valid"]) == (Fraction(90, 95), 0, Fraction(5, 95))
+    assert without(parse_split("90,5,5"), ["valid", "test"]) == (1, 0, 0)
+    assert without(parse_split("90,5,5"), []) == parse_split("90,5,5")

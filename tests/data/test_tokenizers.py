@@ -141,9 +141,7 @@ def test_a_configuration_that_cannot_be_is_refused(config, says):
 
 
 @pytest.mark.parametrize("kind", ["byte", "huggingface"])
-def test_megatron_draws_samples_from_each_split(
-    kind, corpus_folder, bpe_file, make_job, tmp_path, written_here
-):
+def test_megatron_draws_samples_from_each_split(kind, corpus_folder, bpe_file, make_job, tmp_path):
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
     from megatron.core.datasets.indexed_dataset import IndexedDataset

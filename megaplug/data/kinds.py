@@ -1,0 +1,70 @@
+"""The forms in which text and tokens lie on a disk, told by the ending of a file's name."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from megaplug.errors import UserError
+
+TEXT, LINES, PARQUET, ARROW, PREFIX = "text", "lines", "parquet", "arrow", "prefix"
+"""One document a file; one a line of JSON; one a row of a table (two forms); documents tokenized already."""
+
+KINDS = {
+    ".txt": TEXT,
+    ".txt.gz": TEXT,
+    ".txt.zst": TEXT,
+    ".jsonl": LINES,
+    ".jsonl.gz": LINES,
+    ".jsonl.zst": LINES,
+    ".parquet": PARQUET,
+    ".arrow": ARROW,
+    ".idx": PREFIX,
+    ".bin": PREFIX,
+}
+
+KNOWN = (
+    "known are .txt and .jsonl (also .gz and .zst), .parquet, a Hugging Face data set on disk, a Megatron "
+    "prefix (.bin and .idx), a folder of them, and stdlib"
+)
+
+# What a package is called where it is installed from, by what it is called in Python.
+_PACKAGES = {"pyarrow": "pyarrow", "pyarrow.parquet": "pyarrow", "zstandard": "zstandard"}
+
+
+def kind_of(name: str) -> str | None:
+    """The kind of a file by its name, or None if the ending is not a known one."""
+    return KINDS.get(ending_of(name))
+
+
+def ending_of(name: str) -> str:
+    """The ending in small letters, two parts of it for compressed files: ``.jsonl.gz``."""
+    parts = name.lower().rsplit(".", 2)
+    if len(parts) == 3 and parts[2] in ("gz", "zst"):
+        return f".{parts[1]}.{parts[2]}"
+    return f".{parts[-1]}" if len(parts) > 1 else ""
+
+
+def is_compressed(name: str) -> bool:
+    """Whether a file must be read from its beginning."""
+    return name.lower().endswith((".gz", ".zst"))
+
+
+def optional(module: str, what: str) -> ModuleType:
+    """An optional library.
+
+    Args:
+        module: Its name in Python.
+        what: What needs it, to name in the error.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = _PACKAGES[module]
+        raise UserError(
+            f"{what} needs the package {package}, which is not installed",
+            hint=f"pip install {package}, or all of them: pip install 'megaplug[data]'",
+        ) from error
