@@ -31,6 +31,8 @@ FOLLOWING: dict[str, tuple[str, ...]] = {
     "model.vocab_size": ("--padded-vocab-size",),
     "attention.name": ("--spec",),
     "data.path": ("--train-data-path", "--valid-data-path", "--test-data-path"),
+    "data.valid_path": ("--valid-data-path",),
+    "data.test_path": ("--test-data-path",),
     "tokenizer.type": ("--tokenizer-type",),
     "tokenizer.path": ("--tokenizer-model",),
     "train.tokens": ("--train-iters",),
@@ -38,7 +40,13 @@ FOLLOWING: dict[str, tuple[str, ...]] = {
     "train.stop_at": ("--exit-interval",),
     "logging.tensorboard": ("--tensorboard-dir",),
 }
-_TYPE_NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+_TYPE_NAMES = {
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    str: "text",
+    Any: "text, list, or keys with values",
+}
 
 
 @dataclass(frozen=True)

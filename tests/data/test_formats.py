@@ -1,4 +1,4 @@
-"""Every form of text gives the tokens of a plain reference, which is written here, not taken from the room."""
+"""Every form of text gives the tokens of a plain reference, which stands here and is not the room's."""
 
 from __future__ import annotations
 
