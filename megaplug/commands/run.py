@@ -69,7 +69,7 @@ def start(job: Job, command: CommandLine) -> int:
                 folder,
                 resolved.topology.world_size,
                 lock_fd=lock.fd,
-                env=_environment(resolved),
+                env=_environment(resolved, folder),
                 grace_s=job.launch.grace_s,
                 address=job.launch.master_addr,
                 port=job.launch.master_port,
@@ -181,7 +181,7 @@ def _freeze(resolved: Resolved, folder: RunFolder, *, resuming: bool) -> None:
     )
 
 
-def _environment(resolved: Resolved) -> dict[str, str]:
+def _environment(resolved: Resolved, folder: RunFolder) -> dict[str, str]:
     """What the ranks need beyond this process's environment."""
     # The package as it is here, installed or not.
     root = str(Path(megaplug.__file__).resolve().parent.parent)
@@ -191,6 +191,9 @@ def _environment(resolved: Resolved) -> dict[str, str]:
         # A tokenizer is a local folder; a rank never asks a hub for it.
         "HF_HUB_OFFLINE": "1",
     }
+    if resolved.job.logging.wandb_project is not None:
+        # A run that is continued is continued there, too.
+        environment |= {"WANDB_RUN_ID": folder.name, "WANDB_RESUME": "allow"}
     if resolved.derived.device == "cpu":
         # On a machine with GPUs, a job for the CPU must not see them.
         environment |= {"CUDA_VISIBLE_DEVICES": "", "TORCH_COMPILE_DISABLE": "1"}

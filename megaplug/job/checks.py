@@ -9,6 +9,7 @@ from megaplug import topology as meshes
 from megaplug.errors import Problem, UserError
 from megaplug.job.checks_training import end_problems, training_problems
 from megaplug.job.checks_values import value_problems
+from megaplug.job.checks_watching import watching_problems
 from megaplug.job.passthrough import passthrough_problems
 from megaplug.job.schema import Job
 from megaplug.layers import registry
@@ -38,6 +39,7 @@ def check(job: Job, *, device: str | None = None) -> list[Problem]:
     if sizes_hold:
         problems = topology_problems(job)
     problems += attention_problems(job, device, sizes_hold=sizes_hold)
+    problems += watching_problems(job, device) if sizes_hold else []
     return [*problems, *training_problems(job), *passthrough_problems(job)]
 
 

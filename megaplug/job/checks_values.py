@@ -24,6 +24,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "tokenizer.type": ("byte", "huggingface", "sentencepiece", "tiktoken"),
     # Megatron's distributed optimizer, which is always on, takes no other of torch's own.
     "optimizer.optimizer": ("adam",),
+    "logging.level": ("debug", "info", "warning", "error"),
+    "profile.kind": ("none", "torch", "nsys"),
     "logging.progress": ("auto", "rich", "plain", "none"),
     "launch.kind": ("local", "print"),
     "launch.output": ("text", "json"),
@@ -41,13 +43,14 @@ _POSITIVE = (
     "train.global_batch_size", "train.eval_interval", "train.recompute_num_layers",
     "optimizer.adam_eps", "lr.lr", "lr.lr_decay_iters", "lr.lr_wsd_decay_iters",
     "checkpoint.save_interval", "checkpoint.keep", "logging.log_interval",
+    "logging.peak_tflops", "profile.active", "profile.repeat",
     "launch.omp_num_threads", "launch.grace_s", "launch.distributed_timeout_minutes",
     "tokenizer.tiktoken_num_special_tokens",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "moe.num_experts", "moe.moe_aux_loss_coeff", "train.eval_iters", "train.seed", "optimizer.weight_decay",
     "optimizer.clip_grad", "lr.min_lr", "lr.lr_warmup_iters", "lr.lr_warmup_fraction",
-    "model.init_method_std",
+    "model.init_method_std", "profile.wait", "profile.warmup",
 )  # fmt: skip
 # From 0 up to but without 1.
 _FRACTIONS = (

@@ -39,6 +39,11 @@ FOLLOWING: dict[str, tuple[str, ...]] = {
     "train.epochs": ("--train-iters",),
     "train.stop_at": ("--exit-interval",),
     "logging.tensorboard": ("--tensorboard-dir",),
+    "logging.level": ("--logging-level",),
+    "profile.kind": ("--profile",),
+    "profile.wait": ("--profile-step-start",),
+    "profile.active": ("--profile-step-end",),
+    "profile.ranks": ("--profile-ranks",),
 }
 _TYPE_NAMES = {
     int: "whole number",

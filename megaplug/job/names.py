@@ -26,6 +26,8 @@ OURS = frozenset(
     {
         "model.name", "model.vocab_size", "topology.dp", "topology.world_size", "train.tokens",
         "train.epochs", "train.stop_at", "checkpoint.keep", "logging.progress", "logging.tensorboard",
+        "logging.level", "logging.mlflow_tracking_uri", "logging.mlflow_experiment", "logging.communication",
+        "logging.peak_tflops",
     }
 )  # fmt: skip
 

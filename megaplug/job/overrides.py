@@ -77,10 +77,15 @@ def _problem_of(override: Override, groups: Mapping[str, Sequence[str]]) -> Prob
 def _texts(override: Override) -> list[str]:
     value = override.value()
     if override.is_sweep_override():
-        return [str(item) for item in override.sweep_string_iterator()]
+        return [_text(item) for item in override.sweep_string_iterator()]
     if isinstance(value, list):
-        return [str(item) for item in value]
-    return [] if value is None else [str(value)]
+        return [_text(item) for item in value]
+    return [] if value is None else [_text(value)]
+
+
+def _text(value: object) -> str:
+    """As it was typed: the grammar has made a truth value of the option in ``profile=true``."""
+    return str(value).lower() if isinstance(value, bool) or value in ("True", "False") else str(value)
 
 
 def _hint_for(key: str, groups: Mapping[str, Sequence[str]]) -> str:
@@ -108,10 +113,15 @@ def _hint_for(key: str, groups: Mapping[str, Sequence[str]]) -> str:
 
 
 def for_hydra(overrides: Sequence[Override]) -> list[str]:
-    """The same words, with keys of the open groups marked as ones that may be new."""
+    """The same words, with keys of the open groups marked as ones that may be new.
+
+    An option of a group that reads as a truth value (``profile=true``) is quoted: Hydra takes texts only.
+    """
     words = []
     for override in overrides:
         line = override.input_line or ""
+        if override.key_or_group in keys.sections() and isinstance(override.value(), bool):
+            line = f"{line.partition('=')[0]}='{_text(override.value())}'"
         if keys.is_open(override.key_or_group) and not line.startswith(("+", "~")):
             line = f"++{line}"
         words.append(line)

@@ -177,10 +177,31 @@ class CheckpointConfig:
 class LoggingConfig:
     """How loudly a run speaks; nothing here changes its result."""
 
+    level: str = "info"
     log_interval: int = 1
     progress: str = "auto"
     tensorboard: bool = True
     wandb_project: str | None = None
+    mlflow_tracking_uri: str | None = None
+    mlflow_experiment: str = "megaplug"
+    log_params_norm: bool = False
+    communication: bool | None = None
+    peak_tflops: float | None = None
+
+
+@dataclass
+class ProfileConfig:
+    """What is traced of which steps; names are those of ``torch.profiler``."""
+
+    kind: str = "none"
+    ranks: list[int] = field(default_factory=lambda: [0])
+    wait: int = 3
+    warmup: int = 1
+    active: int = 2
+    repeat: int = 1
+    record_shapes: bool = True
+    with_stack: bool = False
+    profile_memory: bool = True
 
 
 @dataclass
@@ -219,5 +240,6 @@ class Job:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     megatron: dict[str, Any] = field(default_factory=dict)

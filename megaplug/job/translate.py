@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ def megatron_arguments(
         **_constants(derived),
         **_lengths(job, derived),
         **_paths(job, facts, folder),
+        **_watching(job),
         **_loading(folder, source, resuming),
         **job.megatron,
     }
@@ -86,6 +88,9 @@ def _constants(derived: Derived) -> dict[str, Any]:
         "create_attention_mask_in_dataloader": False,
         "log_throughput": True,
         "enable_one_logger": False,
+        # A NaN ends the run at once. Megatron's own way computes the step again, saves what may be spoilt
+        # already, and asks to be started on another device; it also lets a NaN of the first step pass.
+        "rerun_mode": "disabled",
         # Megatron's own output layer raises without the extension, with Transformer Engine too.
         "gradient_accumulation_fusion": not on_cpu and has_weight_gradient_fusion(),
     }
@@ -142,6 +147,24 @@ def _paths(job: Job, facts: DataFacts, folder: RunFolder) -> dict[str, Any]:
         values["tensorboard_dir"] = str(root / folder.tensorboard.name)
     if job.logging.wandb_project is not None:
         values |= {"wandb_exp_name": folder.name, "wandb_save_dir": str(root / "wandb")}
+    return values
+
+
+def _watching(job: Job) -> dict[str, Any]:
+    """Log level and, with ``profile=nsys``, Megatron's ranges; the torch profiler is megaplug's own."""
+    values: dict[str, Any] = {"logging_level": getattr(logging, job.logging.level.upper())}
+    profile = job.profile
+    if profile.kind == "nsys":
+        start = profile.wait + profile.warmup
+        values |= {
+            "profile": True,
+            "profile_ranks": profile.ranks,
+            # Counted from the start of the command; a rank adds the step that it continues from.
+            "profile_step_start": start,
+            "profile_step_end": start + profile.active,
+            "nvtx_ranges": True,
+            "record_shapes": profile.record_shapes,
+        }
     return values
 
 

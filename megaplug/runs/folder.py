@@ -51,6 +51,11 @@ class RunFolder:
         return self.path / "loss.png"
 
     @property
+    def profile(self) -> Path:
+        """Traces of profiled steps."""
+        return self.path / "profile"
+
+    @property
     def logs(self) -> Path:
         """Megatron's own output, one file a rank."""
         return self.path / "logs"

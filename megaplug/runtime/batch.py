@@ -16,6 +16,8 @@ from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_ran
 from megatron.training.global_vars import get_args, get_timers, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
+from megaplug.runtime.stopwatch import data_wait
+
 _BATCH_KEYS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
 _SPIKY_LOSS_FACTOR = 10.0
 
@@ -75,7 +77,8 @@ def get_batch(
     if not is_first_or_last_pipeline_stage(vp_stage):
         return dict.fromkeys(_BATCH_KEYS)
     assert data_iterator is not None, "the first and the last pipeline stage read data"
-    sample = next(data_iterator)
+    with data_wait:
+        sample = next(data_iterator)
     device = torch.cuda.current_device()
     batch: dict[str, Any] = {
         key: sample[key].to(device, non_blocking=True) if key in sample else None for key in _BATCH_KEYS

@@ -15,9 +15,12 @@ from typing import Any
 
 import torch
 
+from megaplug.job.freeze import FrozenJob
 from megaplug.runs.events import EventWriter
-from megaplug.runs.folder import RunFolder
 from megaplug.runs.metrics import append_metrics, read_metrics
+from megaplug.runtime.pace import Pace
+from megaplug.runtime.rank_figures import RankFigures, merged
+from megaplug.runtime.sinks import Sink, open_sinks
 
 _LOSS_KEY = "lm loss"
 
@@ -28,24 +31,24 @@ class MetricsRecorder:
     Only the last rank writes: there the loss of the last pipeline stage is.
 
     Args:
-        folder: The run's folder.
+        frozen: The job.
         events: Where the supervisor listens.
-        iters: The iteration at which the run is finished.
         on_saved: Called on every rank after a checkpoint is complete, with its iteration.
     """
 
-    def __init__(
-        self, folder: RunFolder, events: EventWriter, iters: int, on_saved: Callable[[int], None]
-    ) -> None:
+    def __init__(self, frozen: FrozenJob, events: EventWriter, on_saved: Callable[[int], None]) -> None:
         self.iteration = 0
-        self._folder = folder
+        self.figures: RankFigures | None = None
+        self._frozen = frozen
+        self._folder = frozen.folder
         self._events = events
-        self._iters = iters
         self._on_saved = on_saved
+        self._pace = Pace.of(frozen)
+        self._sinks: list[Sink] = []
         self._since = time.perf_counter()
         self._valid_loss: float | None = None
         # What an earlier start of this run has recorded is not recorded again.
-        lines = read_metrics(folder.metrics_file)
+        lines = read_metrics(self._folder.metrics_file)
         self._recorded = {(line["iteration"], line["split"]) for line in lines if "valid_loss" in line}
         self._loaded_iteration: int | None = None
 
@@ -55,9 +58,18 @@ class MetricsRecorder:
         Args:
             training: The module, whose functions are replaced by ones that report and then return the same.
         """
+        on_cpu = self._frozen.derived.device == "cpu"
+        asked = self._frozen.job.logging.communication
+        self.figures = RankFigures(on_cpu=on_cpu, communication=on_cpu if asked is None else asked)
+        self.figures.watch(training)
         self._watch_steps(training)
         self._watch_validation(training)
         self._watch_saving(training)
+
+    def close(self, good: bool) -> None:
+        """Send what is still kept for TensorBoard and others."""
+        for sink in self._sinks:
+            sink.close(good)
 
     def _watch_steps(self, training: Any) -> None:
         real_train, real_log = training.train, training.training_log
@@ -65,6 +77,8 @@ class MetricsRecorder:
         @functools.wraps(real_train)
         def train(*args: Any, **kwargs: Any) -> Any:
             self.iteration = self._loaded_iteration = training.get_args().iteration
+            if _is_last_rank():
+                self._sinks = open_sinks(self._frozen.job.logging, self._folder)
             self._events.write("phase", name="training")
             self._since = time.perf_counter()
             return real_train(*args, **kwargs)
@@ -79,6 +93,7 @@ class MetricsRecorder:
             report_memory_flag: Any,
             skipped_iter: int,
             grad_norm: float | None,
+            params_norm: float | None,
             *args: Any,
             **kwargs: Any,
         ) -> Any:
@@ -92,26 +107,42 @@ class MetricsRecorder:
                 report_memory_flag,
                 skipped_iter,
                 grad_norm,
+                params_norm,
                 *args,
                 **kwargs,
             )
+            now = time.perf_counter()
+            seconds, self._since = now - self._since, now
+            megatron_args = training.get_args()
+            figures = self._of_ranks() if iteration % megatron_args.log_interval == 0 else {}
             if _is_last_rank():
-                self._step(loss_dict, learning_rate, grad_norm, training.get_args())
-            self._since = time.perf_counter()
+                line = self._line(loss_dict, learning_rate, grad_norm, seconds, megatron_args)
+                if params_norm is not None:
+                    line["params_norm"] = _number(params_norm)
+                if megatron_args.fp16:
+                    line |= {"loss_scale": _number(loss_scale), "skipped": int(skipped_iter)}
+                self._step(line | figures)
             return answer
 
         training.train, training.training_log = train, training_log
 
-    def _step(
+    def _of_ranks(self) -> dict[str, float | int]:
+        """What the ranks measure for themselves; every rank calls it, and says what memory it has used."""
+        assert self.figures is not None
+        rows = self.figures.gather()
+        self._events.write("memory", iteration=self.iteration, peak=self.figures.peak)
+        return merged(rows) if _is_last_rank() else {}
+
+    def _line(
         self,
         loss_dict: dict[str, torch.Tensor],
         learning_rate: float | None,
         grad_norm: float | None,
+        seconds: float,
         args: Any,
-    ) -> None:
-        seconds = time.perf_counter() - self._since
+    ) -> dict[str, Any]:
         tokens = args.global_batch_size * args.seq_length
-        line = {
+        return {
             "iteration": self.iteration,
             "loss": _number(loss_dict.get(_LOSS_KEY)),
             "grad_norm": _number(grad_norm),
@@ -119,9 +150,22 @@ class MetricsRecorder:
             "tokens": args.consumed_train_samples * args.seq_length,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
+            **self._pace.of_step(tokens, seconds),
         }
+
+    def _step(self, line: dict[str, Any]) -> None:
         append_metrics(self._folder.metrics_file, line)
-        self._events.write("step", iters=self._iters, **line)
+        self._to_sinks(line)
+        self._events.write("step", iters=self._frozen.derived.iters, **line)
+
+    def _to_sinks(self, line: dict[str, Any]) -> None:
+        figures = {
+            name: value
+            for name, value in line.items()
+            if name != "iteration" and isinstance(value, int | float)
+        }
+        for sink in self._sinks:
+            sink.write(figures, line["iteration"])
 
     def _watch_validation(self, training: Any) -> None:
         real_evaluate, real_print = training.evaluate, training.evaluate_and_print_results
@@ -153,6 +197,8 @@ class MetricsRecorder:
         if (line["iteration"], line["split"]) not in self._recorded:
             self._recorded.add((line["iteration"], line["split"]))
             append_metrics(self._folder.metrics_file, line)
+            name = "valid_loss" if line["split"] == "valid" else "test_loss"
+            self._to_sinks({"iteration": line["iteration"], name: line["valid_loss"]})
         self._events.write("valid", **line)
 
     def _watch_saving(self, training: Any) -> None:

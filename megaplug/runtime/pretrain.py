@@ -18,7 +18,7 @@ from megaplug.job.freeze import FrozenJob, read_frozen
 from megaplug.runs import checkpoints, manifest
 from megaplug.runs.events import STORE_FD, EventWriter
 from megaplug.runs.state import RunState, read_state, write_state
-from megaplug.runtime import cpu, repairs
+from megaplug.runtime import cpu, profiling, repairs
 from megaplug.runtime.metrics import MetricsRecorder
 
 
@@ -79,16 +79,15 @@ class _Run:
         self.folder = frozen.folder
         self.events = events
         self.rank = rank
-        self.recorder = MetricsRecorder(self.folder, events, frozen.derived.iters, self._on_saved)
+        self.recorder = MetricsRecorder(frozen, events, self._on_saved)
         self.saved_iteration: int | None = None
 
     def pretrain(self) -> RunState:
-        from megatron.core.enums import ModelType
         from megatron.training import argument_utils, training
         from megatron.training.arguments import parse_and_validate_args
 
         from megaplug.layers.spec import transformer_layer_spec
-        from megaplug.runtime.batch import build_datasets, forward_step
+        from megaplug.runtime.batch import forward_step
 
         sys.argv = ["megaplug", *self.frozen.megatron_args]
         args = parse_and_validate_args()
@@ -100,27 +99,41 @@ class _Run:
         model_config.transformer_layer_spec = transformer_layer_spec(
             job.attention.name, dict(job.attention.params), self.frozen.derived.backend
         )
+        profiled_step = profiling.watch(training, forward_step, self.frozen, self.rank)
         self.recorder.watch(training)
         self._report("running")
-        left = False
+        state = None
+        try:
+            left = self._train(training, args, model_config, profiled_step)
+            state = self._ended(left)
+        finally:
+            self.recorder.close(good=state is not None)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+        return state
+
+    def _train(self, training: Any, args: Any, model_config: Any, step: Any) -> bool:
+        """Megatron's training; whether it raised SystemExit, so that nothing after its loop was done."""
+        from megatron.core.enums import ModelType
+        from megatron.training import argument_utils
+
+        from megaplug.runtime.batch import build_datasets
+
         try:
             training.pretrain(
                 argument_utils.pretrain_cfg_container_from_args(args, model_config),
                 build_datasets,
                 ModelType.encoder_or_decoder,
-                forward_step,
+                step,
                 store=_store(args),
             )
         except SystemExit as leaving:
             # Megatron leaves so after a signal and at --exit-interval, and where it gives up: see _ended.
             if leaving.code not in (0, None):
                 raise
-            left = True
-        state = self._ended(left)
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-            torch.distributed.destroy_process_group()
-        return state
+            return True
+        return False
 
     def _on_saved(self, iteration: int) -> None:
         self.saved_iteration = iteration

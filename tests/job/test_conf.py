@@ -37,7 +37,7 @@ MODELS_OF_TOPOLOGIES = (
 
 def test_all_groups_are_there() -> None:
     model_and_data = "model topology attention moe data tokenizer train optimizer lr precision"
-    how = "checkpoint logging launch experiment"
+    how = "checkpoint logging profile launch experiment"
     assert sorted(group_options(ConfigSource())) == sorted(f"{model_and_data} {how}".split())
 
 

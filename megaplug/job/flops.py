@@ -1,0 +1,47 @@
+"""What a training step computes, counted by hand from the model's sizes; the numerator of TFLOP/s and MFU.
+
+The convention, in full:
+
+* **Model FLOPs**: what forward and backward of the model need, whatever an implementation adds. What
+  activation recompute computes again does not count; neither do norms, activations, softmax, RoPE, dropout,
+  the loss or the optimizer, which are below a hundredth of the rest in every model of use.
+* A multiply-add is 2 FLOPs; backward is twice forward (gradients of inputs and of weights).
+* **Causal attention counts what a causal mask leaves**: query i sees i + 1 keys, (s + 1) / 2 of s on
+  average, for the scores and again for the values. PaLM's appendix B and most published figures count the
+  whole square, which is more: an eighth more for llama3_8b at s = 8,192.
+* Of experts only those that a token is sent to count (``moe_router_topk``), beside router and shared expert.
+* The output layer counts with the vocabulary as padded; the embedding is a look-up and does not count.
+
+Sources: Chowdhery et al. 2022 (PaLM), appendix B; Korthikanti et al. 2022, appendix A.
+"""
+
+from __future__ import annotations
+
+from megaplug.topology import ModelShape
+
+
+def forward_flops_per_token(shape: ModelShape, *, vocab_size: int, causal: bool = True) -> float:
+    """FLOPs of one token's forward pass in a sequence of ``shape.seq_length``.
+
+    Args:
+        shape: The model's sizes.
+        vocab_size: Rows of the output layer, padding included.
+        causal: False counts the whole square of scores, for a comparison with figures that do.
+    """
+    hidden, mlps = shape.hidden_size, 3 if shape.swiglu else 2
+    projections = 2 * hidden * (shape.query_size + 2 * shape.key_size) + 2 * shape.query_size * hidden
+    seen = (shape.seq_length + 1) / 2 if causal else shape.seq_length
+    attention = projections + 2 * 2 * seen * shape.query_size
+    dense = 2 * mlps * hidden * shape.ffn_hidden_size
+    experts = 2 * mlps * hidden * shape.moe_router_topk * shape.expert_ffn_size
+    experts += 2 * mlps * hidden * (shape.moe_shared_expert_intermediate_size or 0)
+    experts += 2 * hidden * (shape.num_experts or 0)
+    total = 2.0 * hidden * vocab_size
+    for has_experts in shape.moe_layers:
+        total += attention + (experts if has_experts else dense)
+    return total
+
+
+def training_flops_per_token(shape: ModelShape, *, vocab_size: int, causal: bool = True) -> float:
+    """FLOPs of one token's forward and backward pass; see `forward_flops_per_token`."""
+    return 3 * forward_flops_per_token(shape, vocab_size=vocab_size, causal=causal)

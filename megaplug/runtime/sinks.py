@@ -1,0 +1,134 @@
+"""Where figures go beside ``metrics.jsonl``: TensorBoard, W&B, MLflow, all under the same names."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlparse
+
+from megaplug.job.schema import LoggingConfig
+from megaplug.runs.folder import RunFolder
+
+Figures = Mapping[str, float]
+# Steps that MLflow's thread may lie behind before the run waits for it.
+_PENDING = 1000
+
+
+class Sink(Protocol):
+    """Something that takes figures of a step."""
+
+    def write(self, figures: Figures, iteration: int) -> None:
+        """Take the figures of one step; does not wait for a network."""
+
+    def close(self, good: bool) -> None:
+        """Send what is still kept, and whether the run has ended in good order."""
+
+
+def open_sinks(job: LoggingConfig, folder: RunFolder) -> list[Sink]:
+    """The sinks of a run, on the one rank that writes; Megatron must have set up its own writers.
+
+    Args:
+        job: Says which there are.
+        folder: The run; its name is the run's name everywhere.
+    """
+    from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
+
+    sinks: list[Sink] = []
+    if (tensorboard := get_tensorboard_writer()) is not None:
+        sinks.append(TensorBoard(tensorboard))
+    if (wandb := get_wandb_writer()) is not None:
+        sinks.append(WeightsAndBiases(wandb))
+    if job.mlflow_tracking_uri is not None:
+        sinks.append(MLflow(job.mlflow_tracking_uri, job.mlflow_experiment, folder))
+    return sinks
+
+
+class TensorBoard:
+    """Into the event file that Megatron writes: one event a step, which costs a tenth of a scalar each."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def write(self, figures: Figures, iteration: int) -> None:
+        """As `Sink.write`."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
+        self._writer.file_writer.add_summary(Summary(value=values), iteration)
+
+    def close(self, good: bool) -> None:
+        """Megatron closes its writer."""
+        self._writer.flush()
+
+
+class WeightsAndBiases:
+    """Into the run that Megatron has begun."""
+
+    def __init__(self, wandb: Any) -> None:
+        self._wandb = wandb
+
+    def write(self, figures: Figures, iteration: int) -> None:
+        """As `Sink.write`."""
+        self._wandb.log(dict(figures), iteration)
+
+    def close(self, good: bool) -> None:
+        """Megatron ends its run where it leaves in good order, and wandb itself at exit."""
+
+
+class MLflow:
+    """Into the one run of this folder, which is continued where there is one.
+
+    Args:
+        uri: A server, or a folder.
+        experiment: Made where it is missing.
+        folder: Names the run.
+    """
+
+    def __init__(self, uri: str, experiment: str, folder: RunFolder) -> None:
+        # A rank talks to the address that it was given and to no other.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        if urlparse(uri).scheme in ("", "file"):
+            # MLflow asks for it before it writes into a folder, which is what the user has named.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(uri if urlparse(uri).scheme else str(Path(uri).resolve()))
+        known = self._client.get_experiment_by_name(experiment)
+        number = known.experiment_id if known is not None else self._client.create_experiment(experiment)
+        tags = {"megaplug.folder": str(folder.path.resolve())}
+        wanted = f"tags.`megaplug.folder` = '{tags['megaplug.folder']}'"
+        before = self._client.search_runs([number], wanted, max_results=1)
+        if before:
+            self._run = before[0].info.run_id
+            self._client.update_run(self._run, status="RUNNING")
+        else:
+            self._run = self._client.create_run(number, tags=tags, run_name=folder.name).info.run_id
+        self._pending: deque[Any] = deque()
+
+    def write(self, figures: Figures, iteration: int) -> None:
+        """As `Sink.write`: a thread of MLflow's sends them."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, float(value), now, iteration) for name, value in figures.items()]
+        self._pending.append(self._client.log_batch(self._run, metrics, synchronous=False))
+        if len(self._pending) > _PENDING:
+            self._await(self._pending.popleft())
+
+    def close(self, good: bool) -> None:
+        """As `Sink.close`."""
+        while self._pending:
+            self._await(self._pending.popleft())
+        self._client.set_terminated(self._run, status="FINISHED" if good else "FAILED")
+
+    def _await(self, operation: Any) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            operation.wait()
+        except MlflowException as error:  # a run does not end because a server of figures does
+            print(f"megaplug: MLflow has not taken all figures: {error}", flush=True)
