@@ -76,7 +76,8 @@ class SentencePieceTokenizer:
         """See `Tokenizer`; dtype int32."""
         import numpy as np
 
-        encoded = self._model.encode([text.decode() for text in documents])
+        # One thread: whoever has many texts gives them to several processes.
+        encoded = self._model.encode([text.decode() for text in documents], num_threads=1)
         return [np.array([*ids, self.eod], dtype=np.int32) for ids in encoded]
 
     def megatron_arguments(self, cache: Path) -> list[str]:

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import some_text
 from megatron_side import megatron_tokenizer
-from small_tokenizers import write_sentencepiece
+from small_tokenizers import small_texts, write_sentencepiece
 
 from megaplug.data.tokenizers import load_tokenizer
 from megaplug.errors import UserError
@@ -25,7 +24,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return write_sentencepiece(tmp_path_factory.mktemp("spm") / "tokenizer.model", map(some_text, range(40)))
+    return write_sentencepiece(tmp_path_factory.mktemp("spm") / "tokenizer.model", small_texts())
 
 
 def config(path: Path, **more: str) -> TokenizerConfig:
@@ -58,7 +57,7 @@ def test_megatron_builds_the_same_from_a_copy(model, tmp_path):
 
 def test_another_piece_may_end_a_document_and_megatron_is_told(tmp_path):
     model = write_sentencepiece(
-        tmp_path / "m.model", map(some_text, range(40)), user_defined_symbols=["<doc>"], eos_id=-1
+        tmp_path / "m.model", small_texts(), user_defined_symbols=["<doc>"], eos_id=-1
     )
     with pytest.raises(UserError, match="without a piece for the end of a sentence"):
         load_tokenizer(config(model))
@@ -76,7 +75,7 @@ def test_the_fingerprint_follows_the_content_and_the_end(model, tmp_path):
     same = load_tokenizer(config(model)).fingerprint
     assert load_tokenizer(config(copy)).fingerprint == same
     assert load_tokenizer(config(copy, eod="<s>")).fingerprint != same
-    write_sentencepiece(copy, map(some_text, range(20)))
+    write_sentencepiece(copy, small_texts(20))
     assert load_tokenizer(config(copy)).fingerprint != same
 
 

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import some_text
-from small_tokenizers import write_megatron_tiktoken, write_sentencepiece, write_tiktoken
+from small_tokenizers import small_texts, write_megatron_tiktoken, write_sentencepiece, write_tiktoken
 
 from megaplug.data.tokenizer_files import kind_of
 from megaplug.data.tokenizers import load_tokenizer
@@ -22,7 +21,7 @@ def files(tmp_path_factory, bpe_file) -> dict[str, list[Path]]:
     folder = tmp_path_factory.mktemp("kinds")
     return {
         "huggingface": [bpe_file],
-        "sentencepiece": [write_sentencepiece(folder / "s.bin", map(some_text, range(40)))],
+        "sentencepiece": [write_sentencepiece(folder / "s.bin", small_texts())],
         "tiktoken": [write_tiktoken(folder / "ranks"), write_megatron_tiktoken(folder / "m.json")],
     }
 

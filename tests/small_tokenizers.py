@@ -10,6 +10,16 @@ from pathlib import Path
 from typing import Any
 
 
+def small_texts(number: int = 40) -> list[str]:
+    """Short texts of few words, with something beyond ASCII."""
+    sentence = "the ring of ranks turns and the tokens pass from hand to hand while nobody waits"
+    words = sentence.split()
+    return [
+        " ".join(words[(seed * 7 + i * i * (seed + 1)) % len(words)] for i in range(60)) + f" {seed} ünï\n"
+        for seed in range(number)
+    ]
+
+
 def write_sentencepiece(file: Path, texts: Iterable[str], **settings: Any) -> Path:
     """A BPE of 300 pieces that loses nothing: every byte is a piece, and text is not normalized."""
     import sentencepiece

@@ -1,0 +1,15 @@
+"""Text to tokens: ``python launch/prepare.py data=text data.path=my/text``; ``--help`` says more."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("megaplug") is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from megaplug.commands.prepare import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Puts prepared data where a person wants it: named ``.bin``/``.idx`` pairs outside the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from megaplug.data.indexed import IndexedTokens, read_indexed, write_index
+from megaplug.errors import UserError
+from megaplug.job.facts import SPLITS, DataFacts, Part
+from megaplug.runs.atomic import fsync_folder
+
+_IDS_AT_ONCE = 4_000_000
+_HINT = "choose another place with out="
+
+
+def targets(facts: DataFacts, out: Path) -> list[tuple[str, Part, Path]]:
+    """Split, part and new prefix of what a job reads: ``<out>-train``, or one for each source of a blend."""
+    found = []
+    for split in SPLITS:
+        parts = facts.parts(split)
+        for part in parts:
+            name = f"{out.name}-{split}" if len(parts) == 1 else f"{out.name}-{split}-{part.name}"
+            found.append((split, part, out.with_name(name)))
+    return found
+
+
+def deliver(facts: DataFacts, out: Path, *, overwrite: bool) -> dict[str, str]:
+    """Copies all pairs of a job.
+
+    A pair is complete as soon as its ``.idx`` is there, which is written last.
+
+    Args:
+        facts: The prepared data.
+        out: What the new prefixes begin with.
+        overwrite: Whether pairs that are there may be replaced.
+
+    Returns:
+        Old prefix to new prefix.
+
+    Raises:
+        UserError: A pair is there already, or the disk refused.
+    """
+    chosen = targets(facts, out)
+    there = [file for *_, prefix in chosen for file in _files(prefix) if file.exists()]
+    if there and not overwrite:
+        refuse_existing(there)
+    pairs = [(read_indexed(Path(part.prefix)), prefix) for _, part, prefix in chosen]
+    with delivery_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    needed = sum(pair.tokens.nbytes + 20 * pair.num_documents for pair, _ in pairs)
+    if (free := shutil.disk_usage(out.parent).free) < needed:
+        raise UserError(
+            f"out: {needed / 1e6:,.1f} MB are needed on the disk of {out.parent}, "
+            f"and {free / 1e6:,.1f} MB are left",
+            hint=f"free some space, or {_HINT}",
+        )
+    with delivery_errors(out):
+        for pair, prefix in pairs:
+            _copy(pair, prefix)
+    return {part.prefix: str(prefix) for _, part, prefix in chosen}
+
+
+def refuse_existing(there: list[Path]) -> None:
+    """Says what would be overwritten."""
+    more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+    raise UserError(f"out: {there[0]}{more} is there already", hint="overwrite=true replaces it, or " + _HINT)
+
+
+@contextlib.contextmanager
+def delivery_errors(out: Path) -> Iterator[None]:
+    """Turns what the disk refuses inside the block into a `UserError` that names ``out``."""
+    try:
+        yield
+    except OSError as error:
+        hint = f"free some space, or {_HINT}" if error.errno in (errno.ENOSPC, errno.EDQUOT) else _HINT
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(f"out: {out} cannot be written: {reason}", hint=hint) from error
+
+
+def _files(prefix: Path) -> list[Path]:
+    return [prefix.with_name(f"{prefix.name}.{ending}") for ending in ("bin", "idx")]
+
+
+def _copy(pair: IndexedTokens, prefix: Path) -> None:
+    bin_file, idx_file = _files(prefix)
+    beside = [file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in (bin_file, idx_file)]
+    try:
+        with beside[0].open("wb") as stream:
+            for start in range(0, pair.num_tokens, _IDS_AT_ONCE):
+                stream.write(memoryview(pair.tokens[start : start + _IDS_AT_ONCE]).cast("B"))
+            stream.flush()
+            os.fsync(stream.fileno())
+        write_index(beside[1], pair.tokens.dtype.name, pair.lengths)
+        with beside[1].open("rb") as stream:
+            os.fsync(stream.fileno())
+        idx_file.unlink(missing_ok=True)  # an old index must not stand beside new ids
+        beside[0].replace(bin_file)
+        beside[1].replace(idx_file)
+        fsync_folder(prefix.parent)
+    finally:
+        for file in beside:
+            file.unlink(missing_ok=True)
