@@ -8,6 +8,7 @@ from typing import Any
 
 from megaplug.commands.resolved import Resolved
 from megaplug.job.freeze import command_script
+from megaplug.job.packages import packages_line
 from megaplug.topology import coordinates, rank_groups
 
 # More ranks than this are shown by their first and last few.
@@ -26,6 +27,13 @@ def preview_json(resolved: Resolved, folder_name: str, megatron_args: list[str])
         "parameters": resolved.parameters,
         "memory_bytes_per_rank_modelled": resolved.memory.total,
         "rank_groups": rank_groups(resolved.topology),
+        # Whose they are; which they are is known once the model is built: the run's kernels.json.
+        "kernels": packages_line(
+            resolved.job.kernels.apex,
+            resolved.job.kernels.te,
+            resolved.derived.device,
+            resolved.derived.backend,
+        ),
         "megatron_args": megatron_args,
     }
     return json.dumps(content, indent=2)

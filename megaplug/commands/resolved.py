@@ -8,10 +8,11 @@ from pathlib import Path
 
 from megaplug.errors import Problem, UserError
 from megaplug.job.checks import check, check_facts, job_batch, job_shape, resolve_topology
-from megaplug.job.derive import Derived, derive, has_transformer_engine, resolve_backend, resolve_device
+from megaplug.job.derive import Derived, derive, resolve_device
 from megaplug.job.facts import DataFacts
 from megaplug.job.identity import digest, identity, model_fingerprint
 from megaplug.job.load import Source, find_source, source_problems
+from megaplug.job.packages import INSTALLATION, is_installed, resolve_backend
 from megaplug.job.schema import Job
 from megaplug.launchers.machine import Machine, detect_machine, machine_problems
 from megaplug.plan.memory import MemoryEstimate, Precision, Recompute, estimate
@@ -79,7 +80,9 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
     if problems:
         raise UserError.from_problems(problems)
     device = resolve_device(job.device, machine.num_gpus)
-    job = dataclasses.replace(job, device=device, backend=resolve_backend(job.backend, device))
+    job = dataclasses.replace(
+        job, device=device, backend=resolve_backend(job.backend, device, job.kernels.te)
+    )
     topology = resolve_topology(job)
     if on_this_machine:
         # The size of the vocabulary is not known yet; the number of ranks may already be too large.
@@ -154,7 +157,7 @@ def _backend_problems(job: Job, machine: Machine) -> list[Problem]:
         return [
             Problem("backend", "Transformer Engine needs a GPU, and the device is cpu", "use backend=native")
         ]
-    if not has_transformer_engine():
-        hint = "pip install 'megaplug[te]', or use backend=native"
+    if not is_installed("te"):
+        hint = f"{INSTALLATION}; or use backend=native"
         return [Problem("backend", "Transformer Engine is not installed", hint)]
     return []

@@ -15,6 +15,8 @@ from megaplug.commands.preview import preview_json, preview_text
 from megaplug.commands.resolved import Resolved, resolve
 from megaplug.errors import UserError
 from megaplug.job.freeze import FrozenJob, code_revision, write_frozen
+from megaplug.job.overlap import overlap_line
+from megaplug.job.packages import packages_line
 from megaplug.job.schema import Job
 from megaplug.job.translate import megatron_arguments
 from megaplug.launchers import local
@@ -210,6 +212,7 @@ def _header(resolved: Resolved, folder: RunFolder | None = None, iteration: int 
         ("model", f"{job.model.name}, {count(resolved.parameters)} parameters ({resolved.parameters:,})"),
         ("topology", ranks),
         ("device", f"{derived.device}, {layers}, {number_format}"),
+        ("kernels", packages_line(job.kernels.apex, job.kernels.te, derived.device, derived.backend)),
         ("memory", str(resolved.memory)),
         ("data", f"{facts.source}: {count(facts.num_tokens['train'])} training tokens"),
         ("training", f"{derived.iters:,} steps of {count(derived.tokens_per_iter)} tokens, {length}"),
@@ -217,6 +220,8 @@ def _header(resolved: Resolved, folder: RunFolder | None = None, iteration: int 
     if resolved.source is not None:
         what = "the weights" if resolved.source.weights_only else "the whole state"
         rows.append(("starts from", f"{what} of {resolved.source.checkpoint.path}"))
+    if overlap := overlap_line(derived.overlap):
+        rows.append(("overlap", overlap))
     if folder is not None:
         rows.append(("folder", str(folder.path)))
     if iteration:

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 from megaplug import topology as meshes
 from megaplug.errors import Problem, UserError
+from megaplug.job.checks_graphs import cuda_graph_problems
 from megaplug.job.checks_training import end_problems, training_problems
 from megaplug.job.checks_values import value_problems
 from megaplug.job.checks_watching import watching_problems
+from megaplug.job.overlap import overlap_problems
+from megaplug.job.packages import package_problems, resolve_backend
 from megaplug.job.passthrough import passthrough_problems
 from megaplug.job.schema import Job
 from megaplug.layers import registry
@@ -38,6 +41,8 @@ def check(job: Job, *, device: str | None = None) -> list[Problem]:
     sizes_hold = not problems
     if sizes_hold:
         problems = topology_problems(job)
+    if sizes_hold and not problems:
+        problems = kernel_problems(job, device)
     problems += attention_problems(job, device, sizes_hold=sizes_hold)
     problems += watching_problems(job, device) if sizes_hold else []
     return [*problems, *training_problems(job), *passthrough_problems(job)]
@@ -118,8 +123,8 @@ def topology_problems(job: Job) -> list[Problem]:
     if topology is None:
         return problems
     shape, batch = job_shape(job), job_batch(job)
-    overlap = job.megatron.get("overlap_p2p_comm", True)
-    problems = [*problems, *meshes.violations(topology, shape, batch, overlap_p2p_comm=bool(overlap))]
+    overlap = job.overlap.overlap_p2p_comm is not False
+    problems = [*problems, *meshes.violations(topology, shape, batch, overlap_p2p_comm=overlap)]
     if not problems:
         return []
     near = meshes.nearest_legal(topology, shape, batch, request=job.topology)
@@ -130,6 +135,16 @@ def topology_problems(job: Job) -> list[Problem]:
     nearest = "nearest that fit: " + "  |  ".join(words for words in typed if words)
     hint = f"{last.hint}; {nearest}" if last.hint else nearest
     return [*problems[:-1], Problem(last.key, last.message, hint)]
+
+
+def kernel_problems(job: Job, device: str | None) -> list[Problem]:
+    """What is wrong with kernels, overlap and CUDA graphs of a job whose rank grid is possible."""
+    problems = list(package_problems(job, device))
+    # Where the device is not known, only what no device can do is asked.
+    device = device or "cuda"
+    backend = resolve_backend(job.backend, device, job.kernels.te)
+    problems += overlap_problems(job, resolve_topology(job), backend=backend, device=device)
+    return [*problems, *cuda_graph_problems(job, device=device, backend=backend)]
 
 
 def attention_problems(job: Job, device: str | None = None, *, sizes_hold: bool = True) -> list[Problem]:

@@ -21,6 +21,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "backend": ("auto", "native", "te"),
     "device": ("auto", "cpu", "cuda"),
     "data.bad_lines": ("refuse", "skip"),
+    "kernels.apex": ("auto", "off", "require"),
+    "kernels.te": ("auto", "off", "require"),
     "tokenizer.type": ("byte", "huggingface", "sentencepiece", "tiktoken"),
     # Megatron's distributed optimizer, which is always on, takes no other of torch's own.
     "optimizer.optimizer": ("adam",),
@@ -57,7 +59,7 @@ _FRACTIONS = (
     "model.attention_dropout", "model.hidden_dropout", "optimizer.adam_beta1", "optimizer.adam_beta2",
 )  # fmt: skip
 
-_MEGATRON_SECTIONS = ("model", "moe", "train", "optimizer", "lr", "precision")
+_MEGATRON_SECTIONS = ("model", "moe", "train", "optimizer", "lr", "precision", "overlap", "cuda_graph")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -91,7 +93,8 @@ def _megatron_choices(job: Job) -> Iterator[Problem]:
                 continue
             argument = table[ALIASES.get(key, item.name)]
             value = value_of(job, key)
-            if fault := argument.fault(value):
+            # An empty list is not written out: it leaves Megatron's default.
+            if value != [] and (fault := argument.fault(value)):
                 yield Problem(key, fault, did_you_mean(str(value), map(str, argument.choices or ()), show=0))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from megaplug.job.checks import job_shape
+from megaplug.job.overlap import decide
+from megaplug.job.packages import resolve_backend, why_not_taken
 from megaplug.job.schema import Job
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ class Derived:
         eval_iters: Batches in one validation; 0 without a validation split.
         backend: ``native`` or ``te``.
         device: ``cpu`` or ``cuda``.
+        apex: Whether Megatron takes Apex's kernels.
+        te: Whether Megatron takes Transformer Engine's kernels; its layers are the backend ``te``.
+        overlap: For each kind of overlap ``on``, or why it is off.
     """
 
     iters: int
@@ -47,6 +51,9 @@ class Derived:
     eval_iters: int
     backend: str = "native"
     device: str = "cpu"
+    apex: bool = False
+    te: bool = False
+    overlap: dict[str, str] = field(default_factory=dict)
 
 
 def derive(
@@ -65,6 +72,7 @@ def derive(
     train_tokens = facts.num_tokens["train"]
     iters = num_iters(job, train_tokens)
     vocab_size = job.model.vocab_size or facts.vocab_size
+    backend = backend or resolve_backend(job.backend, device, job.kernels.te)
     return Derived(
         iters=iters,
         tokens=iters * tokens_per_iter,
@@ -75,8 +83,11 @@ def derive(
         save_interval=job.checkpoint.save_interval or _save_interval(iters),
         eval_interval=job.train.eval_interval,
         eval_iters=job.train.eval_iters if facts.parts("valid") else 0,
-        backend=backend or resolve_backend(job.backend, device),
+        backend=backend,
         device=device,
+        apex=not why_not_taken("apex", job.kernels.apex, device),
+        te=not why_not_taken("te", job.kernels.te, device),
+        overlap=decide(job, topology, backend=backend, device=device),
     )
 
 
@@ -106,15 +117,3 @@ def resolve_device(requested: str, num_gpus: int) -> str:
     if requested != "auto":
         return requested
     return "cuda" if num_gpus > 0 else "cpu"
-
-
-def resolve_backend(requested: str, device: str) -> str:
-    """``native`` or ``te``: ``auto`` means Transformer Engine on CUDA where it is installed."""
-    if requested != "auto":
-        return requested
-    return "te" if device == "cuda" and has_transformer_engine() else "native"
-
-
-def has_transformer_engine() -> bool:
-    """Whether Transformer Engine is installed; it is not imported."""
-    return importlib.util.find_spec("transformer_engine") is not None

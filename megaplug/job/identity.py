@@ -66,6 +66,9 @@ def identity(
         "lr": dataclasses.asdict(job.lr),
         "precision": dataclasses.asdict(job.precision),
         "backend": derived.backend,
+        "kernels": {"apex": derived.apex, "te": derived.te},
+        "overlap": dataclasses.asdict(job.overlap),
+        "cuda_graph": dataclasses.asdict(job.cuda_graph),
         "megatron": megatron,
         "load": _loaded(job, source),
     }

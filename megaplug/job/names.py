@@ -32,7 +32,10 @@ OURS = frozenset(
 )  # fmt: skip
 
 # The sections whose keys bear the names of Megatron arguments, but for the two above.
-SECTIONS = ("model", "topology", "moe", "train", "optimizer", "lr", "precision", "checkpoint", "logging")
+SECTIONS = (
+    "model", "topology", "moe", "train", "optimizer", "lr", "precision", "overlap", "cuda_graph",
+    "checkpoint", "logging",
+)  # fmt: skip
 
 
 def argument_keys() -> dict[str, str]:

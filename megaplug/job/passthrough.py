@@ -44,6 +44,7 @@ RESERVED = {
     "tiktoken_pattern": "tokenizer.tiktoken_pattern",
     "tiktoken_num_special_tokens": "tokenizer.tiktoken_num_special_tokens",
     "special_tokens": "tokenizer.special_tokens",
+    "cuda_graph_scope_deprecated": "cuda_graph.cuda_graph_modules",
     "vocab_size": "model.vocab_size",
     "padded_vocab_size": "model.vocab_size",
     "train_samples": "train.tokens",

@@ -166,6 +166,33 @@ class PrecisionConfig:
 
 
 @dataclass
+class KernelsConfig:
+    """Whether Megatron may take the kernels of packages that are compiled for a GPU."""
+
+    apex: str = "auto"
+    te: str = "auto"
+
+
+@dataclass
+class OverlapConfig:
+    """Which communication runs beside computation; ``None`` means wherever Megatron allows it."""
+
+    overlap_grad_reduce: bool | None = None
+    overlap_param_gather: bool | None = None
+    overlap_p2p_comm: bool | None = None
+    tp_comm_overlap: bool | None = None
+
+
+@dataclass
+class CudaGraphConfig:
+    """What is captured into CUDA graphs."""
+
+    cuda_graph_impl: str = "none"
+    cuda_graph_modules: list[str] = field(default_factory=list)
+    cuda_graph_warmup_steps: int = 3
+
+
+@dataclass
 class CheckpointConfig:
     """When a run is saved and how many checkpoints are kept."""
 
@@ -238,6 +265,9 @@ class Job:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr: LrConfig = field(default_factory=LrConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    overlap: OverlapConfig = field(default_factory=OverlapConfig)
+    cuda_graph: CudaGraphConfig = field(default_factory=CudaGraphConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)

@@ -6,13 +6,14 @@ A key that bears the name of a Megatron argument needs no line here: the table k
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from megaplug.job.megatron_table import load_table
 from megaplug.job.names import ALIASES, OURS, SECTIONS
+from megaplug.job.overlap import ON
+from megaplug.job.packages import why_no_fused_weight_gradients
 from megaplug.job.schema import Job
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def megatron_arguments(
     """
     values: dict[str, Any] = {
         **dict(_named(job, topology)),
-        **_constants(derived),
+        **_constants(job, derived),
+        **{name: word == ON for name, word in derived.overlap.items()},
         **_lengths(job, derived),
         **_paths(job, facts, folder),
         **_watching(job),
@@ -70,10 +72,11 @@ def _named(job: Job, topology: Topology) -> Iterator[tuple[str, Any]]:
                 continue
             # A resolved topology knows what an open request left out.
             value = getattr(topology if section == "topology" else config, key)
-            yield ALIASES.get(dotted, key), value
+            # Megatron takes no empty list.
+            yield ALIASES.get(dotted, key), None if value == [] else value
 
 
-def _constants(derived: Derived) -> dict[str, Any]:
+def _constants(job: Job, derived: Derived) -> dict[str, Any]:
     """What megaplug always asks of Megatron, by device and backend."""
     native, on_cpu = derived.backend == "native", derived.device == "cpu"
     values: dict[str, Any] = {
@@ -92,7 +95,7 @@ def _constants(derived: Derived) -> dict[str, Any]:
         # already, and asks to be started on another device; it also lets a NaN of the first step pass.
         "rerun_mode": "disabled",
         # Megatron's own output layer raises without the extension, with Transformer Engine too.
-        "gradient_accumulation_fusion": not on_cpu and has_weight_gradient_fusion(),
+        "gradient_accumulation_fusion": not why_no_fused_weight_gradients(job.kernels.apex, derived.device),
     }
     if native:
         # Kernels of Apex and Transformer Engine.
@@ -101,6 +104,9 @@ def _constants(derived: Derived) -> dict[str, Any]:
             "masked_softmax_fusion": False,
             "apply_rope_fusion": False,
         }
+    if job.cuda_graph.cuda_graph_impl == "full_iteration":
+        # To look at a number is to wait for the GPU, which a captured step cannot.
+        values["check_for_nan_in_loss_and_grad"] = False
     if on_cpu:
         values |= {
             "distributed_backend": "gloo",
@@ -113,11 +119,6 @@ def _constants(derived: Derived) -> dict[str, Any]:
             "bias_dropout_fusion": False,
         }
     return values
-
-
-def has_weight_gradient_fusion() -> bool:
-    """Whether Apex's extension for fused weight gradients is installed; it is not imported."""
-    return importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
 
 
 def _lengths(job: Job, derived: Derived) -> dict[str, Any]:

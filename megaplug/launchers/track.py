@@ -94,6 +94,16 @@ def event_text(event: Mapping[str, Any]) -> str | None:
     if kind == "stopping":
         longest = duration(event["grace_s"])
         return f"{event['signal']}: the ranks save and leave, within {longest}; once more kills them at once"
+    if kind == "kernels":
+        return _kernels_text(event)
     if kind == "note":
         return str(event.get("text", ""))
     return None
+
+
+def _kernels_text(event: Mapping[str, Any]) -> str:
+    """What runs, as rank 0 has read it from what Megatron built; laid out like the header above it."""
+    parts = event["kernels"]
+    width = max(map(len, parts))
+    rows = [f"    {key.replace('_', ' '):<{width}}  {value}" for key, value in parts.items()]
+    return "\n".join(["  kernels that run", *rows])

@@ -36,6 +36,11 @@ class RunFolder:
         return self.path / "command.sh"
 
     @property
+    def kernels_file(self) -> Path:
+        """Which kernels run: written by rank 0 once model and optimizer are built."""
+        return self.path / "kernels.json"
+
+    @property
     def state_file(self) -> Path:
         """What has happened, see `megaplug.runs.state`."""
         return self.path / "state.json"

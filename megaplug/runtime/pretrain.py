@@ -16,9 +16,10 @@ import torch
 from megaplug.errors import UserError
 from megaplug.job.freeze import FrozenJob, read_frozen
 from megaplug.runs import checkpoints, manifest
+from megaplug.runs.atomic import write_json_atomic
 from megaplug.runs.events import STORE_FD, EventWriter
 from megaplug.runs.state import RunState, read_state, write_state
-from megaplug.runtime import cpu, profiling, repairs
+from megaplug.runtime import cpu, packages, profiling, repairs
 from megaplug.runtime.metrics import MetricsRecorder
 
 
@@ -39,6 +40,8 @@ def run(
     rank = int(os.environ["RANK"])
     events = EventWriter.from_environment()
     events.write("phase", name="starting Megatron")
+    # Before anything imports Megatron, which looks for them once.
+    choices = packages.choose(frozen.job.kernels, frozen.derived.device)
     on_cpu = cpu.install()
     _same_device(frozen.derived.device, on_cpu)
     from megatron.core.dist_checkpointing.strategies.filesystem_async import get_write_results_queue
@@ -49,6 +52,11 @@ def run(
     applied = repairs.apply(skip_repairs)
     if rank == 0:
         print(f"megaplug: device {'cpu, standing in for CUDA' if on_cpu else torch.cuda.get_device_name()}")
+        for choice in choices:
+            said = choice.reason or "found; Megatron takes its kernels"
+            print(f"megaplug: {packages.NAMES[choice.key]}: {said}")
+            if choice.is_news:
+                events.write("note", text=f"no {packages.NAMES[choice.key]}: {choice.reason}")
         for repair in applied:
             print(f"megaplug: repair {repair.name}: {repair.fault}", flush=True)
     if plant is not None:
@@ -87,6 +95,7 @@ class _Run:
         from megatron.training.arguments import parse_and_validate_args
 
         from megaplug.layers.spec import transformer_layer_spec
+        from megaplug.runtime import what_runs
         from megaplug.runtime.batch import forward_step
 
         sys.argv = ["megaplug", *self.frozen.megatron_args]
@@ -101,6 +110,7 @@ class _Run:
         )
         profiled_step = profiling.watch(training, forward_step, self.frozen, self.rank)
         self.recorder.watch(training)
+        what_runs.watch(training, self._on_built)
         self._report("running")
         state = None
         try:
@@ -134,6 +144,17 @@ class _Run:
                 raise
             return True
         return False
+
+    def _on_built(self, kernels: dict[str, str]) -> None:
+        """Write down what runs; stages that hold other layers say nothing, their kernels are the same."""
+        if self.rank != 0:
+            return
+        write_json_atomic(self.folder.kernels_file, {**kernels, "overlap": self.frozen.derived.overlap})
+        self.events.write("kernels", kernels=kernels)
+        print(
+            "\n".join(f"megaplug: {part.replace('_', ' ')}: {name}" for part, name in kernels.items()),
+            flush=True,
+        )
 
     def _on_saved(self, iteration: int) -> None:
         self.saved_iteration = iteration

@@ -50,8 +50,10 @@ def test_a_whole_number_may_be_written_with_an_exponent() -> None:
 
 
 def test_megatron_and_plugin_parameters_need_no_plus() -> None:
-    job = compose_job(["megatron.overlap_grad_reduce=true", "attention.params.cuda_kernel=flash"])
-    assert job.megatron == {"overlap_grad_reduce": True}
+    job = compose_job(
+        ["megatron.check_weight_hash_across_dp_replicas_interval=3", "attention.params.cuda_kernel=flash"]
+    )
+    assert job.megatron == {"check_weight_hash_across_dp_replicas_interval": 3}
     assert job.attention.params["cuda_kernel"] == "flash"
 
 

@@ -21,6 +21,7 @@ COMPANIONS = {
     ("tokenizer", "sentencepiece"): ["tokenizer.path=tokenizer.model"],
     ("tokenizer", "tiktoken"): ["tokenizer.path=some.tiktoken"],
     ("data", "text"): ["data.path=text.txt"],
+    ("cuda_graph", "te"): ["backend=te"],
     ("moe", "mixtral"): ["model=llama1_7b"],
 }
 # Topologies of large models, with a model that they fit.
@@ -37,7 +38,7 @@ MODELS_OF_TOPOLOGIES = (
 
 def test_all_groups_are_there() -> None:
     model_and_data = "model topology attention moe data tokenizer train optimizer lr precision"
-    how = "checkpoint logging profile launch experiment"
+    how = "kernels overlap cuda_graph checkpoint logging profile launch experiment"
     assert sorted(group_options(ConfigSource())) == sorted(f"{model_and_data} {how}".split())
 
 

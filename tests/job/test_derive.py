@@ -7,7 +7,7 @@ import math
 import pytest
 from job_factory import data_facts, resolved
 
-from megaplug.job import derive as module
+from megaplug.job import packages
 from megaplug.job.derive import resolve_backend, resolve_device
 
 TOKENS_PER_ITER = 16 * 256
@@ -55,8 +55,9 @@ def test_auto_means_the_gpu_where_there_is_one() -> None:
 def test_auto_takes_transformer_engine_only_on_cuda_where_it_is_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "has_transformer_engine", lambda: True)
+    monkeypatch.setattr(packages, "is_installed", lambda key: key == "te")
     assert [resolve_backend("auto", device) for device in ("cpu", "cuda")] == ["native", "te"]
     assert resolve_backend("native", "cuda") == "native"
-    monkeypatch.setattr(module, "has_transformer_engine", lambda: False)
+    assert resolve_backend("auto", "cuda", te="off") == "native"
+    monkeypatch.setattr(packages, "is_installed", lambda key: False)
     assert resolve_backend("auto", "cuda") == "native"

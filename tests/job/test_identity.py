@@ -56,7 +56,8 @@ def test_where_how_loudly_and_how_far_for_now_do_not_count(words: list[str]) -> 
         ["precision=bf16"],
         ["moe=small"],
         ["attention=local"],
-        ["megatron.overlap_grad_reduce=true"],
+        ["megatron.decoupled_lr=1e-3"],
+        ["overlap=off"],
         ["train.deterministic_mode=true"],
     ],
 )

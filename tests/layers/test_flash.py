@@ -6,7 +6,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megaplug.errors import UserError
-from megaplug.layers.attention.flash import FlashAttention, attend_head_by_head, fused_attention
+from megaplug.layers.attention.flash import FlashAttention, attend_groups_as_batch, fused_attention
 
 
 def make_flash(config, **changes):
@@ -132,11 +132,11 @@ def test_no_scores_and_no_repeated_keys_are_ever_in_memory(config):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_groups_head_by_head_equal_a_kernel_that_knows_groups(causal):
+def test_groups_as_a_batch_equal_a_kernel_that_knows_groups(causal):
     inputs, grad = tensors(g=4)
 
     def slow(q, k, v, _):
-        return attend_head_by_head(q, k, v, causal, 0.3, 0.0, "auto").flatten(2)
+        return attend_groups_as_batch(q, k, v, causal, 0.3, 0.0, "auto").flatten(2)
 
     def fast(q, k, v, _):
         return fused_attention(q, k, v, causal=causal, scale=0.3)
@@ -190,3 +190,21 @@ def test_inputs_that_no_fused_kernel_takes_are_an_error_and_not_a_slow_path(conf
     transposed = inputs[0].transpose(2, 3).contiguous().transpose(2, 3)
     with pytest.warns(UserWarning), pytest.raises(UserError, match="no fused kernel"):
         make_flash(config())(transposed, *inputs[1:], None)
+
+
+def test_groups_as_a_batch_are_one_call_on_views(monkeypatch):
+    calls = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(*tensors, **options):
+        calls.append([tensor.untyped_storage().data_ptr() for tensor in tensors])
+        return real(*tensors, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    inputs, _ = tensors(h=8, g=2)
+    attend_groups_as_batch(*inputs, True, 0.3, 0.0, "auto")
+    assert calls == [[tensor.untyped_storage().data_ptr() for tensor in inputs]]
+
+
+def test_a_layer_says_which_of_torchs_kernels_takes_it(config):
+    assert make_flash(config()).kernel_name() == "torch's flash_attention"

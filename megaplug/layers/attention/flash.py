@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megaplug.errors import UserError
+from megaplug.layers.attention.torch_kernel import kernel_of
 
 # MATH is missing on purpose: it keeps every score, and torch would fall back to it without a word.
 _CUDA_KERNELS = {
@@ -33,6 +34,8 @@ _CUDA_KERNELS = {
     "cudnn": [SDPBackend.CUDNN_ATTENTION],
     "efficient": [SDPBackend.EFFICIENT_ATTENTION],
 }
+# A length to ask with which kernel is taken: none of them asks for more than one token.
+_ANY_LENGTH = 128
 
 
 class FlashAttention(MegatronModule):
@@ -79,6 +82,21 @@ class FlashAttention(MegatronModule):
         self.softmax_scale = 1.0 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
         self.dropout_p = config.attention_dropout if attention_dropout is None else attention_dropout
         self.cuda_kernel = cuda_kernel
+
+    def kernel_name(self) -> str:
+        """Which of torch's kernels takes this layer's heads in the dtype of its parameters."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        config = self.config
+        heads, groups = config.num_attention_heads, config.num_query_groups or config.num_attention_heads
+        shapes = ((1, count, _ANY_LENGTH, config.kv_channels) for count in (heads, groups, groups))
+        q, k, v = (
+            torch.empty(*s, dtype=config.params_dtype, device=device, requires_grad=True) for s in shapes
+        )
+        if not _knows_groups(q, self.cuda_kernel):
+            k, v = q, q
+        allowed = _CUDA_KERNELS[self.cuda_kernel] if device == "cuda" else [SDPBackend.FLASH_ATTENTION]
+        causal = self.attn_mask_type == AttnMaskType.causal
+        return f"torch's {kernel_of(allowed, q, k, v, causal=causal, dropout_p=self.dropout_p)}"
 
     def forward(
         self,
@@ -165,10 +183,14 @@ def fused_attention(
         raise UserError(
             f"flash attention cannot share {tuple(k_SBGD.shape)} keys among {num_heads} query heads"
         )
-    # CUDA's efficient kernel, the only one with fp32, does not know groups.
-    knows_groups = not q_SBHD.is_cuda or (q_SBHD.dtype != torch.float32 and cuda_kernel != "efficient")
-    attend = _attend if num_heads == num_groups or knows_groups else attend_head_by_head
+    knows_groups = num_heads == num_groups or _knows_groups(q_SBHD, cuda_kernel)
+    attend = _attend if knows_groups else attend_groups_as_batch
     return attend(q_SBHD, k_SBGD, v_SBGD, causal, scale, dropout_p, cuda_kernel).flatten(2)
+
+
+def _knows_groups(query: Tensor, cuda_kernel: str) -> bool:
+    """CUDA's efficient kernel, the only one with fp32, does not know groups."""
+    return not query.is_cuda or (query.dtype != torch.float32 and cuda_kernel != "efficient")
 
 
 def _attend(
@@ -180,7 +202,13 @@ def _attend(
     try:
         with sdpa_kernel(backends):
             out_BHSD = F.scaled_dot_product_attention(
-                q_BHSD, k_BGSD, v_BGSD, dropout_p=dropout_p, is_causal=causal, scale=scale, enable_gqa=True
+                q_BHSD,
+                k_BGSD,
+                v_BGSD,
+                dropout_p=dropout_p,
+                is_causal=causal,
+                scale=scale,
+                enable_gqa=q.size(2) != k.size(2),
             )
     except RuntimeError as error:
         if not str(error).startswith(("No available kernel", "No viable backend")):
@@ -195,16 +223,22 @@ def _attend(
     return out_BHSD.permute(2, 0, 1, 3)
 
 
-def attend_head_by_head(
+def attend_groups_as_batch(
     q_SBHD: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, causal: bool, scale: float, dropout_p: float, kernel: str
 ) -> Tensor:
-    """Groups without a kernel that knows them and without repeating K and V.
+    """Groups without a kernel that knows them, in one call and without repeating K and V.
 
-    Call number i takes the i-th query head of every group, which is a strided view, with all of K and V.
+    Every group becomes a sequence of its own, whose heads see the same K and V: those have a stride of 0 from
+    head to head. All of it is views where the tensors come from one projection, as Megatron's do.
     """
-    q_SBGND = q_SBHD.unflatten(2, (k_SBGD.size(2), -1))
-    outputs = [_attend(q, k_SBGD, v_SBGD, causal, scale, dropout_p, kernel) for q in q_SBGND.unbind(3)]
-    return torch.stack(outputs, dim=3).flatten(2, 3)
+    num_groups = k_SBGD.size(2)
+    heads_of_group = q_SBHD.size(2) // num_groups
+    q_SCND = q_SBHD.unflatten(2, (num_groups, heads_of_group)).flatten(1, 2)
+    k_SCND, v_SCND = (
+        tensor.flatten(1, 2).unsqueeze(2).expand(-1, -1, heads_of_group, -1) for tensor in (k_SBGD, v_SBGD)
+    )
+    out_SCND = _attend(q_SCND, k_SCND, v_SCND, causal, scale, dropout_p, kernel)
+    return out_SCND.unflatten(1, (-1, num_groups)).flatten(2, 3)
 
 
 def _refuse_mask(mask_type: AttnMaskType) -> None:

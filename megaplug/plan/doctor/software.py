@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import megaplug
+from megaplug.job.packages import find_apex
 from megaplug.plan.doctor.finding import Finding
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
-
-# NVIDIA's Apex has these folders; the project of the same name on the package index has not.
-_FOLDERS_OF_NVIDIA_APEX = ("multi_tensor_apply", "optimizers", "transformer")
 
 
 def software_findings() -> list[Finding]:
@@ -91,15 +89,14 @@ def _other_packages_finding(requirements: list[Requirement]) -> Finding:
 
 def apex_finding() -> Finding:
     """Whether there is an Apex, and whose: it is not imported, only looked at."""
-    spec = importlib.util.find_spec("apex")
-    if spec is None:
+    apex = find_apex()
+    if apex is None:
         return Finding("Apex", "not installed; not needed", "absent")
-    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
-    if any((folder / part).is_dir() for folder in folders for part in _FOLDERS_OF_NVIDIA_APEX):
-        return Finding("Apex", f"NVIDIA's ({folders[0]})")
+    if apex.is_nvidias:
+        return Finding("Apex", f"NVIDIA's ({apex.place})")
     return Finding(
         "Apex",
-        f"another project of the same name ({spec.origin or folders}), not NVIDIA's",
+        f"another project of the same name ({apex.place}), not NVIDIA's",
         "warning",
         "pip uninstall apex; NVIDIA's is only built from source, and nothing here needs it",
     )

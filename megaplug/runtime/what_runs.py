@@ -1,0 +1,163 @@
+"""Which kernels a run computes with, read from the model and the optimizer that Megatron has built.
+
+Nothing here is concluded from what is installed or asked for: the names are those of the objects themselves.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.models.common.language_module import language_module
+from megatron.core.optimizer import clip_grads
+from megatron.core.transformer.identity_op import IdentityOp
+from torch.optim.optimizer import _default_to_fused_or_foreach
+
+# By the first words of a module's name, longest first.
+_MAKERS = {
+    "megatron.core.extensions.transformer_engine": "Transformer Engine",
+    "transformer_engine": "Transformer Engine",
+    "megatron": "Megatron",
+    "megaplug": "megaplug",
+    "apex": "Apex",
+    "amp_C": "Apex",
+    "torch": "torch",
+}
+_LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2", "output_layer")
+
+
+def watch(training: Any, tell: Callable[[dict[str, str]], None]) -> None:
+    """Tell the kernels as soon as model and optimizer are built.
+
+    Args:
+        training: ``megatron.training.training``, whose ``setup_model_and_optimizer`` is followed.
+        tell: Called on every rank with :func:`kernels`.
+    """
+    real_setup = training.setup_model_and_optimizer
+
+    @functools.wraps(real_setup)
+    def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
+        answer = real_setup(*args, **kwargs)
+        tell(kernels(answer[0], answer[1]))
+        return answer
+
+    training.setup_model_and_optimizer = setup_model_and_optimizer
+
+
+def kernels(model: list[torch.nn.Module], optimizer: Any) -> dict[str, str]:
+    """The kernel of each part of a training step.
+
+    Args:
+        model: The chunks of this rank's pipeline stage.
+        optimizer: Megatron's optimizer, or None.
+
+    Returns:
+        ``attention``, ``norm``, ``linear``, ``cross_entropy``, ``weight_gradients``, ``optimizer`` and
+        ``clipping``, each as ``<whose> <what>``.
+    """
+    modules = [(name, module) for chunk in model for name, module in chunk.named_modules()]
+    return {
+        "attention": _joined(
+            _attention(module) for name, module in modules if _last(name) == "core_attention"
+        ),
+        "norm": _joined(_norms(modules)),
+        "linear": _joined(_named(type(module)) for name, module in modules if _last(name) in _LINEARS),
+        "cross_entropy": _cross_entropy(modules),
+        "weight_gradients": _weight_gradients(modules),
+        **_optimizer_kernels(optimizer),
+    }
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _joined(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names)) or "none on this stage"
+
+
+def _named(kernel: Any) -> str:
+    """Whose it is and what it is called, of a class, a function or a compiled extension's function."""
+    module = getattr(kernel, "__module__", None) or ""
+    maker = next((maker for start, maker in _MAKERS.items() if f"{module}.".startswith(f"{start}.")), module)
+    return f"{maker} {getattr(kernel, '__qualname__', type(kernel).__qualname__)}".strip()
+
+
+def _attention(module: torch.nn.Module) -> str:
+    name = _named(type(module))
+    if describe := getattr(module, "kernel_name", None):
+        return f"{name} ({describe()})"
+    return name
+
+
+def _norms(modules: list[tuple[str, torch.nn.Module]]) -> Iterator[str]:
+    for name, module in modules:
+        if "norm" in _last(name) and not isinstance(module, IdentityOp):
+            yield _named(type(module))
+        elif _last(name) in _LINEARS and "LayerNorm" in type(module).__name__:
+            yield f"{_named(type(module))} (one with the linear layer)"
+
+
+def _cross_entropy(modules: list[tuple[str, torch.nn.Module]]) -> str:
+    """Whatever ``LanguageModule.compute_language_model_loss`` would call, by the names that it looks up."""
+    for _, module in modules:
+        method = getattr(type(module), "compute_language_model_loss", None)
+        if method is None:
+            continue
+        if method is not language_module.LanguageModule.compute_language_model_loss:
+            return _named(method)
+        config: Any = module.config
+        if not config.cross_entropy_loss_fusion:
+            return _named(tensor_parallel.vocab_parallel_cross_entropy)
+        if config.cross_entropy_fusion_impl == "te":
+            return f"Transformer Engine {language_module.te_parallel_cross_entropy.__name__}"
+        return _named(language_module.fused_vocab_parallel_cross_entropy)
+    return "none on this stage"
+
+
+def _weight_gradients(modules: list[tuple[str, torch.nn.Module]]) -> str:
+    fused = []
+    for name, module in modules:
+        if _last(name) not in _LINEARS:
+            continue
+        if getattr(module, "fuse_wgrad_accumulation", False):
+            fused.append("Transformer Engine's matrix product adds them to the buffer")
+        elif getattr(module, "gradient_accumulation_fusion", False):
+            fused.append("Apex fused_weight_gradient_mlp_cuda")
+        else:
+            fused.append("torch matmul, added to the buffer afterwards")
+    return _joined(fused)
+
+
+def _optimizer_kernels(optimizer: Any) -> dict[str, str]:
+    if optimizer is None:
+        return {"optimizer": "none", "clipping": "none"}
+    parts = [part for part in getattr(optimizer, "chained_optimizers", [optimizer]) if part is not None]
+    names = _joined(name for part in parts for name in _optimizers(getattr(part, "optimizer", None)))
+    if not getattr(optimizer.config, "clip_grad", 0):
+        return {"optimizer": names, "clipping": "none (optimizer.clip_grad=0)"}
+    both = (clip_grads.l2_norm_impl, clip_grads.multi_tensor_scale_impl)
+    return {"optimizer": names, "clipping": _joined(map(_named, both))}
+
+
+def _optimizers(optimizer: Any) -> Iterator[str]:
+    if optimizer is None:
+        return
+    inner = getattr(optimizer, "sub_optimizers", None)
+    if inner:  # Megatron's, for moments that lie in the host's memory
+        yield from (f"{name} in {_named(type(optimizer))}" for part in inner for name in _optimizers(part))
+        return
+    name = _named(type(optimizer))
+    yield f"{name} ({_way(optimizer)})" if type(optimizer).__module__.startswith("torch.optim") else name
+
+
+def _way(optimizer: torch.optim.Optimizer) -> str:
+    """How torch walks over the parameters, by its own rule where nothing was asked for."""
+    group = optimizer.param_groups[0]
+    fused, foreach = group.get("fused"), group.get("foreach")
+    if fused is None and foreach is None:
+        fused, foreach = _default_to_fused_or_foreach(group["params"], False, False)
+    return "fused" if fused else "foreach" if foreach else "one parameter after the other"
