@@ -1,0 +1,68 @@
+"""Ways of training that need a GPU, each with the plain way that it has to agree with.
+
+All go on from one checkpoint for five steps, on one GPU (NCCL takes no two ranks on one). Add a
+:class:`Case` here; ``run_parity_cases.py`` runs them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FULL = ("train.recompute_granularity=full", "train.recompute_method=uniform", "train.recompute_num_layers=1")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of training.
+
+    Attributes:
+        name: What it is called.
+        words: Its overrides.
+        tolerance: Largest relative difference of loss and gradient norm over all steps.
+        why: Where that tolerance comes from.
+        like: Overrides of the plain run that it is compared with; they hold for the case, too.
+        loads: Whether both go on from the common checkpoint, and not from scratch.
+        needs: Modules without which the case is skipped.
+        on_cpu: Whether the CPU can stand in for it in a rehearsal.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    tolerance: float
+    why: str
+    like: tuple[str, ...] = ("precision=bf16",)
+    loads: bool = True
+    needs: tuple[str, ...] = ()
+    on_cpu: bool = False
+
+
+_SAME_KERNELS = "the same kernels on the same numbers; atomics in backward passes may add in another order"
+
+CASES = (
+    Case("full_recompute", FULL, 1e-3, _SAME_KERNELS, on_cpu=True),
+    Case(
+        "selective_recompute",
+        ("train.recompute_granularity=selective", "train.recompute_modules=[core_attn,mlp]"),
+        1e-3,
+        _SAME_KERNELS,
+        on_cpu=True,
+    ),
+    Case("cuda_graph_local", ("cuda_graph=local",), 1e-3, _SAME_KERNELS),
+    Case("cuda_graph_full_iteration", ("cuda_graph=full_iteration",), 1e-3, _SAME_KERNELS),
+    Case(
+        "transformer_engine",
+        ("backend=te", "attention=te"),
+        3e-2,
+        "other kernels in bf16, whose roundings add up in the gradient norm",
+        ("precision=bf16", "backend=native"),
+        needs=("transformer_engine",),
+    ),
+    Case(
+        "transformer_engines_optimizer",
+        ("kernels.te=require",),
+        1e-3,
+        "another Adam on the same fp32 numbers",
+        ("precision=bf16", "backend=native", "kernels.te=off"),
+        needs=("transformer_engine",),
+    ),
+)
