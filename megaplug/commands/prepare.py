@@ -47,7 +47,8 @@ flags:
   --version            the versions of megaplug, Megatron-core and torch
 
 The keys are those of launch/train.py; here data.* and tokenizer.* count."""
-_OWN: dict[str, tuple[str, ...]] = {
+# The words that are no keys of a job, with the values that they can have.
+OWN: dict[str, tuple[str, ...]] = {
     "action": ("prepare", "inspect", "train_tokenizer"),
     "output": ("table", "json"),
     "overwrite": ("false", "true"),
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(words: Sequence[str]) -> int:
-    if (code := cli.complete(words, _OWN)) is not None:
+    if (code := cli.complete(words, OWN)) is not None:
         return code
     command = cli.parse(words, cli.program_name("megaplug-prepare"))
     if (code := cli.inform(command, lambda: _HELP.format(program=command.program))) is not None:
@@ -115,9 +116,9 @@ def _main(words: Sequence[str]) -> int:
     if command.cfg is not None or command.multirun:
         raise UserError("--cfg and --multirun are flags of launch/train.py", hint="see --help")
     own, rest = _split(command.overrides, command.source)
-    action = choose("action", own.get("action", "prepare"), _OWN["action"])
+    action = choose("action", own.get("action", "prepare"), OWN["action"])
     for key in ("output", "overwrite"):
-        choose(key, own.get(key, _OWN[key][0]), _OWN[key])
+        choose(key, own.get(key, OWN[key][0]), OWN[key])
     for key, actions in _ONLY.items():
         if key in own and action not in actions:
             raise UserError(
@@ -140,10 +141,10 @@ def _split(words: Sequence[str], source: ConfigSource) -> tuple[dict[str, str], 
     rest: list[str] = []
     for word in words:
         key, _, value = word.partition("=")
-        if key in _OWN:
+        if key in OWN:
             own[key] = value
             continue
-        if "." not in key and key.lstrip("+~") not in known and (meant := closest(key, _OWN)):
+        if "." not in key and key.lstrip("+~") not in known and (meant := closest(key, OWN)):
             raise UserError(f"{key}: there is no such key or group", hint=f"did you mean {meant}?")
         rest.append(word)
     return own, rest
