@@ -31,7 +31,7 @@ class Track:
         self._seconds = 0.0
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Add one event. The first step is left out of the throughput: it pays for what is made once."""
+        """Add one event. The first step says nothing of the pace: it pays for what is made once."""
         kind = event["event"]
         if kind == "phase":
             self.phase = str(event.get("name", ""))
@@ -41,19 +41,16 @@ class Track:
             self.loss = event.get("loss")
             self.num_steps += 1
             seconds, rate = event.get("seconds"), event.get("tokens_per_second")
-            if seconds and rate:
-                if self.num_steps == 2:
-                    self._recent.clear()
+            if seconds and rate and self.num_steps > 1:
                 self._recent.append((seconds, rate * seconds))
-                if self.num_steps > 1:
-                    self._seconds += seconds
-                    self._tokens += rate * seconds
+                self._seconds += seconds
+                self._tokens += rate * seconds
         elif kind == "valid" and event.get("split", "valid") == "valid":
             self.valid_loss = event.get("valid_loss")
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Over the last few steps."""
+        """Over the last few steps; None before the second."""
         seconds = sum(seconds for seconds, _ in self._recent)
         return sum(tokens for _, tokens in self._recent) / seconds if seconds else None
 
@@ -64,7 +61,7 @@ class Track:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace of the last few steps; validation and saving come on top."""
+        """At the pace of the last few steps, validation and saving not counted; None before the second."""
         if not self._recent:
             return None
         return (self.iters - self.iteration) * sum(seconds for seconds, _ in self._recent) / len(self._recent)
