@@ -163,7 +163,22 @@ def attention_problems(job: Job, device: str | None = None, *, sizes_hold: bool 
             "flash attention always computes its softmax in fp32",
         )
         problems.append(Problem(key, message, "leave it true, or use attention=local"))
-    return problems
+    return [*problems, *_cuda_kernel(job, device)]
+
+
+def _cuda_kernel(job: Job, device: str | None) -> Iterator[Problem]:
+    """Fused kernels of torch's that would refuse on a GPU (``can_use_*`` of torch's ``sdp_utils.cpp``)."""
+    kernel, key = job.attention.params.get("cuda_kernel", "auto"), "attention.params.cuda_kernel"
+    if job.attention.name != "flash" or device != "cuda":
+        return
+    if kernel in ("flash", "cudnn") and not _is_half(job):
+        yield Problem(key, f"torch's {kernel} kernel has no fp32", "use auto or efficient, or precision=bf16")
+    if kernel == "cudnn" and job.train.deterministic_mode:
+        yield Problem(key, "cuDNN's attention is not deterministic", "use auto, or flash with precision=bf16")
+
+
+def _is_half(job: Job) -> bool:
+    return job.precision.bf16 or bool(getattr(job.precision, "fp16", False))
 
 
 def _limits(job: Job, plugin: registry.Plugin, device: str | None) -> Iterator[Problem]:

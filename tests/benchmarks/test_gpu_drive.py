@@ -91,3 +91,24 @@ def test_the_rehearsal_runs_every_script_to_its_end(tmp_path):
     for name in (*names, "attention", "norm"):
         assert (tmp_path / f"{name}_rehearsal.json").is_file(), name
     assert "rehearsal" in json.loads((tmp_path / "step_time_rehearsal.json").read_text())["machine"]
+
+
+def test_a_driver_that_is_ended_ends_its_step(tmp_path):
+    child, script = tmp_path / "child", tmp_path / "driver.py"
+    tells = f"pathlib.Path({str(child)!r}).write_text(str(os.getpid()))"
+    step = f"import os, pathlib, time; {tells}; time.sleep(600)"
+    script.write_text(
+        "import pathlib\n"
+        "from benchmarks.gpu import drive\n"
+        "drive.leave_on_sigterm()\n"
+        f"step = drive.Step('long', ('-c', {step!r}), 60.0)\n"
+        f"drive.run_all([step], 60.0, pathlib.Path({str(tmp_path)!r}))\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    driver = subprocess.Popen([sys.executable, script], env=env, stdout=subprocess.DEVNULL)
+    while not (child.exists() and child.read_text()):
+        assert driver.poll() is None
+        time.sleep(0.05)
+    driver.terminate()
+    assert driver.wait(30) == 128 + 15
+    assert not Path(f"/proc/{child.read_text()}").exists()

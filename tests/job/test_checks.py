@@ -116,3 +116,21 @@ def test_a_schedule_longer_than_the_derived_steps_is_refused() -> None:
     )
     assert derived.iters < 100
     assert [problem.key for problem in check_facts(job, derived, facts)] == ["lr.lr_warmup_iters"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["attention.params.cuda_kernel=flash"], "torch's flash kernel has no fp32"),
+        (
+            ["attention.params.cuda_kernel=cudnn", "precision=bf16", "train.deterministic_mode=true"],
+            "not determin",
+        ),
+        (["attention.params.cuda_kernel=flash", "precision=bf16", "train.deterministic_mode=true"], ""),
+        (["attention.params.cuda_kernel=efficient", "train.deterministic_mode=true"], ""),
+    ],
+)
+def test_a_fused_kernel_that_would_refuse_on_a_gpu_is_refused_before(words: list[str], says: str) -> None:
+    found = [str(problem) for problem in check(small_job(*words), device="cuda")]
+    assert says in "".join(found) and bool(found) == bool(says)
+    assert check(small_job(*words), device="cpu") == []

@@ -28,6 +28,9 @@ from megaplug.errors import UserError
 from megaplug.layers.attention.torch_kernel import kernel_of
 
 # MATH is missing on purpose: it keeps every score, and torch would fall back to it without a word.
+# Under torch.use_deterministic_algorithms torch leaves cuDNN out, and the backward passes of the other two
+# add up in a fixed order (aten/src/ATen/native/transformers/cuda/attention_backward.cu): fp32 keeps the
+# efficient one.
 _CUDA_KERNELS = {
     "auto": [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION],
     "flash": [SDPBackend.FLASH_ATTENTION],
