@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 from megaplug.commands.resolved import Resolved
-from megaplug.job.freeze import command_script
 from megaplug.job.packages import packages_line
+from megaplug.job.plain_command import command_script
+from megaplug.runs.folder import RunFolder
 from megaplug.topology import coordinates, rank_groups
 
 # More ranks than this are shown by their first and last few.
 _RANKS_SHOWN = 32
 _GROUPS_SHOWN = 4
+_NO_JOB_FILE = " or written; launch=freeze writes the job.yaml that the command reads"
 
 
 def preview_json(resolved: Resolved, folder_name: str, megatron_args: list[str]) -> str:
@@ -61,8 +64,10 @@ def preview_text(resolved: Resolved, folder_name: str, megatron_args: list[str],
     lines += ["# what follows from it", yaml.safe_dump(follows, sort_keys=False, width=110)]
     lines += [f"# the run {folder_name}", *header, ""]
     lines += ["# the rank layout", *rank_layout(resolved), ""]
-    lines += [command_script(megatron_args, resolved.topology.world_size).removeprefix("#!/bin/sh\n")]
-    lines += ["# launch=print: nothing was started"]
+    job_file = RunFolder(Path(folder_name)).job_file
+    command = command_script(megatron_args, resolved.topology.world_size, job_file)
+    lines += [command.removeprefix("#!/bin/sh\n")]
+    lines += ["# launch=print: nothing was started" + ("" if job_file.exists() else _NO_JOB_FILE)]
     return "\n".join(lines)
 
 

@@ -42,6 +42,18 @@ def show(job: Job) -> int:
     return cli.show(preview_text(resolved, str(folder.path), arguments, _header(resolved).lines()))
 
 
+def freeze(job: Job, command: CommandLine) -> int:
+    """``launch=freeze``: write the run's folder, on a machine that need not be the one that runs it."""
+    resolved = resolve(job, on_this_machine=False)
+    folder = open_folder(resolved)
+    with RunLock.acquire(folder, command.typed()):
+        make_ready(resolved, folder)
+    files = {"folder": str(folder.path), "job": str(folder.job_file), "command": str(folder.command_file)}
+    if job.launch.output == "json":
+        return cli.show(json.dumps({"event": "frozen", **files}))
+    return cli.show(f"{folder.job_file}\n{folder.command_file}")
+
+
 def start(job: Job, command: CommandLine) -> int:
     """``launch=local``: start the run here, or continue it, and wait for its end.
 

@@ -58,6 +58,10 @@ def _run(job: Job, command: cli.CommandLine) -> int:
         from megaplug.commands.run import show
 
         return show(job)
+    if job.launch.kind == "freeze":
+        from megaplug.commands.run import freeze
+
+        return freeze(job, command)
     from megaplug.commands.run import start
 
     return start(job, command)

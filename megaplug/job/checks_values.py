@@ -29,7 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "logging.level": ("debug", "info", "warning", "error"),
     "profile.kind": ("none", "torch", "nsys"),
     "logging.progress": ("auto", "rich", "plain", "none"),
-    "launch.kind": ("local", "print"),
+    "launch.kind": ("local", "print", "freeze"),
     "launch.output": ("text", "json"),
     "model.position_embedding_type": ("rope", "learned_absolute", "none"),
     "moe.moe_token_dispatcher_type": ("alltoall", "allgather"),

@@ -6,24 +6,21 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import subprocess
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megaplug.errors import UserError
 from megaplug.job.derive import Derived
 from megaplug.job.facts import DataFacts
+from megaplug.job.plain_command import command_script
 from megaplug.job.schema import Job
 from megaplug.job.typed import job_from_dict
 from megaplug.runs.atomic import write_text_atomic
 from megaplug.runs.folder import RunFolder
 from megaplug.topology import Topology
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 FORMAT_VERSION = 1
 _HEADER = "# The frozen job of this run, written at every start, read by the ranks. Not to be edited.\n"
@@ -75,9 +72,8 @@ def write_frozen(frozen: FrozenJob) -> None:
         "megatron_args": frozen.megatron_args,
     }
     text = _HEADER + yaml.safe_dump(content, sort_keys=False, width=110)
-    write_text_atomic(
-        frozen.folder.command_file, command_script(frozen.megatron_args, frozen.topology.world_size)
-    )
+    command = command_script(frozen.megatron_args, frozen.topology.world_size, frozen.folder.job_file)
+    write_text_atomic(frozen.folder.command_file, command)
     write_text_atomic(frozen.folder.job_file, text)
 
 
@@ -125,23 +121,6 @@ def _from_dict[T](kind: type[T], values: dict[str, Any]) -> T:
         if key in known
     }
     return kind(**given)
-
-
-def command_script(megatron_args: Sequence[str], world_size: int) -> str:
-    """The same run as a plain Megatron-LM command, for reading and for comparing.
-
-    Args:
-        megatron_args: As in :class:`FrozenJob`.
-        world_size: Ranks on one machine.
-    """
-    lines = [f"torchrun --nproc-per-node {world_size} pretrain_gpt.py"]
-    for word in megatron_args:
-        if word.startswith("--"):
-            lines.append(f"    {shlex.quote(word)}")
-        else:
-            lines[-1] += f" {shlex.quote(word)}"
-    note = "# The equivalent plain Megatron-LM command, without megaplug's own layers and repairs.\n"
-    return "#!/bin/sh\n" + note + " \\\n".join(lines) + "\n"
 
 
 def code_revision() -> str:

@@ -32,6 +32,7 @@ RESERVED = {
     "record_memory_history": "profile=true profile.profile_memory=true",
     "distributed_backend": "device",
     "transformer_impl": "backend",
+    "spec": "attention.name",
     "use_cpu_initialization": "device",
     "train_data_path": "data.path",
     "valid_data_path": "data.path",

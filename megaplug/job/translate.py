@@ -14,6 +14,7 @@ from megaplug.job.megatron_table import load_table
 from megaplug.job.names import ALIASES, OURS, SECTIONS
 from megaplug.job.overlap import ON
 from megaplug.job.packages import why_no_fused_weight_gradients
+from megaplug.job.plain_command import SPEC
 from megaplug.job.schema import Job
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def megatron_arguments(
         **dict(_named(job, topology)),
         **_constants(job, derived),
         **{name: word == ON for name, word in derived.overlap.items()},
+        **_layers(job, derived),
         **_lengths(job, derived),
         **_paths(job, facts, folder),
         **_watching(job),
@@ -119,6 +121,12 @@ def _constants(job: Job, derived: Derived) -> dict[str, Any]:
             "bias_dropout_fusion": False,
         }
     return values
+
+
+def _layers(job: Job, derived: Derived) -> dict[str, Any]:
+    """Where a layer is ours, what makes Megatron-LM's own ``pretrain_gpt.py`` build it."""
+    ours = derived.backend == "native" or job.attention.name != "te"
+    return {"spec": list(SPEC)} if ours else {}
 
 
 def _lengths(job: Job, derived: Derived) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Command:
     @property
     def trains(self) -> bool:
         """Whether ranks would be started."""
-        starts_nothing = any(word in _ASKS or word == "launch=print" for word in self.arguments)
+        starts_nothing = any(word in (*_ASKS, "launch=print", "launch=freeze") for word in self.arguments)
         return self.launched == "train" and not starts_nothing
 
     @property
@@ -130,7 +130,8 @@ def try_command(command: Command, clone: Path) -> str | None:
         return _explains_itself(command)
     if command.launched is None or not command.is_plain or any(w.startswith("load=") for w in command.words):
         return None
-    words = [*command.arguments, "launch=print"] if command.trains else command.arguments
+    words = [word.replace("launch=freeze", "launch=print") for word in command.arguments]
+    words += ["launch=print"] if command.trains else []
     code, said = _called(command.launched, words, clone)
     if code == 0:
         return None

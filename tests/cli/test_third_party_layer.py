@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+from document_commands import reader_environment
 from live_command import ROOT, only_run, train
 from small_jobs import SMALL, state, write_corpus
 
@@ -90,10 +94,52 @@ def losses(folder: RunFolder) -> list[float]:
 
 
 @pytest.mark.slow
-def test_ranks_train_with_it(words: list[str], environment: dict[str, str], tmp_path: Path) -> None:
+def test_ranks_train_with_it_and_plain_megatron_by_the_printed_command_too(
+    words: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
     done = train(*words, *NAMED, "topology.dp=2", "train.global_batch_size=4", env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = only_run(tmp_path / "runs")
     assert (state(folder).status, len(losses(folder))) == ("finished", 2)
     assert "MeanOfValues of layer 4 with gain 0.5" in folder.log_file(1).read_text()
     assert str(ROOT) not in environment["PYTHONPATH"]
+
+    # What stands in the place of pretrain_gpt.py has the arguments and the environment of command.sh only.
+    shutil.rmtree(folder.checkpoints)
+    entry = tmp_path / "pretrain_gpt.py"
+    # Megatron's writers of checkpoints are spawned and import this file again, as they do with the real one.
+    entry.write_text('import plain_pretrain\n\nif __name__ == "__main__":\n    plain_pretrain.main()\n')
+    paths = [environment["PYTHONPATH"], str(ROOT), str(ROOT / "tests" / "parity")]
+    measured = tmp_path / "curve.json"
+    plain = subprocess.run(
+        ["sh", str(folder.command_file)],
+        cwd=tmp_path,
+        env={
+            **reader_environment(tmp_path / "reader"),
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PLAIN_CURVE": str(measured),
+        },
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert plain.returncode == 0, plain.stdout[-2000:] + plain.stderr[-4000:]
+    assert "MeanOfValues of layer 4 with gain 0.5" in plain.stdout
+    assert [loss for loss, _ in json.loads(measured.read_text())] == losses(folder)
+
+
+@pytest.mark.slow
+def test_the_printed_command_does_not_start_where_the_package_is_missing(
+    words: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    assert train(*words, *NAMED, "launch=freeze", env=environment, cwd=tmp_path).returncode == 0
+    folder = only_run(tmp_path / "runs")
+    done = subprocess.run(
+        ["sh", str(folder.command_file)],
+        env=reader_environment(tmp_path / "reader"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "'mean_of_values'" in done.stderr and "torchrun" not in done.stderr

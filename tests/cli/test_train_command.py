@@ -124,9 +124,25 @@ def test_print_shows_job_ranks_and_megatron_s_arguments_and_makes_no_run(
     assert "hidden_size: 64" in done.stdout
     assert "tp groups: [0 1] [2 3]" in done.stdout
     assert "layers of the pipeline stages: 2 2" in done.stdout
-    assert "torchrun --nproc-per-node 4 pretrain_gpt.py" in done.stdout
+    assert 'torchrun --nproc-per-node 4 "${PRETRAIN_GPT:-pretrain_gpt.py}"' in done.stdout
+    assert "launch=freeze writes the job.yaml" in done.stdout
     assert "--tensor-model-parallel-size 2" in done.stdout and "--bf16" in done.stdout
     assert not (tmp_path / "runs").exists()
+
+
+def test_freeze_writes_the_folder_from_which_a_run_or_plain_megatron_starts(
+    text_job: list[str], tmp_path: Path
+) -> None:
+    done = train(*text_job, "launch=freeze", "topology=tp2")
+    assert done.returncode == 0, done.stderr
+    job_file, command_file = map(Path, done.stdout.split())
+    assert job_file.parent.parent == tmp_path / "runs"
+    assert f"export MEGAPLUG_JOB={job_file}\n" in command_file.read_text()
+    assert not list(job_file.parent.glob("logs/*")) and not (job_file.parent / "state.json").exists()
+    # The same words name the same folder, whether it is shown, frozen or started.
+    shown = train(*text_job, "launch=print", "topology=tp2")
+    assert f"# the run {job_file.parent}\n" in shown.stdout and "launch=freeze writes" not in shown.stdout
+    assert train(*text_job, "launch=freeze", "topology=tp2").stdout == done.stdout
 
 
 def test_print_as_json_is_one_object(text_job: list[str]) -> None:

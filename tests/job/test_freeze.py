@@ -10,8 +10,10 @@ import pytest
 from job_factory import resolved
 
 from megaplug.errors import UserError
-from megaplug.job.freeze import FrozenJob, command_script, read_frozen, write_frozen
+from megaplug.job.freeze import FrozenJob, read_frozen, write_frozen
 from megaplug.job.identity import digest, identity, model_fingerprint
+from megaplug.job.plain_command import SPEC, command_script, warnings
+from megaplug.job.schema import AttentionConfig
 from megaplug.job.translate import megatron_arguments
 from megaplug.runs.folder import RunFolder
 
@@ -59,13 +61,57 @@ def test_the_command_is_the_plain_megatron_one(tmp_path: Path) -> None:
     write_frozen(frozen)
     text = frozen.folder.command_file.read_text()
     words = shlex.split(text.replace("\\\n", " "), comments=True)
-    assert words == ["torchrun", "--nproc-per-node", "2", "pretrain_gpt.py", *frozen.megatron_args]
+    assert words[words.index("torchrun") :] == [
+        "torchrun",
+        "--nproc-per-node",
+        "2",
+        "${PRETRAIN_GPT:-pretrain_gpt.py}",
+        *frozen.megatron_args,
+    ]
+    assert f"MEGAPLUG_JOB={frozen.folder.job_file}" in words
+    assert words.index("megaplug.runtime.plain") < words.index("torchrun")
 
 
-def test_awkward_words_survive_a_shell() -> None:
-    awkward = ["--wandb-exp-name", "it's $HOME", "--onnx-safe", ""]
-    words = shlex.split(command_script(awkward, 1).replace("\\\n", " "), comments=True)
-    assert words[-4:] == awkward
+def test_awkward_words_survive_a_shell(tmp_path: Path) -> None:
+    awkward = ["--wandb-exp-name", "it's $HOME", "--spec", *SPEC, "--onnx-safe", ""]
+    text = command_script(awkward, 1, tmp_path / "it's $HERE" / "job.yaml")
+    words = shlex.split(text.replace("\\\n", " "), comments=True)
+    assert words[-7:] == awkward
+    assert f"MEGAPLUG_JOB={tmp_path}/it's $HERE/job.yaml" in words
+
+
+@pytest.mark.parametrize(
+    ("backend", "attention", "ours"),
+    [("native", "flash", True), ("native", "local", True), ("te", "te", False), ("te", "flash", True)],
+)
+def test_the_spec_is_given_where_a_layer_is_ours(
+    tmp_path: Path, backend: str, attention: str, ours: bool
+) -> None:
+    job, topology, derived, facts = resolved()
+    job = dataclasses.replace(job, attention=AttentionConfig(attention))
+    derived = dataclasses.replace(derived, backend=backend)
+    words = megatron_arguments(job, topology, derived, facts, RunFolder(tmp_path))
+    assert ("--spec" in words) == ours
+    text = command_script(words, 1, tmp_path / "job.yaml")
+    assert ("MEGAPLUG_JOB" in text) == ("python -m megaplug.runtime.plain" in text) == ours
+
+
+@pytest.mark.parametrize(
+    ("words", "warning"),
+    [
+        ([], "Megatron-LM needs CUDA"),
+        (["model.use_rope_scaling=true", "model.rope_scaling_factor=32"], "scales RoPE by 8"),
+    ],
+)
+def test_the_command_says_what_a_plain_run_would_do_otherwise(
+    tmp_path: Path, words: list[str], warning: str
+) -> None:
+    frozen = frozen_in(tmp_path, *words)
+    assert any(warning in found for found in warnings(frozen.megatron_args))
+    assert warning in command_script(frozen.megatron_args, 1, frozen.folder.job_file)
+    assert warnings(["--use-rope-scaling", "--rope-scaling-factor", "8.0"]) == []
+    assert len(warnings(["--exit-on-missing-checkpoint"])) == 1
+    assert warnings(["--exit-on-missing-checkpoint", "--no-load-optim"]) == []
 
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from unittest import mock
@@ -9,6 +10,8 @@ from unittest import mock
 import pytest
 from ranks import RanksFailed, run_ranks
 from small_jobs import SmallJobs, curve
+
+from megaplug.runtime.repairs import REPAIRS
 
 TWO_STEPS = ["train.iters=4", "lr=constant"]
 
@@ -76,3 +79,9 @@ def test_stock_megatron_scales_rope_by_eight_whatever_is_asked(small_jobs: Small
     job_file, stock = str(folder.job_file), frozenset({"rope-scaling-factor"})
     assert run_ranks(1, rope_scaling_factor, job_file, stock, folder=tmp_path / "stock") == [8.0]
     assert run_ranks(1, rope_scaling_factor, job_file, frozenset(), folder=tmp_path / "repaired") == [32.0]
+
+
+def test_every_repair_is_in_the_document_on_plain_megatron() -> None:
+    document = Path(__file__).resolve().parents[2] / "docs" / "plain_megatron.md"
+    named = set(re.findall(r"^\| `([\w-]+)` \|", document.read_text(), re.MULTILINE))
+    assert named == {repair.name for repair in REPAIRS}, f"{document}: its table of repairs is not current"

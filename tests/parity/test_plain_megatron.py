@@ -1,0 +1,127 @@
+"""The printed command under Megatron-LM's own entry trains as the run itself does, to the last bit.
+
+Without loading a checkpoint none of megaplug's repairs has a part in it; both compute the same sums in the
+same order, so that nothing less than equality is asked where both have megaplug's layers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+
+import plain_pretrain
+import pytest
+from ranks import run_ranks
+from small_jobs import SmallJobs, curve
+
+from megaplug.job.plain_command import JOB_VARIABLE, SPEC
+from megaplug.runs.folder import RunFolder
+
+STEPS = 5
+# Some units in the last place of fp32 (6e-8), where two norms round differently.
+ROUNDING = 1e-6
+FEW = [f"train.iters={STEPS}", "lr=constant", "train.global_batch_size=4"]
+
+
+def printed(folder: RunFolder) -> tuple[dict[str, str], list[str]]:
+    """What a run's command.sh exports, and the words that it gives pretrain_gpt.py."""
+    text = folder.command_file.read_text()
+    exported = [
+        word for line in re.findall(r"^export (.*)$", text, re.MULTILINE) for word in shlex.split(line)
+    ]
+    (command,) = re.findall(r"^torchrun .*\Z", text, re.MULTILINE | re.DOTALL)
+    words = shlex.split(command.replace("\\\n", " "))
+    return dict(word.split("=", 1) for word in exported), words[4:]
+
+
+def plain_rank(words: Sequence[str], environment: dict[str, str]) -> plain_pretrain.Curve:
+    """What each forked rank does: the arguments and the environment of the script, nothing else."""
+    from megaplug.runtime.pretrain import _store
+
+    os.environ.update(environment)
+    plain_pretrain.stand_in()
+    sys.argv = ["pretrain_gpt.py", *words]
+    return plain_pretrain.pretrain_from_arguments(_store)
+
+
+def both_curves(
+    small_jobs: SmallJobs, overrides: Sequence[str], without: Sequence[str] = ()
+) -> tuple[plain_pretrain.Curve, plain_pretrain.Curve]:
+    """The curve of the plain command, then that of the run of the same job.
+
+    Args:
+        small_jobs: Where.
+        overrides: The job.
+        without: Words of the command that are left out.
+    """
+    folder, world_size = small_jobs.freeze(overrides)
+    environment, words = printed(folder)
+    assert set(without) <= set(words)
+    words = [word for word in words if word not in without]
+    logs = small_jobs.root / "plain" / folder.name
+    plain = run_ranks(world_size, plain_rank, words, environment, folder=logs)[-1]
+    # What the plain run has saved is not to be continued.
+    shutil.rmtree(folder.checkpoints)
+    return plain, curve(small_jobs.run(overrides))
+
+
+def test_flash_attention_trains_alike_under_megatron_s_own_entry_on_two_ranks(small_jobs: SmallJobs) -> None:
+    plain, ours = both_curves(small_jobs, [*FEW, "name=plain_flash_tp2", "topology.tp=2"])
+    assert len(plain) == STEPS and plain[0][0] > plain[-1][0]
+    assert plain == ours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("one_rank", []),
+        ("dp2", ["topology.dp=2"]),
+        ("pp2", ["topology.pp=2"]),
+        ("moe", ["moe=small", "topology.ep=2", "topology.dp=2"]),
+        ("bf16", ["precision=bf16"]),
+    ],
+)
+def test_flash_attention_trains_alike_in_every_layout(
+    small_jobs: SmallJobs, name: str, words: list[str]
+) -> None:
+    plain, ours = both_curves(small_jobs, [*FEW, f"name=plain_{name}", *words])
+    assert len(plain) == STEPS
+    assert plain == ours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["topology.dp=1", "topology.dp=2"])
+def test_a_stock_job_needs_no_spec(small_jobs: SmallJobs, topology: str) -> None:
+    """Megatron's own local layers, without the spec: its RMSNorm sums in another order than megaplug's."""
+    words = [*FEW, f"name=stock_{topology[-1]}", "attention=local", topology]
+    plain, ours = both_curves(small_jobs, words, without=["--spec", *SPEC])
+    assert len(plain) == STEPS
+    assert sum(plain, ()) == pytest.approx(sum(ours, ()), rel=ROUNDING)
+
+
+def test_without_the_frozen_job_the_spec_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megaplug.errors import UserError
+    from megaplug.runtime import plain
+
+    monkeypatch.delenv(JOB_VARIABLE, raising=False)
+    with pytest.raises(UserError, match=JOB_VARIABLE):
+        plain.layer_spec(None)
+    assert plain.main() == 2
+
+
+def test_the_spec_reads_name_and_parameters_from_the_frozen_job(
+    small_jobs: SmallJobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from megaplug.runtime import plain
+
+    folder, _ = small_jobs.freeze(["name=named", "attention=local"])
+    environment, words = printed(folder)
+    assert words[words.index("--spec") + 1 :][:2] == list(SPEC)
+    monkeypatch.setenv(JOB_VARIABLE, environment[JOB_VARIABLE])
+    assert plain.main() == 0
+    assert "native layers, local attention" in capsys.readouterr().out
