@@ -3,10 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 from megatron.core.transformer.enums import AttnMaskType
+from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megaplug.errors import UserError
 from megaplug.layers.attention.flash import FlashAttention, attend_groups_as_batch, fused_attention
+from megaplug.layers.attention.torch_kernel import kernel_of
 
 
 def make_flash(config, **changes):
@@ -208,3 +210,8 @@ def test_groups_as_a_batch_are_one_call_on_views(monkeypatch):
 
 def test_a_layer_says_which_of_torchs_kernels_takes_it(config):
     assert make_flash(config()).kernel_name() == "torch's flash_attention"
+
+
+def test_where_no_kernel_takes_the_tensors_that_is_its_name():
+    q, k = (torch.empty(1, heads, 16, 8, dtype=torch.int32) for heads in (4, 4))
+    assert kernel_of([SDPBackend.FLASH_ATTENTION], q, k, k, causal=True, dropout_p=0.0) == "no kernel"

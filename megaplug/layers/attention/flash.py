@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megaplug.errors import UserError
-from megaplug.layers.attention.torch_kernel import kernel_of
+from megaplug.layers.attention.torch_kernel import NO_KERNEL, kernel_of
 
 # MATH is missing on purpose: it keeps every score, and torch would fall back to it without a word.
 # Under torch.use_deterministic_algorithms torch leaves cuDNN out, and the backward passes of the other two
@@ -214,7 +214,7 @@ def _attend(
                 enable_gqa=q.size(2) != k.size(2),
             )
     except RuntimeError as error:
-        if not str(error).startswith(("No available kernel", "No viable backend")):
+        if not str(error).startswith(NO_KERNEL):
             raise
         tried = ", ".join(backend.name.lower() for backend in backends)
         raise UserError(

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+# How torch begins to say that none of the allowed kernels takes the tensors.
+NO_KERNEL = ("No available kernel", "No viable backend")
+
 
 def kernel_of(
     allowed: Sequence[SDPBackend],
@@ -18,7 +21,7 @@ def kernel_of(
     causal: bool,
     dropout_p: float,
 ) -> str:
-    """The kernel's name in small letters, such as ``flash_attention``; ``error`` where none takes them.
+    """The kernel's name in small letters, such as ``flash_attention``; ``no kernel`` where none takes them.
 
     Args:
         allowed: Those that may be taken; torch's own order decides among them.
@@ -29,9 +32,14 @@ def kernel_of(
         dropout_p: Probability of dropping a weight.
     """
     with sdpa_kernel(list(allowed)):
-        choice = torch._fused_sdp_choice(
-            q_BHSD, k_BGSD, v_BGSD, None, dropout_p, causal, scale=None, enable_gqa=True
-        )
-    return next(
-        (name.lower() for name, kind in SDPBackend.__members__.items() if int(kind) == choice), "error"
-    )
+        try:
+            shares = q_BHSD.size(1) != k_BGSD.size(1)
+            choice = torch._fused_sdp_choice(
+                q_BHSD, k_BGSD, v_BGSD, None, dropout_p, causal, scale=None, enable_gqa=shares
+            )
+        except RuntimeError as error:
+            if not str(error).startswith(NO_KERNEL):
+                raise
+            return "no kernel"
+    names = {int(kind): name.lower() for name, kind in SDPBackend.__members__.items()}
+    return names[choice]
