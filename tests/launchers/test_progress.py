@@ -159,8 +159,15 @@ def test_numbers_for_people():
 def test_the_moving_line_is_one_line_on_any_terminal(width):
     track = Track(2200)
     track.take({"event": "phase", "name": "validating"})
-    step = {"event": "step", "iteration": 2, "loss": 5.9546, "seconds": 0.3, "tokens_per_second": 7380.0}
-    track.take(step)
+    for iteration in (1, 2):
+        step = {
+            "event": "step",
+            "iteration": iteration,
+            "loss": 5.9546,
+            "seconds": 0.3,
+            "tokens_per_second": 7380.0,
+        }
+        track.take(step)
     track.phase = "validating"
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     with console.capture() as capture:
