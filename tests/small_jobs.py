@@ -118,7 +118,8 @@ def curve(folder: RunFolder) -> list[tuple[float, float]]:
 def validations(folder: RunFolder) -> list[tuple[int, float]]:
     """Iteration and loss of every validation, unrounded."""
     lines = read_metrics(folder.metrics_file)
-    return [(line["iteration"], line["valid_loss"]) for line in lines if "valid_loss" in line]
+    whole = [line for line in lines if "valid_loss" in line and "source" not in line]
+    return [(line["iteration"], line["valid_loss"]) for line in whole]
 
 
 def state(folder: RunFolder) -> RunState:

@@ -265,6 +265,7 @@ def _summary(
         reason=outcome.reason,
         loss=progress.track.loss,
         valid_loss=progress.track.valid_loss,
+        valid_losses=progress.track.valid_losses,
         unigram_loss=unigram,
         tokens_per_second=progress.track.mean_tokens_per_second,
         files=files,

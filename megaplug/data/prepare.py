@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -112,10 +113,10 @@ class _Preparation:
         digests: np.ndarray | None = None
         name, listed = f"{corpus.root}\0{corpus.text_key}", corpus.listing()
         with ExitStack() as opened:
+            working = functools.cache(lambda: opened.enter_context(self._working(corpus.size)))
             known = cache.recall(self.root, name, listed)
             if known is None:
-                workers, shown = opened.enter_context(self._working(corpus.size))
-                digests, faults = digest_documents(corpus, workers, shown)
+                digests, faults = digest_documents(corpus, *working())
                 known = {"content": content_hash(digests), "faults": faults.to_dict(), "num": len(digests)}
                 cache.remember(self.root, name, listed, known, listed_ns - corpus.newest_ns)
             faults = Faults.from_dict(known["faults"])
@@ -123,9 +124,8 @@ class _Preparation:
             fingerprint = _fingerprint(known["content"], self.tokenizer, shares)
 
             def build(folder: Path) -> dict[str, Any]:
-                workers, shown = opened.enter_context(self._working(corpus.size))
-                found = digests if digests is not None else _again(corpus, known["content"], workers, shown)
-                return build_entry(folder, corpus, found, self.tokenizer, shares, workers, shown)
+                found = digests if digests is not None else _again(corpus, known["content"], *working())
+                return build_entry(folder, corpus, found, self.tokenizer, shares, *working())
 
             entry = self._entry(fingerprint, build)
         return blend.Entry(fingerprint, self.root / fingerprint, entry), faults.bad

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class Summary:
         reason: Why it ended.
         loss: Training loss of the last step, nats a token.
         valid_loss: Validation loss, nats a token.
+        valid_losses: The same on each source, where there are several.
         unigram_loss: The same for a unigram model of the same text, to compare with.
         tokens_per_second: Measured, all ranks together.
         files: Labels and paths.
@@ -52,6 +53,7 @@ class Summary:
     reason: str = ""
     loss: float | None = None
     valid_loss: float | None = None
+    valid_losses: Mapping[str, float | None] = field(default_factory=dict)
     unigram_loss: float | None = None
     tokens_per_second: float | None = None
     files: Sequence[tuple[str, str]] = field(default_factory=tuple)
@@ -70,6 +72,9 @@ class Summary:
             rows.append(("training loss", f"{self.loss:.4f} nats per token"))
         if self.valid_loss is not None:
             rows.append(("validation loss", f"{self.valid_loss:.4f}{self._against_unigram()}"))
+        rows += [
+            (f"  of {name}", f"{loss:.4f}") for name, loss in self.valid_losses.items() if loss is not None
+        ]
         if self.tokens_per_second is not None:
             rows.append(("throughput", f"{count(self.tokens_per_second)} tokens/s (measured)"))
         rows += self.files
@@ -89,6 +94,7 @@ class Summary:
             "reason": self.reason,
             "loss": self.loss,
             "valid_loss": self.valid_loss,
+            "valid_losses": dict(self.valid_losses),
             "unigram_loss": self.unigram_loss,
             "tokens_per_second": self.tokens_per_second,
             "files": dict(self.files),

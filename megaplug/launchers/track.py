@@ -25,6 +25,7 @@ class Track:
         self.phase = "starting"
         self.loss: float | None = None
         self.valid_loss: float | None = None
+        self.valid_losses: dict[str, float | None] = {}
         self.num_steps = 0
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT_STEPS)
         self._tokens = 0.0
@@ -46,7 +47,10 @@ class Track:
                 self._seconds += seconds
                 self._tokens += rate * seconds
         elif kind == "valid" and event.get("split", "valid") == "valid":
-            self.valid_loss = event.get("valid_loss")
+            if "source" in event:
+                self.valid_losses[str(event["source"])] = event.get("valid_loss")
+            else:
+                self.valid_loss = event.get("valid_loss")
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -84,6 +88,8 @@ def event_text(event: Mapping[str, Any]) -> str | None:
     if kind == "valid":
         name = "test" if event.get("split") == "test" else "validation"
         loss = event["valid_loss"]
+        if "source" in event:
+            name = f"{name} of {event['source']}:"
         return f"step {event['iteration']}  {name} loss " + ("unknown" if loss is None else f"{loss:.4f}")
     if kind == "saved":
         took = f" in {event['seconds']:.2f} s" if "seconds" in event else ""

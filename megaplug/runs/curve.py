@@ -28,7 +28,9 @@ def draw_loss_curve(
     valid = [
         (line["iteration"], line["valid_loss"])
         for line in lines
-        if line.get("valid_loss") is not None and line.get("split", "valid") == "valid"
+        if line.get("valid_loss") is not None
+        and line.get("split", "valid") == "valid"
+        and "source" not in line
     ]
     if not steps and not valid:
         return False

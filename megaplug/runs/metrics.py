@@ -28,7 +28,8 @@ def read_metrics(metrics_file: Path) -> list[dict[str, Any]]:
     """Every whole line, in order; a line torn by a crash is left out.
 
     A training step has ``iteration, loss, grad_norm, lr, tokens`` (consumed so far), ``seconds`` (of it)
-    and ``tokens_per_second``; a validation has ``iteration, valid_loss, split``.
+    and ``tokens_per_second``; a validation has ``iteration, valid_loss, split``, and one
+    more line with ``source`` for each source of a blend.
     """
     with disk_errors(metrics_file, "read"):
         try:

@@ -16,6 +16,7 @@ from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_ran
 from megatron.training.global_vars import get_args, get_timers, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
+from megaplug.runtime.source_losses import SourceLosses
 from megaplug.runtime.stopwatch import data_wait
 
 _BATCH_KEYS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
@@ -72,10 +73,11 @@ def get_batch(
 
     Returns:
         ``tokens``, ``labels``, ``loss_mask``, ``position_ids`` ``[micro_batch, seq_length / cp]`` and
-        ``attention_mask`` (or None); all None on a stage in the middle of the pipeline.
+        ``attention_mask`` (or None), and ``dataset_id`` ``[micro_batch]`` (None unless sources are blended);
+        all None on a stage in the middle of the pipeline.
     """
     if not is_first_or_last_pipeline_stage(vp_stage):
-        return dict.fromkeys(_BATCH_KEYS)
+        return dict.fromkeys((*_BATCH_KEYS, "dataset_id"))
     assert data_iterator is not None, "the first and the last pipeline stage read data"
     with data_wait:
         sample = next(data_iterator)
@@ -86,20 +88,27 @@ def get_batch(
     if get_args().context_parallel_size > 1:
         group = mpu.get_context_parallel_group()
         batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=group)
-    return batch
+    number = sample.get("dataset_id")
+    return {**batch, "dataset_id": None if number is None else number.to(device, non_blocking=True)}
 
 
 def masked_loss(
-    loss_mask: torch.Tensor, output_tensor: torch.Tensor
+    loss_mask: torch.Tensor,
+    output_tensor: torch.Tensor,
+    *,
+    dataset_id: torch.Tensor | None = None,
+    sources: SourceLosses | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Cross-entropy summed over the tokens that count, as Megatron's ``pretrain_gpt.py`` does it.
 
     Args:
         loss_mask: ``[micro_batch, seq_length / cp]``, 1 where a token counts.
         output_tensor: ``[micro_batch, seq_length / cp]``, nats per token.
+        dataset_id: ``[micro_batch]``, the source of each sample; None where there is one.
+        sources: Reports the losses of sources apart.
 
     Returns:
-        The sum (nats), the number of tokens, and what is reported under ``lm loss``.
+        The sum (nats), the number of tokens, and what is reported under ``lm loss`` and for sources.
     """
     args = get_args()
     losses = output_tensor.view(-1).float()
@@ -132,10 +141,19 @@ def masked_loss(
         )
     num_tokens = mask.sum().detach().to(torch.int)
     report = torch.cat([loss.detach().view(1), num_tokens.float().view(1)])
-    return loss, num_tokens, {"lm loss": report}
+    of_sources = {}
+    if sources is not None:
+        by_sample = output_tensor.detach().float().view_as(loss_mask)
+        of_sources = sources.report(dataset_id, by_sample, loss_mask.float())
+    return loss, num_tokens, {"lm loss": report, **of_sources}
 
 
-def forward_step(data_iterator: Iterator[dict[str, torch.Tensor]] | None, model: GPTModel) -> tuple[Any, Any]:
+def forward_step(
+    data_iterator: Iterator[dict[str, torch.Tensor]] | None,
+    model: GPTModel,
+    *,
+    sources: SourceLosses | None = None,
+) -> tuple[Any, Any]:
     """One forward pass over one micro-batch, for Megatron's pipeline schedules."""
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
@@ -149,4 +167,5 @@ def forward_step(data_iterator: Iterator[dict[str, torch.Tensor]] | None, model:
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
     )
-    return output_tensor, partial(masked_loss, batch["loss_mask"])
+    loss = partial(masked_loss, dataset_id=batch["dataset_id"], sources=sources)
+    return output_tensor, partial(loss, batch["loss_mask"])

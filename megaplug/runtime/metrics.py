@@ -18,6 +18,7 @@ import torch
 from megaplug.job.freeze import FrozenJob
 from megaplug.runs.events import EventWriter
 from megaplug.runs.metrics import append_metrics, read_metrics
+from megaplug.runtime import source_losses
 from megaplug.runtime.pace import Pace
 from megaplug.runtime.rank_figures import RankFigures, merged
 from megaplug.runtime.sinks import Sink, open_sinks
@@ -49,7 +50,8 @@ class MetricsRecorder:
         self._valid_loss: float | None = None
         # What an earlier start of this run has recorded is not recorded again.
         lines = read_metrics(self._folder.metrics_file)
-        self._recorded = {(line["iteration"], line["split"]) for line in lines if "valid_loss" in line}
+        self._recorded = {_evaluation(line) for line in lines if "valid_loss" in line}
+        self._of_sources: dict[str, float | None] = {}
         self._loaded_iteration: int | None = None
 
     def watch(self, training: Any) -> None:
@@ -175,18 +177,26 @@ class MetricsRecorder:
             answer = real_evaluate(*args, **kwargs)
             totals = answer[0] or {}
             self._valid_loss = _number(totals.get(_LOSS_KEY))
+            self._of_sources = {
+                key.removeprefix(source_losses.KEY): _number(total)
+                for key, total in totals.items()
+                if key.startswith(source_losses.KEY)
+            }
             return answer
 
         @functools.wraps(real_print)
         def evaluate_and_print_results(prefix: str, *args: Any, **kwargs: Any) -> Any:
             self._events.write("phase", name="validating")
-            self._valid_loss = None
+            self._valid_loss, self._of_sources = None, {}
             answer = real_print(prefix, *args, **kwargs)
-            split = "test" if "test set" in prefix else "valid"
+            split = source_losses.evaluated_split(prefix)
             if _is_last_rank() and self._valid_loss is not None:
-                self._validation(
-                    {"iteration": self.iteration, "valid_loss": self._valid_loss, "split": split}
-                )
+                line = {"iteration": self.iteration, "valid_loss": self._valid_loss, "split": split}
+                self._validation(line)
+                for source, loss in self._of_sources.items():
+                    # Without a sample in these batches there is no loss.
+                    if loss is not None:
+                        self._validation({**line, "valid_loss": loss, "source": source})
             self._since = time.perf_counter()
             return answer
 
@@ -194,10 +204,12 @@ class MetricsRecorder:
 
     def _validation(self, line: dict[str, Any]) -> None:
         # Megatron validates after the last step also where the interval has just made it do so.
-        if (line["iteration"], line["split"]) not in self._recorded:
-            self._recorded.add((line["iteration"], line["split"]))
+        if _evaluation(line) not in self._recorded:
+            self._recorded.add(_evaluation(line))
             append_metrics(self._folder.metrics_file, line)
             name = "valid_loss" if line["split"] == "valid" else "test_loss"
+            if "source" in line:
+                name = f"{name}/{line['source']}"
             self._to_sinks({"iteration": line["iteration"], name: line["valid_loss"]})
         self._events.write("valid", **line)
 
@@ -218,6 +230,10 @@ class MetricsRecorder:
             return answer
 
         training.save_checkpoint_and_time = save_checkpoint_and_time
+
+
+def _evaluation(line: dict[str, Any]) -> tuple[Any, ...]:
+    return line["iteration"], line["split"], line.get("source")
 
 
 def _is_last_rank() -> bool:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ class _Run:
         from megaplug.layers.spec import transformer_layer_spec
         from megaplug.runtime import what_runs
         from megaplug.runtime.batch import forward_step
+        from megaplug.runtime.source_losses import SourceLosses
 
         sys.argv = ["megaplug", *self.frozen.megatron_args]
         args = parse_and_validate_args()
@@ -108,9 +110,12 @@ class _Run:
         model_config.transformer_layer_spec = transformer_layer_spec(
             job.attention.name, dict(job.attention.params), self.frozen.derived.backend
         )
-        profiled_step = profiling.watch(training, forward_step, self.frozen, self.rank)
+        sources = SourceLosses(self.frozen.facts)
+        step = partial(forward_step, sources=sources)
+        profiled_step = profiling.watch(training, step, self.frozen, self.rank)
         self.recorder.watch(training)
         what_runs.watch(training, self._on_built)
+        sources.watch(training)
         self._report("running")
         state = None
         try:
