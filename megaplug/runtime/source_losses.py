@@ -1,9 +1,9 @@
 """The loss on each source of a validation or test set that is a blend.
 
-Megatron's own ``--multiple-validation-sets`` asks for ``--full-validation``, which runs every set to its end at
-every validation. It knows no test set beside them, and breaks on a pipeline stage that reads no data. Here the
-validation set stays the blend that it is in plain Megatron-LM; each of its samples carries the number of its
-source, and the losses are summed apart in the pass that is made anyway.
+Megatron's own ``--multiple-validation-sets`` asks for ``--full-validation``, which runs every set to its end.
+It knows no test set beside them, and breaks on a pipeline stage that reads no data. Here the validation set
+stays the blend that it is in plain Megatron-LM; each of its samples carries the number of its source, and the
+losses are summed apart in the pass that is made anyway.
 """
 
 from __future__ import annotations

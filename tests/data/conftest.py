@@ -4,17 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from small_texts import some_text
 
 from megaplug.job.schema import Job
-
-SENTENCE = "the ring of ranks turns and the tokens pass from hand to hand while nobody waits"
-WORDS = SENTENCE.split()
-
-
-def some_text(seed: int, words: int = 60) -> str:
-    return (
-        " ".join(WORDS[(seed * 7 + i * i * (seed + 1)) % len(WORDS)] for i in range(words)) + f" {seed} ünï\n"
-    )
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import some_text
+from small_texts import some_text
 
 from megaplug.data import build, prepare, shards
 from megaplug.data.crew import crew

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import some_text
+from small_texts import some_text
 
 from megaplug.data import shards
 from megaplug.data.indexed import read_indexed, write_index
