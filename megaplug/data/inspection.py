@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from megaplug.data.indexed import IndexedTokens
+from megaplug.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from megaplug.data.tokenizers import Tokenizer
 
 _IDS_AT_ONCE = 4_000_000
+_LARGEST_ID = 2**26  # far beyond any vocabulary; numbers above it are no ids, and would take memory to count
 _SAMPLED_DOCUMENTS = 64
 _SAMPLED_IDS = 2_000  # of each
 _QUANTILES = {"p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99}
@@ -64,8 +66,11 @@ def inspect(pair: IndexedTokens, tokenizer: Tokenizer | None, *, sample_characte
         pair: The pair.
         tokenizer: With which it was made, if that is known.
         sample_characters: How much text of it is shown.
+
+    Raises:
+        UserError: It holds numbers that can be no ids.
     """
-    counts = _counts(pair.tokens)
+    counts = _counts(pair)
     largest = int(counts.size) - 1
     known = tokenizer if tokenizer is not None and largest < tokenizer.vocab_size else None
     return Inspection(
@@ -117,13 +122,20 @@ def length_histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
     ]
 
 
-def _counts(tokens: np.ndarray) -> np.ndarray:
+def _counts(pair: IndexedTokens) -> np.ndarray:
     """How often each id up to the largest one occurs: int64 ``[largest + 1]``."""
     import numpy as np
 
     counts = np.zeros(0, dtype=np.int64)
-    for start in range(0, tokens.size, _IDS_AT_ONCE):
-        some = np.bincount(tokens[start : start + _IDS_AT_ONCE], minlength=counts.size)
+    for start in range(0, pair.num_tokens, _IDS_AT_ONCE):
+        ids = pair.tokens[start : start + _IDS_AT_ONCE]
+        if ids.min() < 0 or ids.max() > _LARGEST_ID:
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise UserError(
+                f"{pair.prefix}.bin holds {wrong:,}, which is no id of text",
+                hint="it may be damaged: write it again",
+            )
+        some = np.bincount(ids, minlength=counts.size)
         some[: counts.size] += counts
         counts = some
     return counts

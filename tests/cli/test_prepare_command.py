@@ -262,3 +262,15 @@ def test_text_of_others_does_not_reach_the_terminal_as_it_is(tmp_path, capsys):
     words = ["data=text", f"data.path={tmp_path / 'x.txt'}", f"data.cache_dir={tmp_path / 'cache'}"]
     shown = asked(capsys, "action=inspect", *words, "data.split='1'")
     assert "a\ufffd[31mred" in shown and "\x1b" not in shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "proposed"),
+    [
+        ("action=", {"action=prepare", "action=inspect", "action=train_tokenizer"}),
+        ("vocab_s", {"vocab_size="}),
+        ("data=te", {"data=text"}),
+    ],
+)
+def test_a_shell_proposes_its_words_and_those_of_a_job(typed, proposed, capsys):
+    assert proposed <= set(asked(capsys, "--complete", typed).split())

@@ -11,6 +11,7 @@ from megaplug.data import inspection
 from megaplug.data.indexed import read_indexed, write_index
 from megaplug.data.inspection import inspect, length_figures, length_histogram
 from megaplug.data.tokenizers import ByteTokenizer
+from megaplug.errors import UserError
 
 TEXTS = ["the ring of ranks turns", "größe \U0001f642", "", "x" * 4000]
 
@@ -69,3 +70,18 @@ def test_a_tokenizer_that_lacks_ids_shows_no_text(pair):
 def test_a_long_beginning_is_cut(pair):
     found = inspect(read_indexed(pair), ByteTokenizer(), sample_characters=8)
     assert found.sample == "the ring..."
+
+
+@pytest.mark.parametrize("wrong", [-1, 2**31 - 1])
+def test_numbers_that_are_no_ids_are_named(wrong, tmp_path):
+    np.array([5, wrong, 7], dtype=np.int32).tofile(tmp_path / "set.bin")
+    write_index(tmp_path / "set.idx", "int32", np.array([3]))
+    with pytest.raises(UserError, match=f"{wrong:,}, which is no id"):
+        inspect(read_indexed(tmp_path / "set"), None)
+
+
+def test_an_empty_set_has_no_figures(tmp_path):
+    (tmp_path / "set.bin").touch()
+    write_index(tmp_path / "set.idx", "int32", np.zeros(0, dtype=np.int64))
+    found = inspect(read_indexed(tmp_path / "set"), ByteTokenizer())
+    assert (found.num_tokens, found.largest_id, found.histogram, found.sample) == (0, -1, [], "")

@@ -112,9 +112,12 @@ def test_a_persons_own_config_dir_composes_with_ours_outside_the_clone(installed
         assert line in shown
 
 
-def test_the_plan_command_is_installed_too(installed, tmp_path):
-    shown = run(installed / "bin" / "megaplug-plan", "--help", cwd=tmp_path, PYTHONPATH=str(installed))
-    assert "action=doctor" in shown
+@pytest.mark.parametrize(
+    ("command", "says"), [("megaplug-plan", "action=doctor"), ("megaplug-prepare", "train_tokenizer")]
+)
+def test_the_other_commands_are_installed_too(command, says, installed, tmp_path):
+    shown = run(installed / "bin" / command, "--help", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert says in shown
 
 
 @pytest.mark.parametrize("extra", ["", "[te]"])
