@@ -74,6 +74,9 @@ def _tensor_parallel(job: Job, topology: Topology, backend: str, device: str) ->
         return "it needs Transformer Engine's layers (backend=te)"
     if not topology.sequence_parallel:
         return "it needs topology.sequence_parallel"
+    if not job.precision.bf16:
+        # Megatron sets up its buffers for that alone (initialize_ub in training/initialize.py).
+        return "it needs precision=bf16"
     if job.train.deterministic_mode:
         return "train.deterministic_mode excludes it"
     return ""
