@@ -108,10 +108,12 @@ def make_clone(folder: Path) -> Path:
     for item in ROOT.iterdir():
         if item.name not in ("runs", ".git", ".venv", "my"):
             (folder / item.name).symlink_to(item)
-    text = folder / "my" / "text"
-    text.mkdir(parents=True)
-    for name in ("one", "two", "three"):
-        (text / f"{name}.txt").write_text(f"the story of {name}: it was a day like any other day\n" * 400)
+    for source in ("text", "books", "code"):
+        text = folder / "my" / source
+        text.mkdir(parents=True)
+        for name in ("one", "two", "three"):
+            story = f"the story of {name}, from {source}: it was a day like any other day\n"
+            (text / f"{name}.txt").write_text(story * 400)
     return folder
 
 
