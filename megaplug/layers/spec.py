@@ -25,6 +25,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from megaplug.errors import UserError
+from megaplug.layers.attention.latent import core_attention_spec, latent_attention_spec
 from megaplug.layers.backend import core_attention_builder, native_provider
 
 # The checkpoint keys of a norm that Transformer Engine fuses with the linear layer after it: with them
@@ -100,32 +101,39 @@ def _stage(config: TransformerConfig, vp_stage: int | None) -> list[bool]:
 def _native_layer(config: TransformerConfig, backend: BackendSpecProvider, is_moe: bool) -> ModuleSpec:
     """As Megatron's ``get_gpt_layer_local_submodules``, which takes no backend."""
     num_experts = config.num_moe_experts if is_moe else None
-    qk_norm: Any = IdentityOp
-    if config.qk_l2_norm:
-        qk_norm = L2Norm
-    elif config.qk_layernorm:
-        qk_norm = backend.layer_norm(for_qk=True)
-    attention = SelfAttentionSubmodules(
-        linear_qkv=backend.column_parallel_linear(),
-        core_attention=backend.core_attention(),
-        linear_proj=backend.row_parallel_linear(),
-        q_layernorm=qk_norm,
-        k_layernorm=qk_norm,
-    )
+    latent = config.multi_latent_attention
+    attention = latent_attention_spec(config, backend) if latent else _attention_spec(config, backend)
     submodules = TransformerLayerSubmodules(
         input_layernorm=backend.layer_norm(has_residual=True),
-        self_attention=ModuleSpec(
-            module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
-        ),
+        self_attention=attention,
         self_attn_bda=get_bias_dropout_add,
         pre_mlp_layernorm=backend.layer_norm(has_residual=True),
         mlp=get_mlp_module_spec_for_backend(
             backend=backend, num_experts=num_experts, moe_grouped_gemm=config.moe_grouped_gemm
         ),
         mlp_bda=get_bias_dropout_add,
-        sharded_state_dict_keys_map=dict(_FUSED_NORM_KEYS),
+        # Transformer Engine's latent attention has its norms elsewhere: no checkpoint of it loads here.
+        sharded_state_dict_keys_map={} if latent else dict(_FUSED_NORM_KEYS),
     )
     return ModuleSpec(module=TransformerLayer, submodules=submodules)
+
+
+def _attention_spec(config: TransformerConfig, backend: BackendSpecProvider) -> ModuleSpec:
+    qk_norm: Any = IdentityOp
+    if config.qk_l2_norm:
+        qk_norm = L2Norm
+    elif config.qk_layernorm:
+        qk_norm = backend.layer_norm(for_qk=True)
+    submodules = SelfAttentionSubmodules(
+        linear_qkv=backend.column_parallel_linear(),
+        core_attention=backend.core_attention(),
+        linear_proj=backend.row_parallel_linear(),
+        q_layernorm=qk_norm,
+        k_layernorm=qk_norm,
+    )
+    return ModuleSpec(
+        module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules
+    )
 
 
 def _te_block(
@@ -140,12 +148,15 @@ def _te_block(
             num_experts=config.num_moe_experts if is_moe else None,
             moe_grouped_gemm=config.moe_grouped_gemm if is_moe else False,
             qk_layernorm=config.qk_layernorm,
+            multi_latent_attention=config.multi_latent_attention,
             qk_l2_norm=config.qk_l2_norm,
             use_te_activation_func=config.use_te_activation_func,
         )
         if attention_name != "te":
             attention = core_attention_builder(attention_name, attention_params)
-            submodules.self_attention.submodules.core_attention = attention
+            latent = config.multi_latent_attention
+            core_attention = core_attention_spec(attention) if latent else attention
+            submodules.self_attention.submodules.core_attention = core_attention
         layers.append(ModuleSpec(module=TransformerLayer, submodules=submodules))
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=TENorm)
 
@@ -153,7 +164,6 @@ def _te_block(
 def _refuse_unsupported(config: TransformerConfig) -> None:
     """Name the features that Megatron builds other layers for."""
     wanted = {
-        "multi_latent_attention": config.multi_latent_attention,
         "experimental_attention_variant": config.experimental_attention_variant is not None,
         "use_kitchen": config.use_kitchen,
         "heterogeneous_block_specs": config.heterogeneous_block_specs,

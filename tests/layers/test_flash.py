@@ -69,6 +69,16 @@ def test_flash_equals_attention_written_out_in_fp64(config, dtype, bound):
     assert error(run(make_flash(config()), inputs, grad), reference(inputs, grad)) < bound
 
 
+@pytest.mark.parametrize("size", [4, 12])
+def test_heads_of_values_may_be_shorter_or_longer_than_those_of_keys(config, size):
+    """As in latent attention: the scores do not change, and the output has the size of a value."""
+    (q_SBHD, k_SBGD, _), _ = tensors()
+    v_SBGD, grad = torch.randn(64, 2, 2, size), torch.randn(64, 2, 8 * size)
+    found = run(make_flash(config(), k_channels=8, v_channels=size), [q_SBHD, k_SBGD, v_SBGD], grad)
+    assert found[0].shape == grad.shape
+    assert error(found, reference([q_SBHD, k_SBGD, v_SBGD], grad)) < 1e-5
+
+
 def test_against_fp64_flash_is_no_worse_than_torchs_sdpa(config):
     inputs, grad = tensors(s=256)
 

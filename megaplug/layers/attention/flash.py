@@ -55,6 +55,8 @@ class FlashAttention(MegatronModule):
         cp_comm_type: How a split sequence would communicate; unused, since it is refused.
         pg_collection: The process groups; unused.
         cuda_kernel: ``auto``, ``flash``, ``cudnn`` or ``efficient``.
+        k_channels: Elements of a query or key head, as latent attention says; counted from the tensors.
+        v_channels: Elements of a value head, likewise.
         **foreign: Whatever other backends' attentions take; refused by name unless None.
 
     Raises:
@@ -72,6 +74,8 @@ class FlashAttention(MegatronModule):
         cp_comm_type: str | None = None,
         pg_collection: ProcessGroupCollection | None = None,
         cuda_kernel: str = "auto",
+        k_channels: int | None = None,
+        v_channels: int | None = None,
         **foreign: Any,
     ) -> None:
         super().__init__(config=config)
@@ -116,14 +120,14 @@ class FlashAttention(MegatronModule):
         Args:
             query: ``[S, B, H, D]``, strided as it comes; the last dimension contiguous.
             key: ``[S, B, G, D]`` with G dividing H; query head ``h`` reads group ``h // (H / G)``.
-            value: As the key.
+            value: As the key; a head of latent attention may have another number of elements.
             attention_mask: Not read: the mask type says all, as in Transformer Engine.
             attn_mask_type: ``causal`` or ``no_mask``; None takes the constructor's.
             attention_bias: Has to be None.
             packed_seq_params: Has to be None.
 
         Returns:
-            ``[S, B, H * D]``.
+            ``[S, B, H * D]``, D being that of the value.
 
         Raises:
             UserError: A bias, packed sequences, another mask, dropout on a CPU, or unfit sizes.
@@ -170,12 +174,23 @@ def fused_attention(
 ) -> Tensor:
     """``softmax(scale * q k^T + mask) v`` in one of torch's fused kernels.
 
+    torch's flash kernels take heads of one size only: shorter values, or queries and keys, are filled up with
+    zeros, which changes no score, and the output is cut to the size of a value.
+
     Returns:
-        ``[S, B, H * D]``.
+        ``[S, B, H * D]``, D being that of the value.
 
     Raises:
         UserError: The sizes do not fit together, or no fused kernel takes them.
     """
+    v_size = v_SBGD.size(3)
+    if v_size != q_SBHD.size(3):
+        size = max(v_size, q_SBHD.size(3))
+        q_SBHD, k_SBGD, v_SBGD = (F.pad(x, (0, size - x.size(3))) for x in (q_SBHD, k_SBGD, v_SBGD))
+        out_SBX = fused_attention(
+            q_SBHD, k_SBGD, v_SBGD, causal=causal, scale=scale, dropout_p=dropout_p, cuda_kernel=cuda_kernel
+        )
+        return out_SBX.unflatten(2, (-1, size))[..., :v_size].flatten(2)
     num_heads, num_groups = q_SBHD.size(2), k_SBGD.size(2)
     if causal and q_SBHD.size(0) != k_SBGD.size(0):
         raise UserError(
@@ -256,7 +271,6 @@ def _refuse_unsupported(config: TransformerConfig, foreign: dict[str, Any]) -> N
     """Name every feature of the config that would be left out in silence."""
     wanted = {
         "context_parallel_size > 1": config.context_parallel_size > 1,
-        "multi_latent_attention": config.multi_latent_attention,
         "window_size": config.window_size is not None,
         f"softmax_type={config.softmax_type}": config.softmax_type != "vanilla",
         "qk_clip": config.qk_clip,

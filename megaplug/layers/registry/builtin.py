@@ -8,19 +8,19 @@ _TE = "megatron.core.extensions.transformer_engine:TEDotProductAttention"
 
 
 def causal_flops(sizes: AttentionSizes) -> int:
-    """Two matrix products over the lower triangle, diagonal included: ``4 b h d s (s + 1) / 2``."""
+    """Two matrix products over the lower triangle, diagonal included: ``2 b h (d + d_v) s (s + 1) / 2``."""
     pairs = sizes.seq_length * (sizes.seq_length + 1) // 2
-    return 4 * sizes.batch_size * sizes.num_heads * sizes.head_dim * pairs
+    return 2 * sizes.batch_size * sizes.num_heads * sizes.summed_head_dim * pairs
 
 
 def full_flops(sizes: AttentionSizes) -> int:
-    """Two matrix products over the whole square, the masked half included: ``4 b h d s^2``."""
-    return 4 * sizes.batch_size * sizes.num_heads * sizes.head_dim * sizes.seq_length**2
+    """Two matrix products over the whole square, the masked half included: ``2 b h (d + d_v) s^2``."""
+    return 2 * sizes.batch_size * sizes.num_heads * sizes.summed_head_dim * sizes.seq_length**2
 
 
 def fused_bytes(sizes: AttentionSizes) -> int:
     """Query, key, value, output and one fp32 log-sum-exp a head are kept for the backward pass."""
-    elements = 2 * (sizes.num_heads + sizes.num_kv_heads) * sizes.head_dim
+    elements = (sizes.num_heads + sizes.num_kv_heads) * sizes.summed_head_dim
     return elements * sizes.element_size + 4 * sizes.num_heads
 
 
@@ -50,6 +50,7 @@ FLASH = Plugin(
     limits=Limits(
         dtypes={"cpu": ("fp64", "fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")},
         dropout_devices=("cuda",),
+        latent_attention=True,
         masks=("causal", "no_mask"),
         max_head_dim={"cuda": 256},
         head_dim_multiple={"cuda": 8},
@@ -63,7 +64,9 @@ LOCAL = Plugin(
     kind=CORE_ATTENTION,
     target="megatron.core.transformer.dot_product_attention:DotProductAttention",
     doc="Megatron's own unfused attention: every score in memory; to compare with",
-    limits=Limits(dropout_devices=("cpu", "cuda"), masks=("causal", "padding", "arbitrary")),
+    limits=Limits(
+        dropout_devices=("cpu", "cuda"), sliding_window=True, masks=("causal", "padding", "arbitrary")
+    ),
     forward_flops=full_flops,
     saved_bytes_per_token=unfused_bytes,
 )
@@ -80,6 +83,8 @@ TE = Plugin(
         context_parallel=True,
         packed_sequences=True,
         attention_bias=True,
+        latent_attention=True,
+        sliding_window=True,
         masks=("causal", "no_mask", "padding", "padding_causal", "arbitrary", "causal_bottom_right"),
         max_head_dim={"cuda": 256},
         head_dim_multiple={"cuda": 8},

@@ -19,6 +19,8 @@ def limits_problems(
     device: str | None = None,
     packed_sequences: bool = False,
     attention_bias: bool = False,
+    latent_attention: bool = False,
+    sliding_window: bool = False,
     mask: str = "causal",
 ) -> list[Problem]:
     """Everything that a job asks of a core attention and that its declaration excludes.
@@ -32,6 +34,8 @@ def limits_problems(
         device: ``cpu`` or ``cuda``; None, where it is not known yet, asks only what no device can do.
         packed_sequences: Whether documents in one row are kept apart.
         attention_bias: Whether a bias is added to the scores.
+        latent_attention: Whether values have heads of another size than queries and keys.
+        sliding_window: Whether a query reads only so many keys before it.
         mask: A name of Megatron's ``AttnMaskType``.
 
     Returns:
@@ -74,6 +78,18 @@ def limits_problems(
     if attention_bias and not limits.attention_bias:
         refuse(
             "attention.name", "takes no attention bias", "use a position embedding without one, such as rope"
+        )
+    if latent_attention and not limits.latent_attention:
+        refuse(
+            "attention.name",
+            "takes no heads of latent attention",
+            "use attention=flash, or model.multi_latent_attention=false",
+        )
+    if sliding_window and not limits.sliding_window:
+        refuse(
+            "attention.name",
+            "has no sliding window",
+            "leave megatron.window_size out: every token is read then; attention=te has windows, on CUDA",
         )
     if mask not in limits.masks:
         refuse("attention.name", f"has no {mask} mask", f"it has: {_listed(limits.masks)}")

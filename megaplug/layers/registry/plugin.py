@@ -37,6 +37,8 @@ class Limits:
         context_parallel: Whether the sequence may be split over ranks.
         packed_sequences: Whether several documents may share a row without attending to each other.
         attention_bias: Whether an additive bias on the scores is taken.
+        latent_attention: Whether heads of values may have another size than those of queries and keys.
+        sliding_window: Whether a query may be kept from keys that lie far back (Megatron's ``window_size``).
         masks: The kinds of mask, in the names of Megatron's ``AttnMaskType``.
         max_head_dim: The largest head dimension for each device; a missing device has no limit.
         head_dim_multiple: What a head's dimension must be divisible by, for each device.
@@ -49,6 +51,8 @@ class Limits:
     context_parallel: bool = False
     packed_sequences: bool = False
     attention_bias: bool = False
+    latent_attention: bool = False
+    sliding_window: bool = False
     masks: tuple[str, ...] = ("causal",)
     max_head_dim: Mapping[str, int] = field(default_factory=dict)
     head_dim_multiple: Mapping[str, int] = field(default_factory=dict)
@@ -57,7 +61,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class AttentionSizes:
-    """What the cost of one attention layer on one rank depends on; heads are those of the rank."""
+    """What the cost of one attention layer on one rank depends on; heads are those of the rank.
+
+    ``v_head_dim`` is the size of a value's head where it differs from a key's.
+    """
 
     batch_size: int
     seq_length: int
@@ -65,6 +72,12 @@ class AttentionSizes:
     num_kv_heads: int
     head_dim: int
     element_size: int
+    v_head_dim: int | None = None
+
+    @property
+    def summed_head_dim(self) -> int:
+        """Channels of a key and a value together."""
+        return self.head_dim + (self.v_head_dim or self.head_dim)
 
 
 @dataclass(frozen=True)
