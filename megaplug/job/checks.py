@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from megaplug import topology as meshes
 from megaplug.errors import Problem, UserError
 from megaplug.job.checks_graphs import cuda_graph_problems
+from megaplug.job.checks_model import model_problems
 from megaplug.job.checks_training import end_problems, training_problems
 from megaplug.job.checks_values import value_problems
 from megaplug.job.checks_watching import watching_problems
@@ -45,7 +46,7 @@ def check(job: Job, *, device: str | None = None) -> list[Problem]:
         problems = kernel_problems(job, device)
     problems += attention_problems(job, device, sizes_hold=sizes_hold)
     problems += watching_problems(job, device) if sizes_hold else []
-    return [*problems, *training_problems(job), *passthrough_problems(job)]
+    return [*problems, *model_problems(job), *training_problems(job), *passthrough_problems(job)]
 
 
 def check_facts(job: Job, derived: Derived, facts: DataFacts) -> list[Problem]:
@@ -84,7 +85,7 @@ def job_shape(job: Job, vocab_size: int | None = None) -> ModelShape:
         vocab_size: Unpadded; that of the configuration when not given, or any if that is not set either.
     """
     model, moe = job.model, job.moe
-    experts = moe.num_experts or None
+    experts, softmax = moe.num_experts or None, moe.moe_router_score_function == "softmax"
     return ModelShape(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -107,8 +108,15 @@ def job_shape(job: Job, vocab_size: int | None = None) -> ModelShape:
         position_embedding_type=model.position_embedding_type,
         moe_shared_expert_intermediate_size=moe.moe_shared_expert_intermediate_size if experts else None,
         moe_layer_freq=moe.moe_layer_freq,
-        moe_router_pre_softmax=moe.moe_router_pre_softmax,
+        # A single expert has no constant weight under other score functions.
+        moe_router_pre_softmax=moe.moe_router_pre_softmax if softmax else None,
         max_position_embeddings=model.seq_length,
+        multi_latent_attention=model.multi_latent_attention,
+        q_lora_rank=model.q_lora_rank,
+        kv_lora_rank=model.kv_lora_rank,
+        qk_head_dim=model.qk_head_dim,
+        qk_pos_emb_head_dim=model.qk_pos_emb_head_dim,
+        v_head_dim=model.v_head_dim,
     )
 
 
@@ -182,12 +190,15 @@ def _is_half(job: Job) -> bool:
 
 
 def _limits(job: Job, plugin: registry.Plugin, device: str | None) -> Iterator[Problem]:
+    latent = job.model.multi_latent_attention
     yield from registry.limits_problems(
         plugin,
         attention_dropout=job.model.attention_dropout,
         context_parallel_size=job.topology.cp,
-        head_dim=job_shape(job).head_size,
+        head_dim=max(job_shape(job).head_size, job.model.v_head_dim if latent else 0),
         dtype="bf16" if job.precision.bf16 else "fp32",
         device=device if device is not None else (None if job.device == "auto" else job.device),
         attention_bias=job.model.position_embedding_type == "relative",
+        latent_attention=latent,
+        sliding_window=job.megatron.get("window_size") is not None,
     )

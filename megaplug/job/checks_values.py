@@ -31,7 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "logging.progress": ("auto", "rich", "plain", "none"),
     "launch.kind": ("local", "print", "freeze"),
     "launch.output": ("text", "json"),
-    "model.position_embedding_type": ("rope", "learned_absolute", "none"),
+    "model.position_embedding_type": ("rope", "yarn", "learned_absolute", "none"),
     "moe.moe_token_dispatcher_type": ("alltoall", "allgather"),
 }
 
@@ -39,7 +39,11 @@ _POSITIVE = (
     "model.num_layers", "model.hidden_size", "model.ffn_hidden_size", "model.num_attention_heads",
     "model.num_query_groups", "model.kv_channels", "model.seq_length", "model.vocab_size",
     "model.make_vocab_size_divisible_by", "model.norm_epsilon", "model.rotary_base",
-    "model.rope_scaling_factor",
+    "model.rope_scaling_factor", "model.rotary_seq_len_interpolation_factor", "model.rotary_scaling_factor",
+    "model.yarn_original_max_position_embeddings", "model.yarn_beta_fast", "model.yarn_beta_slow",
+    "model.q_lora_rank", "model.kv_lora_rank", "model.qk_head_dim", "model.qk_pos_emb_head_dim",
+    "model.v_head_dim", "moe.moe_router_topk_scaling_factor", "moe.moe_router_num_groups",
+    "moe.moe_router_group_topk",
     "moe.moe_ffn_hidden_size", "moe.moe_router_topk", "moe.moe_expert_capacity_factor",
     "train.iters", "train.tokens", "train.epochs", "train.stop_at", "train.micro_batch_size",
     "train.global_batch_size", "train.eval_interval", "train.recompute_num_layers",
@@ -53,6 +57,7 @@ _NOT_NEGATIVE = (
     "moe.num_experts", "moe.moe_aux_loss_coeff", "train.eval_iters", "train.seed", "optimizer.weight_decay",
     "optimizer.clip_grad", "lr.min_lr", "lr.lr_warmup_iters", "lr.lr_warmup_fraction",
     "model.init_method_std", "profile.wait", "profile.warmup",
+    "model.init_method_std", "model.mscale", "model.mscale_all_dim", "moe.moe_router_bias_update_rate",
 )  # fmt: skip
 # From 0 up to but without 1.
 _FRACTIONS = (

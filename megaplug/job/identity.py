@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from megaplug.job.checks_model import uses_yarn
 from megaplug.job.schema import Job
 
 if TYPE_CHECKING:
@@ -32,10 +33,23 @@ _MODEL_WEIGHT_KEYS = (
     "position_embedding_type", "rotary_base", "rotary_percent", "use_rope_scaling", "rope_scaling_factor",
     "untie_embeddings_and_output_weights",
 )  # fmt: skip
+_YARN_KEYS = (
+    "rotary_scaling_factor", "yarn_original_max_position_embeddings", "yarn_beta_fast", "yarn_beta_slow",
+    "yarn_correction_range_round_to_int", "mscale", "mscale_all_dim",
+)  # fmt: skip
+_LATENT_KEYS = (
+    "multi_latent_attention", "rope_type", "q_lora_rank", "kv_lora_rank", "qk_head_dim",
+    "qk_pos_emb_head_dim", "v_head_dim",
+)  # fmt: skip
 _MOE_WEIGHT_KEYS = (
     "num_experts", "moe_ffn_hidden_size", "moe_router_topk", "moe_router_pre_softmax",
     "moe_shared_expert_intermediate_size", "moe_layer_freq",
 )  # fmt: skip
+# Left out of a fingerprint where they are as here, which is what older checkpoints were written with.
+_MOE_KEYS_WITH_DEFAULT = {
+    "moe_router_score_function": "softmax", "moe_router_topk_scaling_factor": None,
+    "moe_router_num_groups": None, "moe_router_group_topk": None, "moe_router_enable_expert_bias": False,
+}  # fmt: skip
 
 
 def identity(
@@ -100,10 +114,22 @@ def model_fingerprint(job: Job, derived: Derived, facts: DataFacts) -> dict[str,
     values["model.vocab_size"] = derived.vocab_size
     if not job.model.use_rope_scaling:
         del values["model.rope_scaling_factor"]
+    keys = [
+        *(
+            ()
+            if job.model.rotary_seq_len_interpolation_factor is None
+            else ("rotary_seq_len_interpolation_factor",)
+        ),
+        *(_YARN_KEYS if uses_yarn(job) else ()),
+        *(_LATENT_KEYS if job.model.multi_latent_attention else ()),
+    ]
+    values |= {f"model.{key}": getattr(job.model, key) for key in keys}
     if job.model.position_embedding_type == "learned_absolute":
         values["model.seq_length"] = job.model.seq_length
     if job.moe.num_experts:
         values |= {f"moe.{key}": getattr(job.moe, key) for key in _MOE_WEIGHT_KEYS}
+        routing = {key: getattr(job.moe, key) for key in _MOE_KEYS_WITH_DEFAULT}
+        values |= {f"moe.{k}": v for k, v in routing.items() if v != _MOE_KEYS_WITH_DEFAULT[k]}
         values["moe.moe_ffn_hidden_size"] = job.moe.moe_ffn_hidden_size or job.model.ffn_hidden_size
     else:
         values["moe.num_experts"] = None

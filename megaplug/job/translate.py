@@ -52,6 +52,7 @@ def megatron_arguments(
         **{name: word == ON for name, word in derived.overlap.items()},
         **_layers(job, derived),
         **_lengths(job, derived),
+        **_latent_attention(job),
         **_paths(job, facts, folder),
         **_watching(job),
         **_loading(folder, source, resuming),
@@ -127,6 +128,13 @@ def _layers(job: Job, derived: Derived) -> dict[str, Any]:
     """Where a layer is ours, what makes Megatron-LM's own ``pretrain_gpt.py`` build it."""
     ours = derived.backend == "native" or job.attention.name != "te"
     return {"spec": list(SPEC)} if ours else {}
+
+
+def _latent_attention(job: Job) -> dict[str, Any]:
+    """Megatron takes no groups of heads beside it, and calls its fused RoPE experimental."""
+    if not job.model.multi_latent_attention:
+        return {}
+    return {"group_query_attention": False, "apply_rope_fusion": False}
 
 
 def _lengths(job: Job, derived: Derived) -> dict[str, Any]:

@@ -149,7 +149,10 @@ def _layer_activations(topology: Topology, shape: ModelShape, batch: Batch) -> f
     """Bytes in bf16 that one layer (the mean one, where only some have experts) keeps of one microbatch."""
     tokens, tp, cut = _tokens(topology, shape, batch), topology.tp, _sequence_cut(topology)
     hidden, gates = shape.hidden_size, 2 if shape.swiglu else 1
-    attention = 8 * tokens * hidden / cut + 2 * tokens * (2 * shape.query_size + 2 * shape.key_size) / tp
+    attended = shape.query_size + shape.key_size + shape.value_size + shape.attended_size
+    # A latent is kept before and after its norm.
+    latents = 4 * tokens * sum(shape.latent_sizes) / cut
+    attention = 8 * tokens * hidden / cut + 2 * tokens * attended / tp + latents
     dense = 2 * tokens * shape.ffn_hidden_size * (gates + 1) / tp
     share = sum(shape.moe_layers) / shape.num_layers
     if not share:

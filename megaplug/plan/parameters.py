@@ -3,6 +3,8 @@
 Per layer, with h hidden, q query and k key channels, f the MLP's hidden size and g = 2 (SwiGLU) or 1:
 attention ``h(q + 2k) + qh``, MLP ``(g + 1) h f``, two norms of h (twice that for LayerNorm), a router of
 ``hE`` and E experts in place of the MLP. Around them ``2 V h`` (once if tied) and a final norm.
+Latent attention has latents of r (queries) and c channels, p rotated channels, v of values and n of keys that
+are not rotated: ``h r + r q + h(c + p) + c(n + v) + v h``, and norms of r and c.
 """
 
 from __future__ import annotations
@@ -101,6 +103,8 @@ def _layers(shape: ModelShape, layers: Iterable[int], *, tp: int, etp: int, expe
 
 
 def _attention(shape: ModelShape, tp: int) -> int:
+    if shape.multi_latent_attention:
+        return _latent_attention(shape, tp)
     hidden, query, qkv = shape.hidden_size, shape.query_size, shape.query_size + 2 * shape.key_size
     count = hidden * qkv // tp + query * hidden // tp
     if shape.add_bias_linear or shape.add_qkv_bias:
@@ -110,6 +114,22 @@ def _attention(shape: ModelShape, tp: int) -> int:
     if shape.qk_layernorm:
         count += 2 * _norm(shape, shape.head_size)
     return count
+
+
+def _latent_attention(shape: ModelShape, tp: int) -> int:
+    """As the native backend cuts it; Transformer Engine keeps the down-projections whole on every rank."""
+    hidden, heads = shape.hidden_size, shape.num_attention_heads
+    of_queries, of_keys_values = shape.latent_sizes
+    count = hidden * (of_keys_values + shape.qk_pos_emb_head_dim) // tp
+    count += of_keys_values * heads * (shape.qk_head_dim + shape.v_head_dim) // tp
+    count += shape.value_size * hidden // tp
+    if of_queries:
+        count += hidden * of_queries // tp + of_queries * shape.query_size // tp
+    else:
+        count += hidden * shape.query_size // tp
+    if shape.qk_layernorm:
+        count += sum(_norm(shape, size) for size in shape.latent_sizes if size)
+    return count + (hidden if shape.add_bias_linear else 0)
 
 
 def _mlp(shape: ModelShape, ffn: int, tp: int) -> int:

@@ -61,7 +61,7 @@ def tensor_problems(topology: Topology, shape: ModelShape) -> Iterator[Problem]:
             f"hidden_size {shape.hidden_size} is not a multiple of {heads} heads and kv_channels is not set",
             "set model.kv_channels, or a number of heads that divides hidden_size",
         )
-    if heads % groups:
+    if heads % groups and not shape.multi_latent_attention:
         yield Problem(
             "model.num_query_groups",
             f"{heads} attention heads cannot be shared by {groups} KV groups",
@@ -73,7 +73,9 @@ def tensor_problems(topology: Topology, shape: ModelShape) -> Iterator[Problem]:
             f"{heads} attention heads are not a multiple of tp {tp}",
             f"tensor-parallel sizes that fit {heads} heads and {groups} KV groups: {_tp_sizes(shape, tp)}",
         )
-    if groups % tp and tp % groups:
+    if shape.multi_latent_attention:
+        yield from _latent_problems(shape, tp)
+    elif groups % tp and tp % groups:
         yield Problem(
             "topology.tp",
             f"num_query_groups {groups} must be a multiple or a divisor of tp {tp}",
@@ -92,6 +94,19 @@ def tensor_problems(topology: Topology, shape: ModelShape) -> Iterator[Problem]:
             f"ffn_hidden_size {shape.ffn_hidden_size} is not a multiple of tp {tp}",
             f"use model.ffn_hidden_size={-(-shape.ffn_hidden_size // tp) * tp} or a tp that divides it",
         )
+
+
+def _latent_problems(shape: ModelShape, tp: int) -> Iterator[Problem]:
+    """Megatron's column-parallel linear layers make the latents."""
+    keys_values = shape.kv_lora_rank + shape.qk_pos_emb_head_dim
+    for key, size, what in (
+        ("q_lora_rank", shape.q_lora_rank or 0, "q_lora_rank"),
+        ("kv_lora_rank", keys_values, "kv_lora_rank + qk_pos_emb_head_dim ="),
+    ):
+        if size % tp:
+            yield Problem(
+                f"model.{key}", f"{what} {size} is not a multiple of tp {tp}", "use a tp that divides it"
+            )
 
 
 def sequence_problems(topology: Topology, shape: ModelShape) -> Iterator[Problem]:

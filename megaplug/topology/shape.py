@@ -15,7 +15,8 @@ class ModelShape:
 
     ``vocab_size`` is the tokenizer's, before Megatron pads it. ``kv_channels`` is the size of one head,
     ``None`` for ``hidden_size / num_attention_heads``; ``moe_ffn_hidden_size`` is ``None`` for
-    ``ffn_hidden_size``. ``num_experts`` is ``None`` (or 0) for a dense model. ``moe_router_pre_softmax`` is
+    ``ffn_hidden_size``. Under ``multi_latent_attention`` heads have the last three sizes and the number of
+    groups says nothing. ``num_experts`` is ``None`` (or 0) for a dense model. ``moe_router_pre_softmax`` is
     ``None`` where it is not known, and then not judged.
     """
 
@@ -42,10 +43,18 @@ class ModelShape:
     moe_layer_freq: str | int | None = None
     moe_router_pre_softmax: bool | None = None
     max_position_embeddings: int | None = None
+    multi_latent_attention: bool = False
+    q_lora_rank: int | None = None
+    kv_lora_rank: int = 512
+    qk_head_dim: int = 128
+    qk_pos_emb_head_dim: int = 64
+    v_head_dim: int = 128
 
     @property
     def head_size(self) -> int:
-        """Channels of one attention head."""
+        """Channels of one attention head, of a query's or key's in latent attention."""
+        if self.multi_latent_attention:
+            return self.qk_head_dim + self.qk_pos_emb_head_dim
         return self.kv_channels or self.hidden_size // max(1, self.num_attention_heads)
 
     @property
@@ -55,8 +64,24 @@ class ModelShape:
 
     @property
     def key_size(self) -> int:
-        """Channels of all keys together; the values have as many."""
-        return self.num_query_groups * self.head_size
+        """Channels of all keys together; the values have as many, but in latent attention."""
+        groups = self.num_attention_heads if self.multi_latent_attention else self.num_query_groups
+        return groups * self.head_size
+
+    @property
+    def value_size(self) -> int:
+        """Channels of all values together."""
+        return self.num_attention_heads * self.v_head_dim if self.multi_latent_attention else self.key_size
+
+    @property
+    def attended_size(self) -> int:
+        """Channels of the core attention's output."""
+        return self.value_size if self.multi_latent_attention else self.query_size
+
+    @property
+    def latent_sizes(self) -> tuple[int, int]:
+        """Channels of the latents of queries, and of keys and values; 0 where there is none."""
+        return (self.q_lora_rank or 0, self.kv_lora_rank) if self.multi_latent_attention else (0, 0)
 
     @property
     def expert_ffn_size(self) -> int:

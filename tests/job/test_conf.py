@@ -23,6 +23,8 @@ COMPANIONS = {
     ("data", "text"): ["data.path=text.txt"],
     ("cuda_graph", "te"): ["backend=te"],
     ("moe", "mixtral"): ["model=llama1_7b"],
+    ("moe", "deepseek_v2_lite"): ["model=deepseek_v2_lite"],
+    ("moe", "deepseek_v3"): ["model=deepseek_v3"],
 }
 # Topologies of large models, with a model that they fit.
 MODELS_OF_TOPOLOGIES = (
@@ -32,8 +34,17 @@ MODELS_OF_TOPOLOGIES = (
     "llama1_7b",
     "llama3_8b",
     "llama3_70b",
-    "llama3_405b",
 )
+# Topologies made for one model.
+MODEL_OF_TOPOLOGY = {
+    "tp8_pp16_llama3_405b": "llama3_405b",
+    "tp4_pp8": "arbor_200b",
+    "tp8_pp15": "arbor_400b",
+    "tp4_pp30_ep128": "arbor_1t_moe",
+    "tp4_pp4_ep4": "moe_30b",
+    "tp2_pp4_ep8": "mixtral_8x22b",
+    "pp8_ep64_deepseek_v3": "deepseek_v3",
+}
 
 
 def test_all_groups_are_there() -> None:
@@ -47,7 +58,8 @@ def test_every_option_composes_and_checks(group: str, option: str) -> None:
     words = [f"{group}={option}", *COMPANIONS.get((group, option), [])]
     if group == "topology":
         tried = {}
-        for model in MODELS_OF_TOPOLOGIES:
+        own = MODEL_OF_TOPOLOGY.get(option)
+        for model in (own,) if own else MODELS_OF_TOPOLOGIES:
             for more in ([], ["moe=small"], ["attention=te", "device=cuda"]):
                 job = compose_job(
                     [

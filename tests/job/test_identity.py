@@ -85,6 +85,34 @@ def test_a_model_is_told_apart_by_the_keys_that_differ() -> None:
     ]
 
 
+YARN = ["model.position_embedding_type=yarn", "model.rotary_scaling_factor=4"]
+LATENT = ["model.multi_latent_attention=true", "model.rope_type=rope", "model.num_query_groups=8"]
+
+
+@pytest.mark.parametrize(
+    ("before", "words", "key"),
+    [
+        ([], ["model.rotary_seq_len_interpolation_factor=2"], "model.rotary_seq_len_interpolation_factor"),
+        (YARN, ["model.rotary_scaling_factor=8"], "model.rotary_scaling_factor"),
+        (YARN, ["model.mscale_all_dim=1"], "model.mscale_all_dim"),
+        ([*LATENT], ["model.kv_lora_rank=64"], "model.kv_lora_rank"),
+        (["moe=small"], ["moe.moe_router_score_function=sigmoid"], "moe.moe_router_score_function"),
+        (["moe=small"], ["moe.moe_router_topk_scaling_factor=2"], "moe.moe_router_topk_scaling_factor"),
+    ],
+)
+def test_scaled_rope_latents_and_routing_make_another_model(
+    before: list[str], words: list[str], key: str
+) -> None:
+    ours, theirs = model_fingerprint(*_job_parts(*before)), model_fingerprint(*_job_parts(*before, *words))
+    assert [found for found, _, _ in differing_keys(ours, theirs)] == [key]
+
+
+def test_what_a_model_does_not_use_is_not_in_its_fingerprint() -> None:
+    """So checkpoints from before these keys were there still load."""
+    keys = {key.partition(".")[2] for key in model_fingerprint(*_job_parts("moe=small"))}
+    assert not {"kv_lora_rank", "rotary_scaling_factor", "mscale", "moe_router_num_groups"} & keys
+
+
 @pytest.mark.parametrize(
     "words", [["topology=tp2"], ["precision=bf16"], ["model.seq_length=128"], ["train.seed=3"]]
 )

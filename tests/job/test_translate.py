@@ -24,6 +24,10 @@ JOBS = {
     "uneven": "topology.pp=2 topology.decoder_first_pipeline_num_layers=1",
     "experts": "moe=small topology.ep=2 moe.moe_expert_capacity_factor=1.5 moe.moe_layer_freq=2",
     "llama": "model=llama3_8b topology.tp=8 train.micro_batch_size=1 train.epochs=3 train.iters=null",
+    "latent": "model=deepseek_v3 topology.ep=2 train.micro_batch_size=1",
+    "yarn": "model.position_embedding_type=yarn model.rotary_scaling_factor=4 model.yarn_beta_fast=16",
+    "linear": "model.rotary_seq_len_interpolation_factor=2",
+    "groups": "moe=small moe.moe_router_num_groups=2 moe.moe_router_group_topk=1",
     "recompute": "train.recompute_granularity=full train.recompute_method=block train.recompute_num_layers=1",
     "selective": "train.recompute_granularity=selective train.recompute_modules=[mlp,layernorm]",
     "biases": "model.add_bias_linear=true model.normalization=LayerNorm model.swiglu=false lr=wsd",
@@ -73,8 +77,16 @@ def test_megatron_reads_every_key_as_it_was_meant(line: str, monkeypatch: pytest
         if dest in ("moe_router_load_balancing_type", "moe_aux_loss_coeff"):
             found = found[0]  # one value of a list
         if dest == "moe_layer_freq":
-            value = int(value)
+            value = int(value) if str(value).isdigit() else [0] * 3 + [1] * 58
         assert found == value, f"{dest} is {found!r}, not {value!r}"
+
+
+def test_latent_attention_is_asked_for_without_groups_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megatron refuses both at once, and calls its fused RoPE for it experimental."""
+    args = parse(megatron_arguments(*resolved(*JOBS["latent"].split()), FOLDER), monkeypatch)
+    assert args.multi_latent_attention
+    assert not args.group_query_attention
+    assert not args.apply_rope_fusion
 
 
 def test_the_arguments_that_keep_state_right_are_always_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,9 @@ def their_logits(theirs: Any, file: Path) -> None:
                 weight.copy_(noise)
             else:
                 weight.copy_(noise * weight.size(-1) ** -0.5)
+        for name, buffer in theirs.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=chance))
         tokens = torch.randint(theirs.config.vocab_size, (SEQUENCES, LENGTH), generator=chance)
         logits = theirs.eval()(tokens).logits
     weights = {name: weight.clone() for name, weight in theirs.state_dict().items()}
@@ -103,7 +105,7 @@ def _builder(job_file: Path) -> Callable[[Mapping[str, Any]], Any]:
         )
         for key, value in changes.items():
             holder = config.transformer if hasattr(config.transformer, key) else config
-            assert key in {field.name for field in dataclasses.fields(holder)}
+            assert hasattr(holder, key), key
             setattr(holder, key, value)
         groups = ProcessGroupCollection.use_mpu_process_groups()
         return GPTModelBuilder(config).build_model(groups, pre_process=True, post_process=True).eval()

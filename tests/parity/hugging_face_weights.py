@@ -66,7 +66,26 @@ def _norms(own: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+# Latent attention: the linear layers of Hugging Face's modules with Megatron's names for them.
+_LATENT = {
+    "q_proj": "linear_q_proj",
+    "q_a_proj": "linear_q_down_proj",
+    "q_a_layernorm": "q_layernorm",
+    "q_b_proj": "linear_q_up_proj",
+    "kv_a_proj_with_mqa": "linear_kv_down_proj",
+    "kv_a_layernorm": "kv_layernorm",
+    "kv_b_proj": "linear_kv_up_proj",
+    "o_proj": "linear_proj",
+}
+
+
 def _attention(own: dict[str, Tensor], config: Any, qkv: Layout) -> dict[str, Tensor]:
+    if "self_attn.kv_b_proj.weight" in own:
+        names = {theirs: name for theirs, name in _LATENT.items() if f"self_attn.{theirs}.weight" in own}
+        return {
+            f"self_attention.{name}.weight": own.pop(f"self_attn.{theirs}.weight")
+            for theirs, name in names.items()
+        }
     q, k, v, out = (own.pop(f"self_attn.{name}_proj.weight") for name in "qkvo")
     weights = {
         "self_attention.linear_qkv.weight": qkv(q, k, v, config),
@@ -86,6 +105,10 @@ def _mlp(own: dict[str, Tensor], fc1: Layout) -> dict[str, Tensor]:
     for expert, (both, last) in enumerate(zip(gate_up, down, strict=True)):
         prefix = f"mlp.experts.local_experts.{expert}."
         weights |= {f"{prefix}linear_fc1.weight": fc1(*both.chunk(2)), f"{prefix}linear_fc2.weight": last}
+    if "mlp.gate.e_score_correction_bias" in own:
+        weights["mlp.router.expert_bias"] = own.pop("mlp.gate.e_score_correction_bias")
+    if "mlp.shared_experts.down_proj.weight" in own:
+        weights |= _one_mlp(own, "mlp.shared_experts.", fc1)
     return weights
 
 

@@ -71,6 +71,26 @@ def rope(kind: str = "default", theta: float = 10000.0, **scaling: float) -> dic
 
 
 EXPERTS = ["moe.num_experts=8", "moe.moe_ffn_hidden_size=48", "moe.moe_router_topk=2"]
+# Values have smaller heads than queries and keys, of which a part is rotated. The epsilon is DeepSeek's:
+# Hugging Face's norms of the latents have that one built in.
+LATENT_SIZES = {
+    "rms_norm_eps": 1e-6,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 20,
+}
+LATENT = [
+    "model.multi_latent_attention=true",
+    "model.norm_epsilon=1e-6",
+    "model.num_query_groups=4",
+    "model.qk_layernorm=true",
+    "model.kv_lora_rank=24",
+    "model.qk_head_dim=16",
+    "model.qk_pos_emb_head_dim=8",
+    "model.v_head_dim=20",
+]
 CASES = {
     "llama": Case(
         "Llama",
@@ -102,6 +122,33 @@ CASES = {
             "scaled by another factor": ({}, {"rope_scaling_factor": 8.0}),
         },
     ),
+    "llama_linear": Case(
+        "Llama",
+        rope("linear", factor=4.0),
+        ["model.rotary_seq_len_interpolation_factor=4"],
+        {"not scaled": ({}, {"seq_len_interpolation_factor": None})},
+    ),
+    "llama_yarn": Case(
+        "Llama",
+        rope(
+            "yarn", 100000.0, factor=4.0, original_max_position_embeddings=512, beta_fast=24.0, beta_slow=2.0
+        ),
+        [
+            "model.position_embedding_type=yarn",
+            "model.rotary_base=100000",
+            "model.rotary_scaling_factor=4",
+            "model.yarn_original_max_position_embeddings=512",
+            "model.yarn_beta_fast=24",
+            "model.yarn_beta_slow=2",
+        ],
+        {
+            "scaled by another factor": ({}, {"yarn_rotary_scaling_factor": 8.0}),
+            "another original context": ({}, {"yarn_original_max_position_embeddings": 4096}),
+            "another lower bound": ({}, {"yarn_beta_slow": 8.0}),
+            "bounds that are not rounded": ({}, {"yarn_correction_range_round_to_int": False}),
+            "queries and keys not scaled": ({}, {"yarn_mscale_all_dim": 1.0}),
+        },
+    ),
     "mistral": Case(
         "Mistral",
         {"sliding_window": None, "head_dim": 32, **rope(theta=1e6)},
@@ -126,6 +173,81 @@ CASES = {
         {
             "softmax over all experts": ({}, {"moe_router_pre_softmax": True}),
             "another expert's up in the place of the gate": ({"fc1": up_then_gate}, {}),
+        },
+    ),
+    "deepseek_v3": Case(
+        "DeepseekV3",
+        {
+            **LATENT_SIZES,
+            "q_lora_rank": 32,
+            "moe_intermediate_size": 48,
+            "n_routed_experts": 8,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 4,
+            "n_group": 4,
+            "topk_group": 2,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.5,
+            **rope(
+                "yarn", factor=40.0, original_max_position_embeddings=4096, mscale=1.0, mscale_all_dim=1.0
+            ),
+        },
+        [
+            *LATENT,
+            "model.rope_type=yarn",
+            "model.rotary_scaling_factor=40",
+            "model.mscale=1.0",
+            "model.mscale_all_dim=1.0",
+            "model.q_lora_rank=32",
+            "moe=deepseek_v3",
+            "moe.num_experts=8",
+            "moe.moe_ffn_hidden_size=48",
+            "moe.moe_shared_expert_intermediate_size=48",
+            "moe.moe_router_topk=4",
+            "moe.moe_router_num_groups=4",
+            "moe.moe_router_group_topk=2",
+            "moe.moe_layer_freq='[0]+[1]'",
+        ],
+        {
+            "not scaled": ({}, {"rotary_scaling_factor": 1.0}),
+            "no scale in the softmax": ({}, {"mscale_all_dim": 0.0, "mscale": 0.0}),
+            "latents are not normed": ({}, {"qk_layernorm": False}),
+            "no groups of experts": ({}, {"moe_router_group_topk": None}),
+            "softmax in the router": (
+                {},
+                {"moe_router_score_function": "softmax", "moe_router_enable_expert_bias": False},
+            ),
+            "weights not scaled": ({}, {"moe_router_topk_scaling_factor": None}),
+        },
+    ),
+    "deepseek_v2": Case(
+        "DeepseekV2",
+        {
+            **LATENT_SIZES,
+            "q_lora_rank": None,
+            "moe_intermediate_size": 48,
+            "n_routed_experts": 8,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 2,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": False,
+            "topk_method": "greedy",
+            "routed_scaling_factor": 1.0,
+        },
+        [
+            *LATENT,
+            "model.rope_type=rope",
+            "moe=deepseek_v2_lite",
+            "moe.num_experts=8",
+            "moe.moe_ffn_hidden_size=48",
+            "moe.moe_shared_expert_intermediate_size=96",
+            "moe.moe_router_topk=2",
+            "moe.moe_layer_freq='[0]+[1]'",
+        ],
+        {
+            "latents are not normed": ({}, {"qk_layernorm": False}),
+            "softmax over the chosen experts only": ({}, {"moe_router_pre_softmax": False}),
         },
     ),
     "qwen3_moe": Case(

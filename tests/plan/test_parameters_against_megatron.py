@@ -38,6 +38,18 @@ MOE = replace(
     moe_shared_expert_intermediate_size=32,
     moe_layer_freq="[0]+[1,0]*2+[1]",
 )
+LATENT = replace(
+    DENSE,
+    num_query_groups=8,
+    kv_channels=None,
+    multi_latent_attention=True,
+    qk_layernorm=True,
+    q_lora_rank=24,
+    kv_lora_rank=20,
+    qk_head_dim=8,
+    qk_pos_emb_head_dim=4,
+    v_head_dim=6,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +58,7 @@ def no_cuda(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
 
 
 def topology(tp=1, pp=1, vpp=None, cp=1, ep=1, etp=None, dp=1, **stages) -> Topology:
@@ -89,7 +102,9 @@ def build(shape: ModelShape, mesh: Topology, vp_stage: int | None):
     from megatron.core import parallel_state
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_layer_local_spec
-    from megatron.core.transformer.transformer_config import TransformerConfig
+    from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+
+    from megaplug.layers.spec import transformer_layer_spec
 
     experts = {}
     if shape.is_moe:
@@ -100,7 +115,11 @@ def build(shape: ModelShape, mesh: Topology, vp_stage: int | None):
             "moe_layer_freq": [int(flag) for flag in shape.moe_layers],
             "moe_router_topk": shape.moe_router_topk,
         }
-    config = TransformerConfig(
+    latent = {}
+    if shape.multi_latent_attention:
+        sizes = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim")
+        latent = {"rope_type": "rope"} | {size: getattr(shape, size) for size in sizes}
+    config = (MLATransformerConfig if latent else TransformerConfig)(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
         ffn_hidden_size=shape.ffn_hidden_size,
@@ -127,11 +146,15 @@ def build(shape: ModelShape, mesh: Topology, vp_stage: int | None):
         use_cpu_initialization=True,
         perform_initialization=False,
         **experts,
+        **latent,
     )
     if shape.is_moe:
         spec = get_gpt_decoder_block_spec(
             config, use_transformer_engine=False, normalization=shape.normalization, vp_stage=vp_stage
         )
+    elif latent:
+        # Megatron's own local layers cannot be built so: their core attention takes no sizes of heads.
+        spec = transformer_layer_spec("flash", {}, "native")(config, vp_stage)
     else:
         spec = get_gpt_layer_local_spec(normalization=shape.normalization, qk_layernorm=shape.qk_layernorm)
     return GPTModel(
@@ -173,6 +196,9 @@ def build(shape: ModelShape, mesh: Topology, vp_stage: int | None):
         (GPT2, topology()),
         (GPT2, topology(tp=2, pp=2)),
         (QWEN, topology(tp=2)),
+        (LATENT, topology()),
+        (LATENT, topology(tp=2, pp=2)),
+        (replace(LATENT, q_lora_rank=None, qk_layernorm=False, add_bias_linear=True), topology(tp=4)),
         (replace(MOE, ffn_hidden_size=97, moe_layer_freq=1), topology(tp=2, etp=1, ep=2)),
         (MOE, topology()),
         (MOE, topology(tp=2, pp=2, ep=2, etp=1)),
