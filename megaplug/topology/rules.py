@@ -74,7 +74,7 @@ def tensor_problems(topology: Topology, shape: ModelShape) -> Iterator[Problem]:
             f"tensor-parallel sizes that fit {heads} heads and {groups} KV groups: {_tp_sizes(shape, tp)}",
         )
     if shape.multi_latent_attention:
-        yield from _latent_problems(shape, tp)
+        yield from _latent_problems(topology, shape)
     elif groups % tp and tp % groups:
         yield Problem(
             "topology.tp",
@@ -96,8 +96,17 @@ def tensor_problems(topology: Topology, shape: ModelShape) -> Iterator[Problem]:
         )
 
 
-def _latent_problems(shape: ModelShape, tp: int) -> Iterator[Problem]:
+def _latent_problems(topology: Topology, shape: ModelShape) -> Iterator[Problem]:
     """Megatron's column-parallel linear layers make the latents."""
+    tp = topology.tp
+    if tp > 1 and not topology.sequence_parallel:
+        # finalize_model_grads takes every q_layernorm for one of each rank's own heads.
+        yield Problem(
+            "topology.sequence_parallel",
+            f"latent attention with tp {tp} needs sequence parallelism "
+            "(else Megatron sums gradients of its norms that are whole already)",
+            "set topology.sequence_parallel=true",
+        )
     keys_values = shape.kv_lora_rank + shape.qk_pos_emb_head_dim
     for key, size, what in (
         ("q_lora_rank", shape.q_lora_rank or 0, "q_lora_rank"),

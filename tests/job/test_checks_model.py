@@ -65,6 +65,11 @@ def test_what_fits_together_passes(words: list[str]) -> None:
             "model.position_embedding_type",
             "brings RoPE",
         ),
+        (
+            [*LATENT, "topology.tp=2", "topology.sequence_parallel=false"],
+            "topology.sequence_parallel",
+            "latent attention with tp 2",
+        ),
         ([*LATENT, "model.num_query_groups=2"], "model.num_query_groups", "no groups of heads, but 2"),
         ([*LATENT, "model.kv_channels=32"], "model.kv_channels", "qk_head_dim"),
         ([*LATENT, "model.add_qkv_bias=true"], "model.add_qkv_bias", "no biases"),

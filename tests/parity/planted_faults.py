@@ -60,6 +60,15 @@ def recomputation_differs() -> None:
     tensor_parallel.checkpoint = checkpoint
 
 
+def rotated_keys_are_not_summed() -> None:
+    """As in Megatron: the gradient of the keys' rotated part is that of a rank's own heads only."""
+    from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+
+    from megaplug.layers.attention.latent import LatentSelfAttention
+
+    LatentSelfAttention._qkv_down_projection = MLASelfAttention._qkv_down_projection
+
+
 def experts_are_swapped() -> None:
     """Each expert-parallel rank computes its experts in the wrong order."""
     from megatron.core.transformer.moe import experts

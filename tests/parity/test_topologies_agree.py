@@ -17,6 +17,19 @@ from megaplug.runs.folder import RunFolder
 TOLERANCE = 1e-5
 DENSE: list[str] = []
 MOE = ["moe=small", "moe.moe_ffn_hidden_size=64"]
+LATENT = [
+    # Attention that is far from even: a wrong gradient of the keys shows.
+    "model.init_method_std=0.2",
+    "model.multi_latent_attention=true",
+    "model.rope_type=rope",
+    "model.num_query_groups=4",
+    "model.qk_layernorm=true",
+    "model.q_lora_rank=32",
+    "model.kv_lora_rank=24",
+    "model.qk_head_dim=16",
+    "model.qk_pos_emb_head_dim=8",
+    "model.v_head_dim=12",
+]
 FIVE_STEPS = ["train.iters=5", "lr=constant", "lr.lr=1e-3"]
 
 # name: what the job is, what its overrides are, and a fault that the test must not miss.
@@ -55,6 +68,11 @@ CASES: dict[str, tuple[list[str], list[str], Callable[[], None]]] = {
         ["topology.ep=2", "topology.dp=2", "moe.moe_token_dispatcher_type=alltoall"],
         faults.experts_are_swapped,
     ),
+    "latent_tp2_sp": (
+        LATENT,
+        ["topology.tp=2", "topology.sequence_parallel=true"],
+        faults.rotated_keys_are_not_summed,
+    ),
 }
 
 
@@ -80,7 +98,10 @@ def largest_difference(found: list[tuple[float, float]], expected: list[tuple[fl
     return max(abs(one - other) / abs(other) for one, other in pairs)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name.startswith("latent") else name for name in CASES],
+)
 def test_loss_and_gradient_norm_equal_those_of_one_rank(
     name: str, small_jobs: SmallJobs, start: Callable
 ) -> None:

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from megatron.core.models.backends import BackendSpecProvider
 from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
     gather_from_tensor_model_parallel_region,
     scatter_to_sequence_parallel_region,
 )
@@ -19,6 +17,8 @@ from megatron.core.transformer.multi_latent_attention import MLASelfAttention, M
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+
+from megaplug.errors import UserError
 
 
 class LatentSelfAttention(MLASelfAttention):
@@ -36,13 +36,14 @@ class LatentSelfAttention(MLASelfAttention):
         sizes = [self.config.kv_lora_rank, self.config.qk_pos_emb_head_dim]
         if part_SBX.size(-1) == sum(sizes):
             return queries, part_SBX
+        if not self.config.sequence_parallel:
+            raise UserError(
+                "latent attention with tensor parallelism needs sequence parallelism",
+                hint="set topology.sequence_parallel=true",
+            )
         whole_SBX = gather_from_tensor_model_parallel_region(part_SBX, group=self.tp_group)
-        if self.config.sequence_parallel:
-            # What comes after gathers the rotated part again, and so sums its gradients.
-            return queries, scatter_to_sequence_parallel_region(whole_SBX, group=self.tp_group)
-        latent_SBL, rotated_SBR = whole_SBX.split(sizes, dim=-1)
-        summed_SBR = copy_to_tensor_model_parallel_region(rotated_SBR, group=self.tp_group)
-        return queries, torch.cat([latent_SBL, summed_SBR], dim=-1)
+        # What comes after gathers the rotated part again, and so sums its gradients.
+        return queries, scatter_to_sequence_parallel_region(whole_SBX, group=self.tp_group)
 
     def _resolve_qk_norm_config(self, submodules: MLASelfAttentionSubmodules) -> dict[str, Any]:
         return {
