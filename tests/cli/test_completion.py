@@ -113,11 +113,11 @@ def test_bash_knows_an_own_folder(environment: dict[str, str], tmp_path: Path) -
 def test_another_python_script_is_completed_as_before_and_is_not_run(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    (tmp_path / "other.py").write_text("open('was_run', 'w')\n")
+    (tmp_path / "other.py").write_text("open(__file__ + '.was_run', 'w')\n")
     before = "before() { COMPREPLY=(as_before); }; complete -F before python\n"
     assert bash(f"python {tmp_path}/other.py mod", environment, ROOT, before) == ["as_before"]
     assert bash(f"python {tmp_path}/other.py mod", environment) == []
-    assert not (ROOT / "was_run").exists()
+    assert not (tmp_path / "other.py.was_run").exists()
 
 
 def test_plan_completes_its_own_words(environment: dict[str, str]) -> None:
