@@ -36,13 +36,13 @@ _megaplug_python() {
     if [[ $COMP_CWORD -gt 1 && $script == *.py && -r $script ]] && grep -qs '^from megaplug\.commands\.' "$script"; then
         compopt +o bashdefault +o default 2>/dev/null
         _megaplug_propose "${COMP_WORDS[0]}" "$script"
-    elif [[ $_megaplug_former =~ \ -F\ ([^ ]+) ]]; then
+    elif [[ ${_megaplug_former-} =~ \ -F\ ([^ ]+) ]]; then
         "${BASH_REMATCH[1]}" "$@"
     fi
 }
 
 if [[ $(complete -p python 2>/dev/null) != *_megaplug_python* ]]; then
-    _megaplug_former=$(complete -p python 2>/dev/null)
+    _megaplug_former=$(complete -p python 2>/dev/null || true)
 fi
 complete -F _megaplug megaplug-train megaplug-plan megaplug-prepare
 complete -o bashdefault -o default -F _megaplug_python python python3

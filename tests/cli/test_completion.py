@@ -31,8 +31,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 # Types a line and asks bash for its proposals as the Tab key does: words cut at COMP_WORDBREAKS.
 BASH = r"""
+set -e   # a shell that ends at the first failure must not end here
 eval "$(python launch/train.py --completion bash)"
 eval "$(python launch/train.py --completion bash)"   # twice is once
+set +e
 COMP_LINE=$1 COMP_POINT=${#1}
 read -ra COMP_WORDS <<<"${1//=/ = }"
 [[ $1 == *" " ]] && COMP_WORDS+=("")
