@@ -97,7 +97,7 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
         problems += source_problems(job, source, derived, topology, facts)
     shape = job_shape(job, derived.vocab_size)
     parameters = total_parameters(shape, padded_for_tp=topology.tp)
-    memory = _memory(job, topology, shape)
+    memory = memory_of(job, topology, shape)
     run_digest = digest(identity(job, topology, derived, facts, source))
     if on_this_machine:
         problems += machine_problems(
@@ -139,7 +139,8 @@ def _room_for_checkpoints(job: Job, run_digest: str, parameters: int) -> int:
     return max(0, parameters * _CHECKPOINT_BYTES * (job.checkpoint.keep + 1) - present)
 
 
-def _memory(job: Job, topology: Topology, shape: ModelShape) -> MemoryEstimate:
+def memory_of(job: Job, topology: Topology, shape: ModelShape) -> MemoryEstimate:
+    """The modelled memory of a job's fullest rank."""
     precision = Precision.of(
         bf16=job.precision.bf16,
         gradients_in_fp32=not job.precision.grad_reduce_in_bf16,

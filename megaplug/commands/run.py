@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import megaplug
 from megaplug.commands import cli
 from megaplug.commands.cli import CommandLine
+from megaplug.commands.failure import failure_details
 from megaplug.commands.preview import preview_json, preview_text
 from megaplug.commands.resolved import Resolved, resolve
 from megaplug.errors import UserError
@@ -69,6 +71,8 @@ def start(job: Job, command: CommandLine) -> int:
             f"checkpoint {aside.iteration} is not whole ({aside.faults[0]}): now at {aside.path}"
             for aside in report.set_aside
         ]
+        if job.profile.kind == "nsys" and "NSYS_PROFILING_SESSION_ID" not in os.environ:
+            notes.append(f"nsys is not watching; it does with: {_nsys_line(folder, command)}")
         if _nothing_to_do(resolved, folder, iteration, command):
             print("\n".join(notes), file=sys.stderr, end="\n" if notes else "")
             return 0
@@ -94,6 +98,13 @@ def start(job: Job, command: CommandLine) -> int:
             )
             _shown(progress.summary, _summary(resolved, folder, outcome, progress, command))
     return outcome.exit_code
+
+
+def _nsys_line(folder: RunFolder, command: CommandLine) -> str:
+    """The command under NVIDIA Nsight Systems, which records from the first marked step to the last."""
+    capture = "--capture-range=cudaProfilerApi --capture-range-end=stop"
+    output = shlex.quote(str(folder.profile / "nsys"))
+    return f"nsys profile -s none -t nvtx,cuda -o {output} {capture} {command.typed()}"
 
 
 def _shown[T](show: Callable[[T], None], what: T) -> None:
@@ -272,7 +283,8 @@ def _summary(
         next_command=_next_command(outcome, folder, command),
         rank=outcome.rank,
         log_tail=outcome.log_tail,
-        hint=outcome.hint,
+        hint="" if outcome.kind == "memory" else outcome.hint,
+        details=failure_details(resolved, folder, outcome, command),
     )
 
 

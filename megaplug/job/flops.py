@@ -29,9 +29,8 @@ def forward_flops_per_token(shape: ModelShape, *, vocab_size: int, causal: bool 
         causal: False counts the whole square of scores, for a comparison with figures that do.
     """
     hidden, mlps = shape.hidden_size, 3 if shape.swiglu else 2
-    projections = 2 * hidden * (shape.query_size + 2 * shape.key_size) + 2 * shape.query_size * hidden
     seen = (shape.seq_length + 1) / 2 if causal else shape.seq_length
-    attention = projections + 2 * 2 * seen * shape.query_size
+    attention = 2 * _projections(shape) + 2 * seen * (shape.query_size + shape.attended_size)
     dense = 2 * mlps * hidden * shape.ffn_hidden_size
     experts = 2 * mlps * hidden * shape.moe_router_topk * shape.expert_ffn_size
     experts += 2 * mlps * hidden * (shape.moe_shared_expert_intermediate_size or 0)
@@ -40,6 +39,19 @@ def forward_flops_per_token(shape: ModelShape, *, vocab_size: int, causal: bool 
     for has_experts in shape.moe_layers:
         total += attention + (experts if has_experts else dense)
     return total
+
+
+def _projections(shape: ModelShape) -> int:
+    """Multiply-adds of a token in the linear layers of one attention."""
+    hidden = shape.hidden_size
+    if not shape.multi_latent_attention:
+        return hidden * (shape.query_size + 2 * shape.key_size) + shape.query_size * hidden
+    of_queries, of_keys_values = shape.latent_sizes
+    queries = (hidden + shape.query_size) * of_queries if of_queries else hidden * shape.query_size
+    per_head = shape.qk_head_dim + shape.v_head_dim
+    down = hidden * (of_keys_values + shape.qk_pos_emb_head_dim)
+    up = of_keys_values * shape.num_attention_heads * per_head
+    return queries + down + up + shape.value_size * hidden
 
 
 def training_flops_per_token(shape: ModelShape, *, vocab_size: int, causal: bool = True) -> float:

@@ -38,6 +38,7 @@ class Rank:
         log_start: The byte at which this start begins in the log.
         end: Its ``end`` event.
         exit_code: As `subprocess` counts: negative for a signal; None while it lives.
+        peak_bytes: The most memory that it has said it had used.
     """
 
     rank: int
@@ -49,6 +50,7 @@ class Rank:
     end: dict[str, Any] | None = None
     exit_code: int | None = None
     events_ended: bool = False
+    peak_bytes: int = 0
     pending: bytes = field(default=b"", repr=False)
 
     def read_events(self) -> list[dict[str, Any]]:

@@ -45,6 +45,7 @@ class Summary:
         rank: The rank that failed first.
         log_tail: The last lines of its log.
         hint: What would help.
+        details: Labels and values on a failure: who, how much memory, what was saved, what would fit.
     """
 
     status: str
@@ -61,13 +62,14 @@ class Summary:
     rank: int | None = None
     log_tail: Sequence[str] = field(default_factory=tuple)
     hint: str = ""
+    details: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
     def lines(self) -> list[str]:
         """The text for a person; a failing rank's last lines come first, each with its rank."""
         lines = [f"rank {self.rank} | {line}" for line in self.log_tail]
         title = f"{self.status} at step {self.iteration:,} of {self.iters:,}"
         lines.append(f"{title}: {self.reason}" if self.reason else title)
-        rows: list[tuple[str, str]] = []
+        rows: list[tuple[str, str]] = [*self.details]
         if self.loss is not None:
             rows.append(("training loss", f"{self.loss:.4f} nats per token"))
         if self.valid_loss is not None:
@@ -102,6 +104,7 @@ class Summary:
             "rank": self.rank,
             "log_tail": list(self.log_tail),
             "hint": self.hint,
+            "details": [list(detail) for detail in self.details],
         }
 
     def _against_unigram(self) -> str:

@@ -156,6 +156,9 @@ class Supervisor:
     def _listen(self, rank: Rank) -> None:
         for event in rank.read_events():
             kind = event["event"]
+            rank.peak_bytes = max(rank.peak_bytes, int(_number(event.get("peak"), 0.0)))
+            if kind == "memory":
+                continue  # for the verdict alone
             if kind == "end":
                 rank.end = event
                 if event.get("status") not in GOOD:
@@ -199,7 +202,7 @@ class Supervisor:
             hint = outcome.hint or hint_for(
                 (*tail, outcome.reason), rank.exit_code, oom_kills, self.folder.path
             )
-            outcome = replace(outcome, log_tail=tail, hint=hint)
+            outcome = replace(outcome, log_tail=tail, hint=hint, peak_bytes=rank.peak_bytes)
         if left:
             outcome = replace(
                 outcome, hint=f"processes {left} do not end: the kernel holds them, see ps -o wchan"

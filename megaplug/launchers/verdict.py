@@ -47,6 +47,10 @@ class Outcome:
         exit_code: What the command should end with: 0, 1, or 128 + signal where a signal stopped the job.
         log_tail: The last lines of the failing rank's log.
         hint: What would help.
+        kind: What a failed rank has said of its failure (``memory``, ``data``, ``nan``, ``peer``, ``exit``,
+            ``error``), or ``killed`` by SIGKILL; empty where neither is so.
+        peak_bytes: The most memory that it has said it had used, 0 where it has not.
+        requested_bytes: The allocation that failed, 0 where it is not known.
     """
 
     status: str
@@ -57,6 +61,9 @@ class Outcome:
     exit_code: int = 0
     log_tail: tuple[str, ...] = ()
     hint: str = ""
+    kind: str = ""
+    peak_bytes: int = 0
+    requested_bytes: int = 0
 
 
 def judge(
@@ -90,7 +97,16 @@ def judge(
         )
     first = first_failure(ranks, stop_signal)
     if first is not None:
-        return Outcome("failed", reason=_cause(first), rank=first.rank, exit_code=1)
+        said = first.end or {}
+        killed = first.exit_code == -signal.SIGKILL
+        return Outcome(
+            "failed",
+            reason=_cause(first),
+            rank=first.rank,
+            exit_code=1,
+            kind="killed" if killed else str(said.get("kind", "")),
+            requested_bytes=int(said.get("requested", 0)),
+        )
     if ended == "grace":
         late = [facts.rank for facts in ranks if facts.exit_code is None]
         return Outcome(
@@ -110,9 +126,10 @@ def judge(
 def first_failure(ranks: Sequence[RankFacts], stop_signal: int | None) -> RankFacts | None:
     """The rank whose failure caused the others', or None where none has failed.
 
-    The earliest counts, except that a rank killed or crashed at about the same moment comes first.
-    A rank that SIGTERM ended after the supervisor had sent it (it was still starting, and could not save) has
-    not failed, nor has one that fails afterwards because that peer is gone.
+    The earliest counts, except that a rank killed or crashed at about the same moment comes first, and one
+    that has only lost its connection to another comes last. A rank that SIGTERM ended after the supervisor
+    had sent it (it was still starting, and could not save) has not failed, nor has one that fails afterwards
+    because that peer is gone.
     """
     failed = [facts for facts in ranks if facts.failed_at is not None]
     if stop_signal:
@@ -123,9 +140,10 @@ def first_failure(ranks: Sequence[RankFacts], stop_signal: int | None) -> RankFa
         return None
     earliest = min(facts.failed_at for facts in failed if facts.failed_at is not None)
 
-    def order(facts: RankFacts) -> tuple[bool, float]:
+    def order(facts: RankFacts) -> tuple[bool, bool, float]:
         assert facts.failed_at is not None
-        return not (_is_root(facts) and facts.failed_at <= earliest + _SAME_MOMENT_S), facts.failed_at
+        is_root = _is_root(facts) and facts.failed_at <= earliest + _SAME_MOMENT_S
+        return not is_root, (facts.end or {}).get("kind") == "peer", facts.failed_at
 
     return min(failed, key=order)
 
@@ -136,10 +154,13 @@ def _is_root(facts: RankFacts) -> bool:
 
 def _cause(facts: RankFacts) -> str:
     said = str(facts.end.get("reason", "")) if facts.end and facts.end.get("status") not in GOOD else ""
-    if said:
+    if said and facts.exit_code != -signal.SIGKILL:
         return f"rank {facts.rank} failed: {said}"
     if facts.exit_code is None:
         return f"rank {facts.rank} failed"
+    if facts.exit_code == -signal.SIGKILL:
+        by = "probably by the kernel's out-of-memory killer"
+        return f"rank {facts.rank} was killed by signal 9 (SIGKILL), {by}"
     if facts.exit_code < 0:
         return f"rank {facts.rank} was killed by {_name(-facts.exit_code)}"
     if facts.exit_code == 0:

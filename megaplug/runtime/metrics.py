@@ -68,6 +68,11 @@ class MetricsRecorder:
         self._watch_validation(training)
         self._watch_saving(training)
 
+    @property
+    def step_in_progress(self) -> int | None:
+        """The training step that is being computed; None before training has begun."""
+        return None if self._loaded_iteration is None else self.iteration + 1
+
     def close(self, good: bool) -> None:
         """Send what is still kept for TensorBoard and others."""
         for sink in self._sinks:

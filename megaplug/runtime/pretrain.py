@@ -20,7 +20,8 @@ from megaplug.runs import checkpoints, manifest
 from megaplug.runs.atomic import write_json_atomic
 from megaplug.runs.events import STORE_FD, EventWriter
 from megaplug.runs.state import RunState, read_state, write_state
-from megaplug.runtime import cpu, packages, profiling, repairs
+from megaplug.runtime import cpu, loudness, packages, profiling, repairs
+from megaplug.runtime.failures import LastWords
 from megaplug.runtime.metrics import MetricsRecorder
 
 
@@ -38,6 +39,7 @@ def run(
         How the run stands now; without a supervisor rank 0 has also written it to ``state.json``.
     """
     frozen = read_frozen(job_file)
+    loudness.set_level(frozen.job.logging.level)
     rank = int(os.environ["RANK"])
     events = EventWriter.from_environment()
     events.write("phase", name="starting Megatron")
@@ -119,7 +121,8 @@ class _Run:
         self._report("running")
         state = None
         try:
-            left = self._train(training, args, model_config, profiled_step)
+            with LastWords(self.events, self.recorder):
+                left = self._train(training, args, model_config, profiled_step)
             state = self._ended(left)
         finally:
             self.recorder.close(good=state is not None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from job_factory import small_job
 
@@ -30,6 +32,19 @@ def test_only_the_experts_that_a_token_visits_count() -> None:
     attention = 256 * (256 + 2 * 64) + 256 * 256 + 2 * 256 * 257 / 2
     expert_layer = 3 * 256 * 2 * 512 + 3 * 256 * 128 + 256 * 8
     by_hand = 4 * attention + 2 * (3 * 256 * 688) + 2 * expert_layer + 256 * 384
+    assert forward_flops_per_token(shape, vocab_size=384) == 2 * by_hand
+
+
+def test_latent_attention_goes_through_its_latents() -> None:
+    """Hidden 256, 8 heads with 32 + 16 channels of keys and 24 of values, latents of 96 and 64."""
+    sizes = {"q_lora_rank": 96, "kv_lora_rank": 64, "qk_head_dim": 32, "qk_pos_emb_head_dim": 16}
+    shape = dataclasses.replace(
+        job_shape(small_job(), 257), multi_latent_attention=True, v_head_dim=24, **sizes
+    )
+    queries = 256 * 96 + 96 * 8 * 48
+    keys_values = 256 * (64 + 16) + 64 * 8 * (32 + 24)
+    attention = queries + keys_values + 8 * 24 * 256 + (257 / 2) * 8 * (48 + 24)
+    by_hand = 4 * (attention + 3 * 256 * 688) + 256 * 384
     assert forward_flops_per_token(shape, vocab_size=384) == 2 * by_hand
 
 

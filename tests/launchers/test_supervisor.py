@@ -91,7 +91,7 @@ sys.exit(1)
 """,
         world_size=2,
     )
-    assert outcome.rank == 1 and outcome.reason == "rank 1 was killed by SIGKILL"
+    assert outcome.rank == 1 and outcome.reason.startswith("rank 1 was killed by signal 9 (SIGKILL)")
     assert "memory" in outcome.hint
 
 

@@ -1,0 +1,122 @@
+"""After an out-of-memory: changes of the job that need less, each legal and estimated before it is named."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megaplug.commands.resolved import Resolved, memory_of
+from megaplug.errors import UserError
+from megaplug.job.checks import check, job_shape, resolve_topology
+from megaplug.job.schema import Job
+from megaplug.plan.memory import GIB
+
+_FULL = {
+    "train.recompute_granularity": "full",
+    "train.recompute_method": "uniform",
+    "train.recompute_num_layers": 1,
+}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One change.
+
+    Attributes:
+        words: What to type.
+        bytes_needed: Modelled: of the fullest rank on GPUs; of all ranks on CPUs, which share memory.
+        fits: Whether it brings the need down as far as was asked.
+    """
+
+    words: str
+    bytes_needed: int
+    fits: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.words} ({size_text(self.bytes_needed)})"
+
+
+def size_text(num_bytes: float) -> str:
+    """Bytes for a person: GiB, or MiB below a tenth of one."""
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / 2**20:.1f} MiB"
+
+
+def advise(resolved: Resolved, at_most: float, limit: int = 3) -> list[Advice]:
+    """Changes that bring the modelled memory to a fraction of what it is, the mildest of each kind.
+
+    Args:
+        resolved: The job that ran out of memory.
+        at_most: The fraction. Where fewer than ``limit`` changes reach it, those that come nearest follow.
+        limit: How many.
+    """
+    now = _needed(resolved, resolved.job)
+    assert now is not None
+    enough: list[Advice] = []
+    rest: list[Advice] = []
+    for kind in _kinds(resolved):
+        tried = [advice for changes in kind if (advice := _tried(resolved, changes)) is not None]
+        smaller = [advice for advice in tried if advice.bytes_needed < 0.98 * now]
+        fitting = [advice for advice in smaller if advice.bytes_needed <= at_most * now]
+        enough += [dataclasses.replace(advice, fits=True) for advice in fitting[:1]]
+        if not fitting and smaller:
+            rest.append(min(smaller, key=lambda advice: advice.bytes_needed))
+    return [*enough, *sorted(rest, key=lambda advice: advice.bytes_needed)][:limit]
+
+
+def _kinds(resolved: Resolved) -> Iterator[list[dict[str, Any]]]:
+    """Kinds of change, those that leave the result alone first; in each the mildest first."""
+    job, topology = resolved.job, resolved.topology
+    batch = job.train.micro_batch_size
+    micro = [{"train.micro_batch_size": size} for size in range(batch - 1, 0, -1) if batch % size == 0]
+    yield micro
+    if job.train.recompute_granularity != "full":
+        yield [dict(_FULL)]
+    if resolved.derived.device == "cuda":
+        yield [_sizes(resolved, "tp", topology.tp * factor) for factor in (2, 4, 8)]
+        yield [_sizes(resolved, "pp", topology.pp * factor) for factor in (2, 4, 8)]
+    if micro and job.train.recompute_granularity != "full":
+        yield [one | _FULL for one in micro]
+    if not job.precision.bf16:
+        yield [{"precision.bf16": True}]
+    if resolved.derived.device == "cpu" and topology.dp > 1:
+        fewer = [size for size in range(topology.dp - 1, 0, -1) if topology.dp % size == 0]
+        yield [_sizes(resolved, "dp", size) for size in fewer]
+
+
+def _sizes(resolved: Resolved, name: str, size: int) -> dict[str, Any]:
+    asked = resolved.job.topology
+    changes: dict[str, Any] = {f"topology.{name}": size}
+    # The world follows from its parts; where it was given it has to.
+    return changes | ({} if asked.world_size is None else {"topology.world_size": None})
+
+
+def _tried(resolved: Resolved, changes: Mapping[str, Any]) -> Advice | None:
+    """A change with what it needs; None where it makes a job that cannot be."""
+    job = resolved.job
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        job = dataclasses.replace(
+            job, **{section: dataclasses.replace(getattr(job, section), **{name: value})}
+        )
+    if check(job, device=resolved.derived.device):
+        return None
+    needed = _needed(resolved, job)
+    return None if needed is None else Advice(" ".join(map(_word, changes.items())), needed)
+
+
+def _word(change: tuple[str, Any]) -> str:
+    key, value = change
+    if key == "precision.bf16":
+        return "precision=bf16"
+    return f"{key}={'null' if value is None else str(value).lower()}"
+
+
+def _needed(resolved: Resolved, job: Job) -> int | None:
+    try:
+        topology = resolve_topology(job)
+        memory = memory_of(job, topology, job_shape(job, resolved.derived.vocab_size))
+    except UserError:
+        return None  # the layers cannot be dealt out so
+    return memory.total * (topology.world_size if resolved.derived.device == "cpu" else 1)

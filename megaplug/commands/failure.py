@@ -1,0 +1,80 @@
+"""What is said of a run that has failed: who, with how much memory, what is saved, what would go on."""
+
+from __future__ import annotations
+
+from megaplug.commands.advice import advise, size_text
+from megaplug.commands.cli import CommandLine
+from megaplug.commands.resolved import Resolved
+from megaplug.launchers.machine import RANK_BASE_BYTES
+from megaplug.launchers.verdict import Outcome
+from megaplug.plan.memory import GIB
+from megaplug.runs.folder import RunFolder
+from megaplug.topology import coordinates
+
+# What is aimed at where nothing is known of the memory that there was, and the part of it that may be filled.
+_WITHOUT_A_PEAK, _FILLED = 0.8, 0.95
+
+
+def failure_details(
+    resolved: Resolved, folder: RunFolder, outcome: Outcome, command: CommandLine
+) -> list[tuple[str, str]]:
+    """Labels and values for the summary; nothing where no rank has failed."""
+    if outcome.status != "failed" or outcome.rank is None:
+        return []
+    rows = [("rank", place_of(resolved, outcome.rank))]
+    if outcome.kind in ("memory", "killed"):
+        rows.append(("memory", _memory(resolved, outcome)))
+        for advice in advise(resolved, fraction(resolved, outcome)):
+            rows.append(("should fit" if advice.fits else "needs less", str(advice)))
+    saved = outcome.saved_iteration
+    checkpoint = folder.checkpoints / f"iter_{saved:07d}"
+    kept = f"step {saved:,} in {checkpoint}" if saved else "nothing: no checkpoint was due yet"
+    rows.append(("saved", kept))
+    if outcome.kind == "nan":
+        rows.append(("to go on", _gentler(resolved, command, str(checkpoint) if saved else None)))
+    return rows
+
+
+def place_of(resolved: Resolved, rank: int) -> str:
+    """A rank's number and where it stands in the grid."""
+    topology = resolved.topology
+    at = coordinates(topology, rank)
+    sizes = {"tp": topology.tp, "cp": topology.cp, "dp": topology.dp, "ep": topology.ep}
+    others = ", ".join(f"{name} {at[name]} of {size}" for name, size in sizes.items() if size > 1)
+    stage = f"pipeline stage {at['pp']} of {topology.pp}"
+    return f"{rank} of {topology.world_size}: {stage}" + (f", {others}" if others else "")
+
+
+def _memory(resolved: Resolved, outcome: Outcome) -> str:
+    planned = f"planned at least {size_text(resolved.memory.total)} (modelled"
+    if resolved.derived.device == "cpu":
+        planned += f"; without the {RANK_BASE_BYTES / GIB:.2f} GiB of a rank's libraries"
+    if not outcome.peak_bytes:
+        return f"{planned}); its peak is not known: it died before it could say"
+    return f"{planned}); peak {outcome.peak_bytes / GIB:.2f} GiB (measured, when it was last heard of)"
+
+
+def fraction(resolved: Resolved, outcome: Outcome) -> float:
+    """To what fraction the modelled memory must come down for a job to fit where this one did not.
+
+    The rank had reached its peak, and needed what it asked for on top; the model's part of that must shrink
+    until the whole fills 95 % of the peak. A killed rank has asked for nothing that is known: it is to use
+    0.8.
+    """
+    base = RANK_BASE_BYTES if resolved.derived.device == "cpu" else 0
+    grown = outcome.peak_bytes + outcome.requested_bytes - base
+    room = _FILLED * outcome.peak_bytes - base
+    if not outcome.requested_bytes or grown <= 0 or room <= 0:
+        return _WITHOUT_A_PEAK
+    return min(_WITHOUT_A_PEAK, room / grown)
+
+
+def _gentler(resolved: Resolved, command: CommandLine, checkpoint: str | None) -> str:
+    """The command from the last checkpoint on, with half the learning rate."""
+    lr = resolved.job.lr
+    changes = ["-resume", f"lr.lr={lr.lr / 2:g}"]
+    if lr.min_lr > lr.lr / 2:
+        changes.append(f"lr.min_lr={lr.lr / 2:g}")
+    if checkpoint is not None:
+        changes += [f"load={checkpoint}", "load_state=all"]
+    return f"{command.typed(*changes)}   # half the learning rate"

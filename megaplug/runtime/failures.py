@@ -1,0 +1,98 @@
+"""The last words of a rank that cannot go on: what failed, at which step, with how much memory."""
+
+from __future__ import annotations
+
+import re
+from types import TracebackType
+
+import torch
+
+from megaplug.runs.events import EventWriter
+from megaplug.runtime.metrics import MetricsRecorder
+from megaplug.runtime.stopwatch import data_wait
+
+_UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|out of memory")
+_REQUESTED = re.compile(r"tried to allocate ([0-9.]+) (bytes|KiB|MiB|GiB)", re.IGNORECASE)
+_NAN = re.compile(r"found (NaN|Inf) in ((?:the loss|local grad norm)[^']*)")
+# How gloo and NCCL say that a peer is gone.
+_PEER = re.compile(r"gloo/transport|Connection (closed|reset) by peer|remote process exited|Broken pipe")
+
+
+class LastWords:
+    """Tells the supervisor of an exception that leaves ``with``, before anything is torn down.
+
+    Args:
+        events: Where the supervisor listens.
+        recorder: Knows the step.
+    """
+
+    def __init__(self, events: EventWriter, recorder: MetricsRecorder) -> None:
+        self._events = events
+        self._recorder = recorder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, KeyboardInterrupt):
+            return
+        found = kind_of(error)
+        self._events.write(
+            "end",
+            status="failed",
+            kind=found,
+            reason=reason_of(error, found, self._recorder.step_in_progress),
+            iteration=self._recorder.iteration,
+            peak=torch.cuda.max_memory_allocated(),
+            requested=_requested(error),
+        )
+
+
+def kind_of(error: BaseException) -> str:
+    """``memory``, ``data``, ``nan``, ``peer`` (another rank is gone), ``exit`` or ``error``."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _OUT_OF_MEMORY.search(text):
+        return "memory"
+    if data_wait.note in getattr(error, "__notes__", ()):
+        return "data"
+    if _NAN.search(text):
+        return "nan"
+    if isinstance(error, torch.distributed.DistBackendError) or _PEER.search(text):
+        return "peer"
+    return "exit" if isinstance(error, SystemExit) else "error"
+
+
+def reason_of(error: BaseException, kind: str, step: int | None) -> str:
+    """One line for a person.
+
+    Args:
+        error: What was raised.
+        kind: From `kind_of`.
+        step: The training step that was being computed; None before the first.
+    """
+    at = "before the first step" if step is None else f"at step {step}"
+    text = str(error).strip()
+    named = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    if kind == "memory":
+        requested = _requested(error)
+        return f"out of memory {at}" + (f", allocating {requested / 2**20:,.0f} MiB" if requested else "")
+    if kind == "data":
+        return f"the data loader failed {at}: {named}"
+    if kind == "nan":
+        found = _NAN.search(text)
+        assert found is not None
+        return f"{found[1]} in {found[2].strip()} {at}"
+    if kind == "peer":
+        return f"lost its connection to another rank {at}"
+    if kind == "exit":
+        return f"Megatron left {at} with {text or 0}; the last lines of this log say why"
+    return f"{named} ({at})"
+
+
+def _requested(error: BaseException) -> int:
+    """Bytes of the allocation that failed; 0 where the message does not say."""
+    found = _REQUESTED.search(str(error))
+    return int(float(found[1]) * _UNITS[found[2]]) if found else 0
