@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,8 +101,12 @@ class SmallJobs:
 
 def run_rank(job_file: str, skip_repairs: frozenset[str], plant: Any) -> None:
     """What each forked rank does."""
+    from megaplug.runtime import environment
     from megaplug.runtime.pretrain import run
 
+    # What the fork server was started with stands for no wish of a person's.
+    os.environ.pop("CUDA_DEVICE_MAX_CONNECTIONS", None)
+    environment.prepare(read_frozen(Path(job_file)))
     run(Path(job_file), skip_repairs=skip_repairs, plant=plant)
 
 

@@ -37,6 +37,9 @@ class Case:
 
 
 _SAME_KERNELS = "the same kernels on the same numbers; atomics in backward passes may add in another order"
+_BF16_GRADIENTS = "FSDP reduces gradients in bf16, the plain way in fp32"
+_OTHER_ADAM = "torch's Adam of the CPU on the same fp32 numbers"
+_TE = ("precision=bf16", "backend=te", "attention=te")
 
 CASES = (
     Case("full_recompute", FULL, 1e-3, _SAME_KERNELS, on_cpu=True),
@@ -63,6 +66,53 @@ CASES = (
         1e-3,
         "another Adam on the same fp32 numbers",
         ("precision=bf16", "backend=native", "kernels.te=off"),
+        needs=("transformer_engine",),
+    ),
+    Case("zero0", ("topology.zero=0",), 1e-3, _SAME_KERNELS, on_cpu=True),
+    Case("torch_fsdp2", ("topology.zero=3", "topology.fsdp=torch"), 3e-2, _BF16_GRADIENTS, on_cpu=True),
+    # Megatron-FSDP has a checkpoint format of its own, so it begins from its seed.
+    Case("megatron_fsdp_zero2", ("topology.zero=2",), 3e-2, _BF16_GRADIENTS, loads=False, needs=("einops",)),
+    Case("megatron_fsdp_zero3", ("topology.zero=3",), 3e-2, _BF16_GRADIENTS, loads=False, needs=("einops",)),
+    Case("optimizer_on_cpu", ("optimizer.optimizer_cpu_offload=true",), 1e-3, _OTHER_ADAM),
+    Case(
+        "half_of_the_optimizer_on_cpu_overlapped",
+        (
+            "optimizer.optimizer_cpu_offload=true",
+            "optimizer.optimizer_offload_fraction=0.5",
+            "optimizer.overlap_cpu_optimizer_d2h_h2d=true",
+        ),
+        1e-3,
+        _OTHER_ADAM,
+    ),
+    Case(
+        "activations_on_cpu",
+        ("train.cpu_offloading_num_layers=1",),
+        1e-3,
+        _SAME_KERNELS,
+        _TE,
+        needs=("transformer_engine",),
+    ),
+    Case(
+        "modules_on_cpu",
+        ("train.fine_grained_activation_offloading=true", "train.offload_modules=[core_attn,attn_proj]"),
+        1e-3,
+        _SAME_KERNELS,
+        _TE,
+        needs=("transformer_engine",),
+    ),
+    Case(
+        "fp16",
+        ("precision.bf16=false", "precision.fp16=true"),
+        3e-2,
+        "fp16 has three bits more than bf16, whose roundings add up in the gradient norm",
+        on_cpu=True,
+    ),
+    Case(
+        "fp8_delayed",
+        ("precision.fp8_format=hybrid",),
+        2e-1,
+        "FP8 keeps three bits of a number, and its first step has no history of scales",
+        _TE,
         needs=("transformer_engine",),
     ),
 )

@@ -13,9 +13,11 @@ from megaplug.job.facts import DataFacts
 from megaplug.job.identity import digest, identity, model_fingerprint
 from megaplug.job.load import Source, find_source, source_problems
 from megaplug.job.packages import INSTALLATION, is_installed, resolve_backend
+from megaplug.job.recompute import granularity, method_and_layers
 from megaplug.job.schema import Job
 from megaplug.launchers.machine import Machine, detect_machine, machine_problems
-from megaplug.plan.memory import MemoryEstimate, Precision, Recompute, estimate
+from megaplug.plan.activations import Recompute
+from megaplug.plan.memory import MemoryEstimate, Precision, Sharing, estimate
 from megaplug.plan.parameters import total_parameters
 from megaplug.runs.checkpoints import stored_bytes
 from megaplug.runs.folder import find_latest
@@ -143,12 +145,23 @@ def memory_of(job: Job, topology: Topology, shape: ModelShape) -> MemoryEstimate
     """The modelled memory of a job's fullest rank."""
     precision = Precision.of(
         bf16=job.precision.bf16,
+        fp16=job.precision.fp16,
         gradients_in_fp32=not job.precision.grad_reduce_in_bf16,
         moments=2,
     )
     train = job.train
-    recompute = Recompute(train.recompute_granularity, train.recompute_method, train.recompute_num_layers)
-    return estimate(topology, shape, job_batch(job), precision=precision, recompute=recompute)
+    recompute = Recompute(
+        granularity(train), *method_and_layers(train), modules=tuple(train.recompute_modules or ())
+    )
+    optimizer = job.optimizer
+    sharing = Sharing(
+        zero=job.topology.zero,
+        optimizer_on_cpu=optimizer.optimizer_offload_fraction if optimizer.optimizer_cpu_offload else 0.0,
+        layers_on_cpu=train.cpu_offloading_num_layers,
+    )
+    return estimate(
+        topology, shape, job_batch(job), precision=precision, recompute=recompute, sharing=sharing
+    )
 
 
 def _backend_problems(job: Job, machine: Machine) -> list[Problem]:

@@ -20,6 +20,7 @@ from megaplug.job.freeze import FrozenJob, code_revision, write_frozen
 from megaplug.job.overlap import overlap_line
 from megaplug.job.packages import packages_line
 from megaplug.job.schema import Job
+from megaplug.job.sharding import described
 from megaplug.job.translate import megatron_arguments
 from megaplug.launchers import local
 from megaplug.launchers.progress import Progress, make_progress
@@ -228,7 +229,10 @@ def _environment(resolved: Resolved, folder: RunFolder) -> dict[str, str]:
 def _header(resolved: Resolved, folder: RunFolder | None = None, iteration: int = 0) -> Header:
     job, topology, derived, facts = resolved.job, resolved.topology, resolved.derived, resolved.facts
     ranks = "1 rank" if topology.world_size == 1 else f"{topology.world_size} ranks, {topology.label}"
-    number_format = "bf16" if job.precision.bf16 else "fp32"
+    if job.topology.zero != 1:
+        ranks += f", {described(job)}"
+    precision = job.precision
+    number_format = f"{precision.dtype} with FP8" if precision.fp8_format else precision.dtype
     layers = f"{derived.backend} layers, {job.attention.name} attention"
     length = f"{count(derived.tokens)} in all, {derived.epochs:.3g} epochs"
     rows = [

@@ -9,6 +9,10 @@ from megaplug import topology as meshes
 from megaplug.errors import Problem, UserError
 from megaplug.job.checks_graphs import cuda_graph_problems
 from megaplug.job.checks_model import model_problems
+from megaplug.job.checks_offload import offload_problems
+from megaplug.job.checks_precision import precision_problems
+from megaplug.job.checks_recompute import recompute_problems
+from megaplug.job.checks_sharding import sharding_problems
 from megaplug.job.checks_training import end_problems, training_problems
 from megaplug.job.checks_values import value_problems
 from megaplug.job.checks_watching import watching_problems
@@ -46,7 +50,24 @@ def check(job: Job, *, device: str | None = None) -> list[Problem]:
         problems = kernel_problems(job, device)
     problems += attention_problems(job, device, sizes_hold=sizes_hold)
     problems += watching_problems(job, device) if sizes_hold else []
-    return [*problems, *model_problems(job), *training_problems(job), *passthrough_problems(job)]
+    backend = _backend(job, device)
+    return [
+        *problems,
+        *sharding_problems(job, device),
+        *model_problems(job),
+        *training_problems(job),
+        *recompute_problems(job),
+        *offload_problems(job, device, backend),
+        *(precision_problems(job, device, backend) if sizes_hold else ()),
+        *passthrough_problems(job),
+    ]
+
+
+def _backend(job: Job, device: str | None) -> str | None:
+    """The backend that the layers will be of; None where that depends on a device not known yet."""
+    if device is None and job.backend == "auto":
+        return None
+    return resolve_backend(job.backend, device or "cpu", job.kernels.te)
 
 
 def check_facts(job: Job, derived: Derived, facts: DataFacts) -> list[Problem]:
@@ -196,7 +217,7 @@ def _limits(job: Job, plugin: registry.Plugin, device: str | None) -> Iterator[P
         attention_dropout=job.model.attention_dropout,
         context_parallel_size=job.topology.cp,
         head_dim=max(job_shape(job).head_size, job.model.v_head_dim if latent else 0),
-        dtype="bf16" if job.precision.bf16 else "fp32",
+        dtype=job.precision.dtype,
         device=device if device is not None else (None if job.device == "auto" else job.device),
         attention_bias=job.model.position_embedding_type == "relative",
         latent_attention=latent,

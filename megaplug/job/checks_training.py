@@ -1,4 +1,4 @@
-"""Rules that tie several training keys together: length, schedule, recomputation, loading."""
+"""Rules that tie several training keys together: length, schedule, loading."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ from collections.abc import Iterator
 from megaplug.errors import Problem
 from megaplug.job.schema import Job
 
-# Megatron's transformer_config.py, recompute_modules.
-RECOMPUTE_MODULES = frozenset(
-    {"core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe", "shared_experts"}
-)
-
 
 def training_problems(job: Job) -> list[Problem]:
-    """Everything that is wrong with length, schedule, recomputation and loading."""
-    return [*_length(job), *_schedule(job), *_recompute(job), *_loading(job)]
+    """Everything that is wrong with length, schedule and loading."""
+    return [*_length(job), *_schedule(job), *_loading(job)]
 
 
 def _length(job: Job) -> Iterator[Problem]:
@@ -69,41 +64,6 @@ def end_problems(job: Job, iters: int) -> Iterator[Problem]:
     if job.train.stop_at is not None and job.train.stop_at > iters:
         message = f"{job.train.stop_at} is beyond the last step, {iters}"
         yield Problem("train.stop_at", message, "leave it out")
-
-
-def _recompute(job: Job) -> Iterator[Problem]:
-    train = job.train
-    granularity, method, layers = (
-        train.recompute_granularity,
-        train.recompute_method,
-        train.recompute_num_layers,
-    )
-    if granularity == "full":
-        if method is None:
-            yield Problem("train.recompute_method", "full recomputation needs a method", "uniform or block")
-        if layers is None:
-            yield Problem(
-                "train.recompute_num_layers", "full recomputation needs the number of layers", "for example 1"
-            )
-        if train.recompute_modules is not None:
-            yield Problem("train.recompute_modules", "only goes with recompute_granularity=selective")
-        if layers is not None and layers > job.model.num_layers:
-            yield Problem(
-                "train.recompute_num_layers", f"{layers} of {job.model.num_layers} layers", "use fewer"
-            )
-        return
-    for key, value in (("recompute_method", method), ("recompute_num_layers", layers)):
-        if value is not None:
-            yield Problem(f"train.{key}", "only goes with recompute_granularity=full")
-    if granularity is None and train.recompute_modules is not None:
-        yield Problem("train.recompute_modules", "only goes with recompute_granularity=selective")
-    unknown = sorted(set(train.recompute_modules or ()) - RECOMPUTE_MODULES)
-    if unknown:
-        yield Problem(
-            "train.recompute_modules",
-            f"there is no {', '.join(unknown)}",
-            f"known: {', '.join(sorted(RECOMPUTE_MODULES))}",
-        )
 
 
 def _loading(job: Job) -> Iterator[Problem]:

@@ -24,6 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "kernels.apex": ("auto", "off", "require"),
     "kernels.te": ("auto", "off", "require"),
     "tokenizer.type": ("byte", "huggingface", "sentencepiece", "tiktoken"),
+    "topology.fsdp": ("megatron", "torch"),
     # Megatron's distributed optimizer, which is always on, takes no other of torch's own.
     "optimizer.optimizer": ("adam",),
     "logging.level": ("debug", "info", "warning", "error"),
@@ -50,14 +51,17 @@ _POSITIVE = (
     "optimizer.adam_eps", "lr.lr", "lr.lr_decay_iters", "lr.lr_wsd_decay_iters",
     "checkpoint.save_interval", "checkpoint.keep", "logging.log_interval",
     "logging.peak_tflops", "profile.active", "profile.repeat",
+    "precision.loss_scale", "precision.initial_loss_scale", "precision.min_loss_scale",
+    "precision.loss_scale_window", "precision.hysteresis",
     "launch.omp_num_threads", "launch.grace_s", "launch.distributed_timeout_minutes",
     "tokenizer.tiktoken_num_special_tokens",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "moe.num_experts", "moe.moe_aux_loss_coeff", "train.eval_iters", "train.seed", "optimizer.weight_decay",
     "optimizer.clip_grad", "lr.min_lr", "lr.lr_warmup_iters", "lr.lr_warmup_fraction",
-    "model.init_method_std", "profile.wait", "profile.warmup",
-    "model.init_method_std", "model.mscale", "model.mscale_all_dim", "moe.moe_router_bias_update_rate",
+    "model.init_method_std", "profile.wait", "profile.warmup", "train.cpu_offloading_num_layers",
+    "optimizer.optimizer_offload_fraction", "model.mscale", "model.mscale_all_dim",
+    "moe.moe_router_bias_update_rate",
 )  # fmt: skip
 # From 0 up to but without 1.
 _FRACTIONS = (

@@ -33,6 +33,8 @@ FOLLOWING: dict[str, tuple[str, ...]] = {
     "data.path": ("--train-data-path", "--valid-data-path", "--test-data-path"),
     "data.valid_path": ("--valid-data-path",),
     "data.test_path": ("--test-data-path",),
+    "topology.zero": ("--use-distributed-optimizer", "--use-megatron-fsdp", "--ckpt-format"),
+    "topology.fsdp": ("--use-torch-fsdp2", "--data-parallel-sharding-strategy"),
     "tokenizer.type": ("--tokenizer-type",),
     "tokenizer.path": ("--tokenizer-model",),
     "train.tokens": ("--train-iters",),

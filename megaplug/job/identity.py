@@ -70,7 +70,7 @@ def identity(
     megatron = {k: v for k, v in job.megatron.items() if not k.startswith(_SILENT_MEGATRON_PREFIXES)}
     return {
         "model": model | {"vocab_size": derived.vocab_size},
-        "topology": dataclasses.asdict(topology),
+        "topology": dataclasses.asdict(topology) | {"zero": job.topology.zero, "fsdp": job.topology.fsdp},
         "attention": dataclasses.asdict(job.attention),
         "moe": dataclasses.asdict(job.moe) if job.moe.num_experts else None,
         # Covers content, tokenizer and split.

@@ -11,6 +11,7 @@ from megaplug.errors import Problem, UserError
 from megaplug.job.freeze import FrozenJob, read_frozen
 from megaplug.job.identity import differing_keys, model_fingerprint
 from megaplug.job.schema import Job
+from megaplug.job.sharding import implementation
 from megaplug.runs.atomic import write_text_atomic
 from megaplug.runs.checkpoints import TRACKER, Checkpoint, faults_of, list_checkpoints
 from megaplug.runs.folder import RunFolder
@@ -136,9 +137,31 @@ def source_problems(job: Job, source: Source, derived: Any, topology: Any, facts
     if problems:
         hint = "set what differs as it is there, or leave load out"
         problems[-1] = Problem(problems[-1].key, problems[-1].message, hint)
+    if source.frozen is not None:
+        problems += _sharding_problems(job, source.frozen.job, whole=not source.weights_only)
     if source.weights_only:
         return problems
     return problems + _whole_state_problems(job, source, derived, topology, facts)
+
+
+def _sharding_problems(job: Job, there: Job, *, whole: bool) -> list[Problem]:
+    """What one way of sharding cannot read of what another has saved."""
+    before, now = implementation(there), implementation(job)
+    if before == now:
+        return []
+    typed, same = _zero(there), f"use {_zero(there)}"
+    if "megatron_fsdp" in (before, now):
+        message = f"Megatron-FSDP has its own format: it was {typed} there and is {_zero(job)} here"
+        return [Problem("load", message, same)]
+    if whole:
+        message = f"the optimizer's state was saved with {typed}, and {_zero(job)} cannot read it"
+        return [Problem("load_state", message, f"{same} or load_state=weights")]
+    return []
+
+
+def _zero(job: Job) -> str:
+    words = f"topology.zero={job.topology.zero}"
+    return f"{words} topology.fsdp={job.topology.fsdp}" if job.topology.zero >= 2 else words
 
 
 def _whole_state_problems(job: Job, source: Source, derived: Any, topology: Any, facts: Any) -> list[Problem]:
@@ -153,6 +176,7 @@ def _whole_state_problems(job: Job, source: Source, derived: Any, topology: Any,
     pairs = [
         ("optimizer.optimizer", there.job.optimizer.optimizer, job.optimizer.optimizer),
         ("precision.bf16", there.job.precision.bf16, job.precision.bf16),
+        ("precision.fp16", there.job.precision.fp16, job.precision.fp16),
         # The position in the data is a number of samples of this text.
         ("model.seq_length", there.job.model.seq_length, job.model.seq_length),
         ("train.global_batch_size", there.job.train.global_batch_size, job.train.global_batch_size),

@@ -18,16 +18,17 @@ ALIASES = {
     "topology.ep": "expert_model_parallel_size",
     "topology.etp": "expert_tensor_parallel_size",
     "model.norm_epsilon": "layernorm_epsilon",
+    "precision.fp8_format": "fp8",
     "train.iters": "train_iters",
 }
 
 # Keys that have no Megatron argument of their own: megaplug acts on them, or others follow from them.
 OURS = frozenset(
     {
-        "model.name", "model.vocab_size", "topology.dp", "topology.world_size", "train.tokens",
-        "train.epochs", "train.stop_at", "checkpoint.keep", "logging.progress", "logging.tensorboard",
-        "logging.level", "logging.mlflow_tracking_uri", "logging.mlflow_experiment", "logging.communication",
-        "logging.peak_tflops",
+        "model.name", "model.vocab_size", "topology.dp", "topology.world_size", "topology.zero",
+        "topology.fsdp", "train.tokens", "train.epochs", "train.stop_at", "checkpoint.keep",
+        "logging.progress", "logging.tensorboard", "logging.level", "logging.mlflow_tracking_uri",
+        "logging.mlflow_experiment", "logging.communication", "logging.peak_tflops",
     }
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from megaplug.errors import Problem
+from megaplug.job.sharding import implementation
 
 if TYPE_CHECKING:
     from megaplug.job.schema import Job
@@ -47,6 +48,8 @@ def obstacles(job: Job, topology: Topology, *, backend: str, device: str) -> dic
 
 
 def _gradients(job: Job, topology: Topology) -> str:
+    if implementation(job) == "torch_fsdp2":
+        return "torch's FSDP2 overlaps by itself"
     experts_are_replicated = bool(job.moe.num_experts) and topology.expert_dp > 1
     if topology.dp * topology.cp == 1 and not experts_are_replicated:
         return "there is one data-parallel rank"
@@ -56,6 +59,8 @@ def _gradients(job: Job, topology: Topology) -> str:
 def _parameters(job: Job) -> str:
     if job.overlap.overlap_grad_reduce is False:
         return "it needs overlap.overlap_grad_reduce"
+    if implementation(job) == "plain":
+        return "topology.zero=0 gathers no parameters"
     return ""
 
 

@@ -17,8 +17,12 @@ RESERVED = {
     "no_load_optim": "load_state",
     "no_load_rng": "load_state",
     "ckpt_step": "load=<run>/checkpoints/iter_...",
-    "ckpt_format": "torch_dist, which is always used",
-    "use_distributed_optimizer": "nothing: it is always on, or the state would not reshard",
+    "ckpt_format": "topology.zero, from which it follows",
+    "use_distributed_optimizer": "topology.zero=1, or topology.zero=0 to be without",
+    "use_megatron_fsdp": "topology.zero=2 or 3",
+    "use_torch_fsdp2": "topology.zero=2 or 3 with topology.fsdp=torch",
+    "data_parallel_sharding_strategy": "topology.zero",
+    "torch_fsdp2_reshard_after_forward": "topology.zero=3; with topology.zero=2 it is off",
     "dist_ckpt_optim_fully_reshardable": "nothing: it is always on, or resuming would be wrong",
     "exit_interval": "train.stop_at",
     "exit_signal_handler": "nothing: it is always on",
@@ -67,7 +71,6 @@ RESERVED = {
     "use_checkpoint_args": "load=<run or checkpoint>",
     "dataloader_type": "nothing: it is always single, so that the data order does not depend on dp",
     "reset_attention_mask": "nothing: documents in one sequence are not kept apart yet",
-    "fp16": "precision=bf16",
     "yaml_cfg": "a config of your own with --config-dir",
 }
 

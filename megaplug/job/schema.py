@@ -73,6 +73,8 @@ class TopologyConfig:
     decoder_last_pipeline_num_layers: int | None = None
     account_for_embedding_in_pipeline_split: bool = False
     account_for_loss_in_pipeline_split: bool = False
+    zero: int = 1
+    fsdp: str = "megatron"
 
 
 @dataclass
@@ -149,11 +151,14 @@ class TrainConfig:
     recompute_method: str | None = None
     recompute_num_layers: int | None = None
     recompute_modules: list[str] | None = None
+    cpu_offloading_num_layers: int = 0
+    fine_grained_activation_offloading: bool = False
+    offload_modules: list[str] | None = None
 
 
 @dataclass
 class OptimizerConfig:
-    """The optimizer behind Megatron's distributed optimizer."""
+    """The optimizer, and where its state is kept."""
 
     optimizer: str = "adam"
     weight_decay: float = 0.1
@@ -161,6 +166,10 @@ class OptimizerConfig:
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
     clip_grad: float = 1.0
+    optimizer_cpu_offload: bool = False
+    optimizer_offload_fraction: float = 1.0
+    overlap_cpu_optimizer_d2h_h2d: bool = False
+    use_precision_aware_optimizer: bool | None = None
 
 
 @dataclass
@@ -182,8 +191,22 @@ class PrecisionConfig:
     """The number format of weights and activations; optimizer state is always fp32."""
 
     bf16: bool = False
+    fp16: bool = False
     grad_reduce_in_bf16: bool = False
     attention_softmax_in_fp32: bool = True
+    loss_scale: float | None = None
+    initial_loss_scale: float = 65536.0
+    min_loss_scale: float = 1.0
+    loss_scale_window: float = 1000.0
+    hysteresis: int = 2
+    fp8_format: str | None = None
+    fp8_recipe: str = "delayed"
+    fp8_param_gather: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """The number format of weights and activations: ``fp32``, ``bf16`` or ``fp16``."""
+        return "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
 
 
 @dataclass

@@ -15,7 +15,9 @@ from megaplug.job.names import ALIASES, OURS, SECTIONS
 from megaplug.job.overlap import ON
 from megaplug.job.packages import why_no_fused_weight_gradients
 from megaplug.job.plain_command import SPEC
+from megaplug.job.recompute import granularity, method_and_layers
 from megaplug.job.schema import Job
+from megaplug.job.sharding import sharding_arguments
 
 if TYPE_CHECKING:
     from megaplug.job.derive import Derived
@@ -51,6 +53,8 @@ def megatron_arguments(
         **_constants(job, derived),
         **{name: word == ON for name, word in derived.overlap.items()},
         **_layers(job, derived),
+        **sharding_arguments(job),
+        **_memory(job),
         **_lengths(job, derived),
         **_latent_attention(job),
         **_paths(job, facts, folder),
@@ -85,9 +89,6 @@ def _constants(job: Job, derived: Derived) -> dict[str, Any]:
     values: dict[str, Any] = {
         "transformer_impl": "local" if native else "transformer_engine",
         "group_query_attention": True,
-        "use_distributed_optimizer": True,
-        "dist_ckpt_optim_fully_reshardable": True,
-        "ckpt_format": "torch_dist",
         "exit_signal_handler": True,
         "dataloader_type": "single",
         # The core attentions are causal by themselves; a mask would be seq_length x seq_length per sequence.
@@ -135,6 +136,20 @@ def _latent_attention(job: Job) -> dict[str, Any]:
     if not job.model.multi_latent_attention:
         return {}
     return {"group_query_attention": False, "apply_rope_fusion": False}
+
+
+def _memory(job: Job) -> dict[str, Any]:
+    """What the keys about recomputation and offload imply where they are left open."""
+    method, layers = method_and_layers(job.train)
+    values: dict[str, Any] = {
+        "recompute_granularity": granularity(job.train),
+        "recompute_method": method,
+        "recompute_num_layers": layers,
+    }
+    if job.optimizer.optimizer_cpu_offload:
+        # The offloading optimizer goes this one's way through the distributed optimizer.
+        values["use_precision_aware_optimizer"] = True
+    return values
 
 
 def _lengths(job: Job, derived: Derived) -> dict[str, Any]:

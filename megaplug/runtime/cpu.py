@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch.distributed import DeviceMesh
 from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
@@ -207,6 +208,7 @@ def _install_random() -> None:
 
 
 def _install_megatron() -> None:
+    from megatron.core.distributed import torch_fully_sharded_data_parallel
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
     from megatron.training import training
 
@@ -231,6 +233,12 @@ def _install_megatron() -> None:
 
     moe_utils.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu
     token_dispatcher.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu
+    # torch's FSDP2 on the CPU itself: a mesh that is called CUDA would ask for CUDA's memory and streams.
+    torch_fully_sharded_data_parallel.DeviceMesh = SimpleNamespace(from_group=_mesh_on_cpu)
+
+
+def _mesh_on_cpu(group: Any, device_type: str, *args: Any, **kwargs: Any) -> DeviceMesh:
+    return DeviceMesh.from_group(group, "cpu", *args, **kwargs)
 
 
 def install() -> bool:

@@ -23,6 +23,9 @@ def prepare(frozen: FrozenJob) -> None:
     if frozen.derived.device == "cpu":
         # Helpers that Megatron compiles are plain functions on the CPU.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    if "--fine-grained-activation-offloading" in frozen.megatron_args:
+        # Transformer Engine would move weights, too; validate_args of megatron-core 0.19 asks for it.
+        os.environ["NVTE_CPU_OFFLOAD_V1"] = "1"
     connections = queues(frozen, os.environ.get(_CONNECTIONS))
     if connections is not None:
         os.environ[_CONNECTIONS] = connections

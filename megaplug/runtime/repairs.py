@@ -91,6 +91,76 @@ def _state_dict_of_an_optimizer_without_state() -> None:
         chained_class.sharded_state_dict = sharded_state_dict
 
 
+def _state_of_skipped_steps() -> None:
+    from megatron.core.optimizer import distrib_optimizer
+
+    optimizer_class = distrib_optimizer.DistributedOptimizer
+    real_sharded = optimizer_class.sharded_state_dict
+
+    @functools.wraps(real_sharded)
+    def sharded_state_dict(
+        self: Any, model_sharded_state_dict: Any, is_loading: bool = False, *args: Any, **kwargs: Any
+    ) -> Any:
+        if not is_loading and not distrib_optimizer.HAVE_APEX_OR_TE and not self.optimizer.state:
+            # What torch's Adam begins with itself.
+            for group in self.optimizer.param_groups:
+                for param in group["params"]:
+                    zeros = {key: torch.zeros_like(param) for key in ("exp_avg", "exp_avg_sq")}
+                    self.optimizer.state[param] = {"step": torch.tensor(0.0), **zeros}
+        return real_sharded(self, model_sharded_state_dict, is_loading, *args, **kwargs)
+
+    optimizer_class.sharded_state_dict = sharded_state_dict
+
+
+def _local_shards_are_found() -> None:
+    from megatron.core.dist_checkpointing import optimizer
+    from torch.distributed.tensor import DTensor
+
+    def to_local_if_dtensor(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+    optimizer.to_local_if_dtensor = to_local_if_dtensor
+
+
+def _step_is_loaded_with_fsdp2() -> None:
+    from megatron.training import checkpointing, training
+
+    real_load, real_base = training.load_checkpoint, checkpointing._load_base_checkpoint
+
+    @functools.wraps(real_load)
+    def load_checkpoint(model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("skip_load_to_model_and_opt") or optimizer is None:
+            return real_load(model, optimizer, *args, **kwargs)
+        loaded: list[Any] = []
+
+        @functools.wraps(real_base)
+        def keep(*args: Any, **kwargs: Any) -> Any:
+            answer = real_base(*args, **kwargs)
+            loaded.append(answer[0])
+            return answer
+
+        checkpointing._load_base_checkpoint = keep
+        try:
+            answer = real_load(model, optimizer, *args, **kwargs)
+        finally:
+            checkpointing._load_base_checkpoint = real_base
+        _set_step(optimizer, loaded[-1])
+        return answer
+
+    training.load_checkpoint = load_checkpoint
+
+
+def _set_step(optimizer: Any, state_dict: Any) -> None:
+    """Give every parameter the step that the checkpoint holds once for all of them."""
+    saved = (state_dict or {}).get("optimizer", {})
+    step = saved.get("optimizer", saved).get("state", {}).get("common_step")
+    if step is None:
+        return
+    for part in optimizer.chained_optimizers:
+        for state in part.optimizer.state.values():
+            state["step"] = step.clone()
+
+
 def _compiled_helpers_stay() -> None:
     from importlib.util import find_spec
 
@@ -132,6 +202,23 @@ REPAIRS: tuple[Repair, ...] = (
         "DistributedOptimizer.state_dict asserts that torch's Adam has counted its steps, which it has not "
         "when a checkpoint is loaded, nor ever on a stage without experts",
         _state_dict_of_an_optimizer_without_state,
+    ),
+    Repair(
+        "adam-state-of-skipped-steps",
+        "DistributedOptimizer.sharded_state_dict raises KeyError 'exp_avg' where every step so far was "
+        "skipped, as fp16's first ones are",
+        _state_of_skipped_steps,
+    ),
+    Repair(
+        "fsdp2-local-shards",
+        "get_optim_param_to_id_map looks for the shard that DTensor.to_local returned, which newer torch "
+        "makes anew at every call: the optimizer's state cannot be saved",
+        _local_shards_are_found,
+    ),
+    Repair(
+        "fsdp2-adam-step",
+        "load_checkpoint reads the tensors of torch's FSDP2 in place and leaves Adam's step behind",
+        _step_is_loaded_with_fsdp2,
     ),
     Repair(
         "rope-scaling-factor",

@@ -44,7 +44,6 @@ def test_topology_and_schedule_and_passthrough_faults_come_together() -> None:
         (["lr=wsd", "lr.lr_wsd_decay_iters=null"], "lr.lr_wsd_decay_iters"),
         (["lr=wsd", "train.iters=50"], "lr.lr_wsd_decay_iters"),
         (["lr.lr_decay_style=cosin"], "lr.lr_decay_style"),
-        (["train.recompute_granularity=full"], "train.recompute_method"),
         (["train.recompute_method=block"], "train.recompute_method"),
         (
             ["train.recompute_granularity=selective", "train.recompute_modules=[attn]"],

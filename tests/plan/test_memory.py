@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from megaplug.plan.memory import GIB, Precision, Recompute, estimate
+from megaplug.plan.activations import Recompute
+from megaplug.plan.memory import GIB, Precision, Sharing, estimate
 from megaplug.plan.parameters import total_parameters
 from megaplug.topology import Batch, ModelShape, Topology
 
@@ -89,3 +90,46 @@ def test_the_estimate_says_that_it_is_modelled():
     text = str(estimate(topology(), LLAMA_8B, Batch(1, 1), precision=Precision.of(bf16=True)))
     assert "modelled" in text and "at least" in text
     assert estimate(topology(), LLAMA_8B, Batch(1, 1)).total > 100 * GIB
+
+
+@pytest.mark.parametrize(
+    ("zero", "weights", "gradients", "optimizer"),
+    [(0, 4, 4, 8), (1, 4, 4, 2), (2, 4, 1, 2), (3, 1 + 4 / 4, 1, 2)],
+)
+def test_each_zero_level_cuts_what_it_shares_out(zero, weights, gradients, optimizer):
+    """Bytes a parameter in fp32 on four ranks; level 3 has one of the four layers gathered."""
+    parameters = total_parameters(TINY)
+    found = estimate(topology(dp=4), TINY, Batch(1, 4), sharing=Sharing(zero=zero))
+    expected = [weights * parameters, gradients * parameters, optimizer * parameters]
+    assert [found.weights, found.gradients, found.optimizer] == [round(size) for size in expected]
+
+
+def test_fp16_has_twenty_bytes_a_parameter_and_sixteen_of_them_are_shared_out():
+    precision, parameters = Precision.of(fp16=True), total_parameters(TINY)
+    found = estimate(topology(dp=2), TINY, Batch(1, 2), precision=precision)
+    assert found.weights + found.gradients == 4 * parameters
+    assert found.optimizer == 16 * parameters / 2
+
+
+def test_what_is_offloaded_is_counted_on_the_cpu_and_not_on_the_rank():
+    plain = estimate(topology(), TINY, Batch(1, 1))
+    half = estimate(topology(), TINY, Batch(1, 1), sharing=Sharing(optimizer_on_cpu=0.5))
+    assert half.optimizer == half.on_cpu == plain.optimizer / 2
+    layers = estimate(topology(), TINY, Batch(1, 1), sharing=Sharing(layers_on_cpu=3))
+    assert layers.activations == plain.activations // 4
+    assert layers.on_cpu == plain.activations - layers.activations
+    assert "on the CPU" in str(layers) and "on the CPU" not in str(plain)
+
+
+def test_a_recomputed_module_is_kept_of_one_layer_only():
+    def kept(*modules, shape=TINY):
+        recompute = Recompute("selective", modules=modules)
+        return estimate(topology(), shape, Batch(1, 1), recompute=recompute).activations
+
+    plain, mlp, normed = kept(), 4 * 256 * 688 * 3, 2 * 4 * 256 * 256
+    assert kept("core_attn") == plain
+    assert plain - kept("mlp") == 3 * mlp
+    assert plain - kept("mlp", "layernorm") == 3 * (mlp + normed)
+    moe = replace(TINY, num_experts=4, moe_ffn_hidden_size=344)
+    assert kept("mlp", shape=moe) == kept(shape=moe)
+    assert kept("moe", shape=moe) < kept("moe_act", shape=moe) < kept(shape=moe)
