@@ -266,3 +266,13 @@ def test_a_library_that_is_not_installed_is_named_with_what_installs_it(monkeypa
     with pytest.raises(UserError, match=r"x\.parquet needs the package pyarrow") as error:
         optional("pyarrow.parquet", "x.parquet")
     assert "pip install pyarrow" in error.value.hint and "megaplug[data]" in error.value.hint
+
+
+@pytest.mark.parametrize("shard_bytes", [99, 100, 101, 200])
+def test_a_line_that_begins_where_a_part_begins_is_read_once(shard_bytes, tmp_path, make_job, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", shard_bytes)
+    # Each line has 100 bytes.
+    texts = [f"{number:088}" for number in range(50)]
+    (tmp_path / "even.jsonl").write_text("".join(f'{{"text":"{text}"}}\n' for text in texts))
+    assert (tmp_path / "even.jsonl").stat().st_size == 5_000
+    assert tokens_of(prepare(make_job(tmp_path / "even.jsonl", split="1"))) == reference(texts)
