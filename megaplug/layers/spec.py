@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -11,9 +12,10 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_submodules,
     get_mlp_module_spec_for_backend,
 )
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType, LayerType
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import L2Norm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -26,7 +28,9 @@ from megatron.core.transformer.transformer_layer import (
 
 from megaplug.errors import UserError
 from megaplug.layers.attention.latent import core_attention_spec, latent_attention_spec
+from megaplug.layers.attention.rotary import RotarySelfAttention
 from megaplug.layers.backend import core_attention_builder, native_provider
+from megaplug.layers.swiglu import SwiGLUMLP
 
 # The checkpoint keys of a norm that Transformer Engine fuses with the linear layer after it: with them
 # a checkpoint of one backend loads into the other.
@@ -108,9 +112,7 @@ def _native_layer(config: TransformerConfig, backend: BackendSpecProvider, is_mo
         self_attention=attention,
         self_attn_bda=get_bias_dropout_add,
         pre_mlp_layernorm=backend.layer_norm(has_residual=True),
-        mlp=get_mlp_module_spec_for_backend(
-            backend=backend, num_experts=num_experts, moe_grouped_gemm=config.moe_grouped_gemm
-        ),
+        mlp=_mlp(config, backend, num_experts),
         mlp_bda=get_bias_dropout_add,
         # Transformer Engine's latent attention has its norms elsewhere: no checkpoint of it loads here.
         sharded_state_dict_keys_map={} if latent else dict(_FUSED_NORM_KEYS),
@@ -132,8 +134,20 @@ def _attention_spec(config: TransformerConfig, backend: BackendSpecProvider) -> 
         k_layernorm=qk_norm,
     )
     return ModuleSpec(
-        module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules
+        module=RotarySelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules
     )
+
+
+def _mlp(config: TransformerConfig, backend: BackendSpecProvider, num_experts: int | None) -> Any:
+    """Ours for a dense layer; Megatron's for a mixture of experts, which builds its own MLPs."""
+    if num_experts is not None:
+        return get_mlp_module_spec_for_backend(
+            backend=backend, num_experts=num_experts, moe_grouped_gemm=config.moe_grouped_gemm
+        )
+    linears = MLPSubmodules(
+        linear_fc1=backend.column_parallel_linear(), linear_fc2=backend.row_parallel_linear()
+    )
+    return partial(SwiGLUMLP.as_mlp_submodule, submodules=linears)
 
 
 def _te_block(

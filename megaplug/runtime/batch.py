@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_ran
 from megatron.training.global_vars import get_args, get_timers, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
+from megaplug.layers.cross_entropy import vocab_parallel_cross_entropy
 from megaplug.runtime.source_losses import SourceLosses
 from megaplug.runtime.stopwatch import data_wait
 
@@ -148,6 +149,26 @@ def masked_loss(
     return loss, num_tokens, {"lm loss": report, **of_sources}
 
 
+def fused_loss(
+    *,
+    hidden_states: torch.Tensor,
+    output_layer: torch.nn.Module,
+    output_weight: torch.Tensor | None,
+    labels: torch.Tensor,
+    runtime_gather_output: bool | None,
+    scale_logits: Callable[[torch.Tensor], torch.Tensor],
+    **unused: Any,
+) -> torch.Tensor:
+    """What ``GPTModel`` does after its last layer, with our cross-entropy; its ``output_processor``.
+
+    Returns:
+        ``[micro_batch, seq_length / cp]``, nats per token.
+    """
+    logits, _ = output_layer(hidden_states, weight=output_weight, runtime_gather_output=runtime_gather_output)
+    group = mpu.get_tensor_model_parallel_group()
+    return vocab_parallel_cross_entropy(scale_logits(logits), labels.t(), group).t().contiguous()
+
+
 def forward_step(
     data_iterator: Iterator[dict[str, torch.Tensor]] | None,
     model: GPTModel,
@@ -166,6 +187,8 @@ def forward_step(
         batch["attention_mask"],
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
+        # Megatron's own fused one where it is asked for by name.
+        output_processor=None if get_args().cross_entropy_loss_fusion else fused_loss,
     )
     loss = partial(masked_loss, dataset_id=batch["dataset_id"], sources=sources)
     return output_tensor, partial(loss, batch["loss_mask"])

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import torch
 from torch.distributed import DeviceMesh
-from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 
 _CPU = torch.device("cpu")
 _KIB = 1024
@@ -30,26 +30,6 @@ _installed = False
 def is_needed() -> bool:
     """Whether this process has no CUDA device and needs the stand-in."""
     return not torch.cuda.is_available()
-
-
-class _CudaToCpu(TorchFunctionMode):
-    """Rewrites ``device="cuda"`` (and integer devices) to the CPU, as ``torch.set_default_device`` would."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if kwargs:
-            if "device" in kwargs and _is_cuda(kwargs["device"]):
-                kwargs["device"] = _CPU
-            if kwargs.get("pin_memory"):
-                kwargs["pin_memory"] = False
-        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
-            args = (args[0], _CPU, *args[2:])
-        return func(*args, **(kwargs or {}))
 
 
 def _is_cuda(device: Any) -> bool:
@@ -168,6 +148,43 @@ def _install_memory() -> None:
     cuda.mem_get_info = _memory_info
 
 
+def _install_constructors() -> None:
+    """Whatever takes ``device="cuda"`` or an integer device makes it the CPU.
+
+    Not a ``TorchFunctionMode``, as ``torch.set_default_device`` is one: it would cost 2 us on every call of
+    every function of torch, which is a thirtieth of a small model's step.
+    """
+    like = [name for name in dir(torch) if name.endswith("_like") and not name.startswith("_")]
+    makers = {function.__name__ for function in _device_constructors() if hasattr(torch, function.__name__)}
+    for name in {*makers, *like, "normal"}:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    tensor: Any = torch.Tensor
+    for name in ("new_tensor", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros"):
+        setattr(tensor, name, _on_cpu(getattr(tensor, name)))
+    real_to = _on_cpu(tensor.to)
+
+    @functools.wraps(tensor.to)
+    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args and _is_cuda(args[0]):
+            args = (_CPU, *args[1:])
+        return real_to(self, *args, **kwargs)
+
+    tensor.to = to
+
+
+def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def on_cpu(*args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            if "device" in kwargs and _is_cuda(kwargs["device"]):
+                kwargs["device"] = _CPU
+            if kwargs.get("pin_memory"):
+                kwargs["pin_memory"] = False
+        return function(*args, **kwargs)
+
+    return on_cpu
+
+
 def _install_tensors() -> None:
     tensor: Any = torch.Tensor
     tensor.cuda = lambda self, *args, **kwargs: self
@@ -257,9 +274,9 @@ def install() -> bool:
         sys.modules[name] = None  # type: ignore[assignment]
     _install_devices()
     _install_memory()
+    _install_constructors()
     _install_tensors()
     _install_random()
     _install_megatron()
-    _CudaToCpu().__enter__()
     _installed = True
     return True

@@ -20,7 +20,7 @@ from megaplug.runs import checkpoints, manifest
 from megaplug.runs.atomic import write_json_atomic
 from megaplug.runs.events import STORE_FD, EventWriter
 from megaplug.runs.state import RunState, read_state, write_state
-from megaplug.runtime import cpu, loudness, packages, profiling, repairs
+from megaplug.runtime import cpu, fused_adam, loudness, packages, profiling, repairs
 from megaplug.runtime.failures import LastWords
 from megaplug.runtime.metrics import MetricsRecorder
 
@@ -53,6 +53,7 @@ def run(
     # again at the first save.
     get_write_results_queue("fork")
     applied = repairs.apply(skip_repairs)
+    fused_adam.install()
     if rank == 0:
         print(f"megaplug: device {'cpu, standing in for CUDA' if on_cpu else torch.cuda.get_device_name()}")
         for choice in choices:

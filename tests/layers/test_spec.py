@@ -6,15 +6,16 @@ from types import SimpleNamespace
 import pytest
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer
 
 from megaplug.errors import UserError
 from megaplug.layers import spec
 from megaplug.layers.attention.flash import FlashAttention
+from megaplug.layers.attention.rotary import RotarySelfAttention
 from megaplug.layers.norm import LayerNorm, RMSNorm
 from megaplug.layers.spec import moe_pattern, transformer_layer_spec
+from megaplug.layers.swiglu import SwiGLUMLP
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,8 @@ def test_a_layer_is_made_of_native_norms_and_the_named_attention(config):
     assert attention.core_attention.func is FlashAttention
     assert attention.core_attention.keywords == {"cuda_kernel": "cudnn"}
     assert attention.q_layernorm is attention.k_layernorm is IdentityOp
-    assert layer.mlp.func == MLP.as_mlp_submodule
+    assert layer.mlp.func == SwiGLUMLP.as_mlp_submodule
+    assert layer.self_attention.module is RotarySelfAttention
 
 
 def test_normalization_qk_layernorm_and_attention_follow_the_config(config):
