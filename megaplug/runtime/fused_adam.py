@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 
@@ -21,8 +21,17 @@ def install() -> RemovableHandle:
     return register_optimizer_step_pre_hook(_choose_fused)
 
 
+def is_chosen_for(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether this optimizer's next step will be in the fused kernel by our choice."""
+    return _choose_fused in _global_optimizer_pre_hooks.values() and _is_adam(optimizer)
+
+
+def _is_adam(optimizer: torch.optim.Optimizer) -> bool:
+    return type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+
+
 def _choose_fused(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+    if not _is_adam(optimizer):
         return
     for group in optimizer.param_groups:
         if group["fused"] or group["differentiable"]:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from megatron.core import tensor_parallel
 from megatron.core.models.common.language_module import language_module
 from megatron.core.optimizer import clip_grads
 from megatron.core.transformer.identity_op import IdentityOp
 from torch.optim.optimizer import _default_to_fused_or_foreach
+
+from megaplug.layers import cross_entropy
+from megaplug.runtime import fused_adam
 
 # By the first words of a module's name, longest first.
 _MAKERS = {
@@ -102,7 +104,7 @@ def _norms(modules: list[tuple[str, torch.nn.Module]]) -> Iterator[str]:
 
 
 def _cross_entropy(modules: list[tuple[str, torch.nn.Module]]) -> str:
-    """Whatever ``LanguageModule.compute_language_model_loss`` would call, by the names that it looks up."""
+    """What ``batch.forward_step`` chooses: ours, or what Megatron's model looks up where it is to fuse."""
     for _, module in modules:
         method = getattr(type(module), "compute_language_model_loss", None)
         if method is None:
@@ -111,7 +113,7 @@ def _cross_entropy(modules: list[tuple[str, torch.nn.Module]]) -> str:
             return _named(method)
         config: Any = module.config
         if not config.cross_entropy_loss_fusion:
-            return _named(tensor_parallel.vocab_parallel_cross_entropy)
+            return _named(cross_entropy.vocab_parallel_cross_entropy)
         if config.cross_entropy_fusion_impl == "te":
             return f"Transformer Engine {language_module.te_parallel_cross_entropy.__name__}"
         return _named(language_module.fused_vocab_parallel_cross_entropy)
@@ -157,7 +159,7 @@ def _optimizers(optimizer: Any) -> Iterator[str]:
 def _way(optimizer: torch.optim.Optimizer) -> str:
     """How torch walks over the parameters, by its own rule where nothing was asked for."""
     group = optimizer.param_groups[0]
-    fused, foreach = group.get("fused"), group.get("foreach")
+    fused, foreach = group.get("fused") or fused_adam.is_chosen_for(optimizer) or None, group.get("foreach")
     if fused is None and foreach is None:
         fused, foreach = _default_to_fused_or_foreach(group["params"], False, False)
     return "fused" if fused else "foreach" if foreach else "one parameter after the other"

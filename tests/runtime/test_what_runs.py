@@ -43,7 +43,8 @@ def test_a_job_says_what_it_ran_on(small_jobs: SmallJobs) -> None:
     assert found["attention"] == "megaplug FlashAttention (torch's flash_attention)"
     assert found["norm"] == "megaplug RMSNorm"
     assert "Megatron ColumnParallelLinear" in found["linear"]
-    assert found["optimizer"].startswith("torch AdamW")
+    assert found["optimizer"] == "torch AdamW (fused)"
+    assert found["cross_entropy"] == "megaplug vocab_parallel_cross_entropy"
     assert "local_multi_tensor_scale" in found["clipping"]
     assert found["weight_gradients"].startswith("torch")
     assert found["overlap"]["overlap_grad_reduce"] == "on"
