@@ -161,6 +161,18 @@ def _set_step(optimizer: Any, state_dict: Any) -> None:
             state["step"] = step.clone()
 
 
+def _no_fp8_where_none_was_asked() -> None:
+    from megatron.core.tensor_parallel import random
+
+    real_init = random.CheckpointWithoutOutput.__init__
+
+    @functools.wraps(real_init)
+    def init(self: Any, fp8: Any = None) -> None:
+        real_init(self, fp8 or None)
+
+    random.CheckpointWithoutOutput.__init__ = init
+
+
 def _compiled_helpers_stay() -> None:
     from importlib.util import find_spec
 
@@ -219,6 +231,12 @@ REPAIRS: tuple[Repair, ...] = (
         "fsdp2-adam-step",
         "load_checkpoint reads the tensors of torch's FSDP2 in place and leaves Adam's step behind",
         _step_is_loaded_with_fsdp2,
+    ),
+    Repair(
+        "recompute-of-norms",
+        "CheckpointWithoutOutput takes its own default, fp8=False, for FP8 and asks Transformer Engine: "
+        "recompute_modules=[layernorm] raises NameError without it",
+        _no_fp8_where_none_was_asked,
     ),
     Repair(
         "rope-scaling-factor",
