@@ -44,7 +44,10 @@ class Contender:
         self.name = name
         self.log = Path(settings["folder"]) / f"{name}.log"
         command = [sys.executable, str(WORKERS), name, json.dumps(settings)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # A group of its own, which it ends as a whole.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0
+        )
         assert self.process.stdin is not None and self.process.stdout is not None
         self.orders: IO[str] = self.process.stdin
         self.answers: IO[str] = self.process.stdout
