@@ -225,3 +225,11 @@ def test_a_layer_says_which_of_torchs_kernels_takes_it(config):
 def test_where_no_kernel_takes_the_tensors_that_is_its_name():
     q, k = (torch.empty(1, heads, 16, 8, dtype=torch.int32) for heads in (4, 4))
     assert kernel_of([SDPBackend.FLASH_ATTENTION], q, k, k, causal=True, dropout_p=0.0) == "no kernel"
+
+
+@pytest.mark.parametrize(("tokens", "wide"), [(512, True), (513, False)])
+def test_short_bf16_sequences_are_computed_in_fp32_on_a_cpu(tokens, wide):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(tokens, 1, heads, 32, dtype=torch.bfloat16) for heads in (4, 2, 2))
+    in_fp32 = fused_attention(q.float(), k.float(), v.float(), causal=True, scale=0.2).bfloat16()
+    assert torch.equal(fused_attention(q, k, v, causal=True, scale=0.2), in_fp32) is wide
