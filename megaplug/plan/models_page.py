@@ -48,14 +48,15 @@ One of three, each with logits equal to those of Hugging Face's implementation b
 * Llama 3.1: `use_rope_scaling` and `rope_scaling_factor`; 8,192 original tokens and the bounds 1 and 4 are
   built into Megatron.
 * Linear: `rotary_seq_len_interpolation_factor`.
-* YaRN: `position_embedding_type=yarn`, `rotary_scaling_factor`, `yarn_...`, `mscale` and `mscale_all_dim`.
+* YaRN: `model.position_embedding_type=yarn`, `rotary_scaling_factor`, `yarn_...`, `mscale` and
+  `mscale_all_dim`.
 
-Under latent attention it is `rope_type=rope` or `rope_type=yarn`, the latter with 4,096 original tokens and
-the bounds 32 and 1, which is what DeepSeek was published with; Megatron has no argument for others.
+Under latent attention it is `model.rope_type=rope` or `model.rope_type=yarn`, the latter with 4,096 original
+tokens and the bounds 32 and 1, which is what DeepSeek was published with; Megatron has no argument for others.
 
 ## Latent attention
 
-`multi_latent_attention=true` builds DeepSeek's attention (arXiv 2405.04434) from Megatron's own, with
+`model.multi_latent_attention=true` builds DeepSeek's attention (arXiv 2405.04434) from Megatron's own, with
 torch's fused kernels. They take heads of one size only, so the values are filled up with zeros to the size
 of the keys: half as many operations again in their product at 192 and 128 channels. `attention=local` has
 no such heads and is refused.

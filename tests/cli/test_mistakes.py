@@ -67,7 +67,7 @@ def test_mistakes_in_several_rooms_are_listed_at_once(words: list[str], tmp_path
     ("name", "content", "says"),
     [
         (None, b"", "does not exist"),
-        ("corpus/", b"", "no .txt or .jsonl file"),
+        ("corpus/", b"", "no file of a known kind"),
         ("corpus/picture.png", b"\x89PNG", "1 x .png"),
         ("corpus.txt", b"", "there is no text"),
         ("corpus.txt", b"word \xff\xfe", "not UTF-8"),

@@ -138,7 +138,7 @@ def test_passthrough_changes_what_megaplug_only_suggests(monkeypatch: pytest.Mon
         ("megatron.tiktoken_pattern=v1", "tokenizer.tiktoken_pattern"),
         ("megatron.special_tokens=[x]", "tokenizer.special_tokens"),
         ("megatron.tiktoken_num_special_tokens=7", "tokenizer.tiktoken_num_special_tokens"),
-        ("megatron.use_distributed_optimizer=false", "always on"),
+        ("megatron.use_distributed_optimizer=false", "use topology.zero="),
         ("megatron.overlap_grad_reduc=true", "overlap_grad_reduce"),
         ("megatron.no_rope_fusion=true", "megatron.apply_rope_fusion=false"),
         ("megatron.num_workers=some", "whole number"),

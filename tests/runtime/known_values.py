@@ -13,7 +13,7 @@ import psutil
 import torch
 
 ALLOCATED = 400 << 20
-BATCH_DELAY_S = 0.1
+BATCH_DELAY_S = 0.2
 CALL_DELAY_S = 0.05
 
 
