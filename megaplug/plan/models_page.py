@@ -52,7 +52,8 @@ One of three, each with logits equal to those of Hugging Face's implementation b
   `mscale_all_dim`.
 
 Under latent attention it is `model.rope_type=rope` or `model.rope_type=yarn`, the latter with 4,096 original
-tokens and the bounds 32 and 1, which is what DeepSeek was published with; Megatron has no argument for others.
+tokens and the bounds 32 and 1, which is what DeepSeek was published with; Megatron has no argument for
+others.
 
 ## Latent attention
 
