@@ -17,6 +17,7 @@ from megaplug.job.compose import ConfigSource, group_options
 from megaplug.job.conf_text import default_options
 from megaplug.job.describe import KeyInfo, as_json, describe_keys, describe_section, option_header
 from megaplug.job.megatron_table import load_table
+from megaplug.job.names import argument_keys
 from megaplug.job.suggest import did_you_mean
 
 # What most commands change; the rest is a --help <group> away.
@@ -90,7 +91,9 @@ def explain(name: str, source: ConfigSource) -> str:
     if section == "megatron" and argument in table:
         found = table[argument]
         flags = f"Megatron's {' '.join((*found.on, *found.off))}; its own default is {found.default}"
-        return "\n".join([name, *_paragraph(found.help), *_paragraph(flags)])
+        key = argument_keys().get(argument)
+        typed = [] if key is None else _paragraph(f"is set by {key}, not by {name}")
+        return "\n".join([name, *_paragraph(found.help), *_paragraph(flags), *typed])
     by_leaf = [info for info in infos.values() if info.name == name]
     if by_leaf:
         return "\n\n".join(map(_explain_key, by_leaf))

@@ -32,7 +32,7 @@ def _length(job: Job) -> Iterator[Problem]:
 
 def _schedule(job: Job) -> Iterator[Problem]:
     lr, iters = job.lr, job.train.iters
-    if lr.min_lr > lr.lr:
+    if lr.min_lr > lr.lr > 0:
         yield Problem("lr.min_lr", f"{lr.min_lr} is above lr.lr = {lr.lr}", f"use at most {lr.lr}")
     if lr.lr_warmup_fraction is not None:
         if lr.lr_warmup_iters:

@@ -47,6 +47,10 @@ def _profile(job: Job, device: str | None) -> Iterator[Problem]:
         yield Problem("profile.repeat", "nsys writes one report", "leave it at 1, or use profile=true")
     if not profile.ranks:
         yield Problem("profile.ranks", "names no rank", "for example profile.ranks=[0]")
+    left_out = profile.wait + (profile.warmup if profile.kind == "torch" else 0)
+    if job.train.iters is not None and left_out >= job.train.iters:
+        message = f"{left_out} steps are left out of a run of {job.train.iters}: nothing would be recorded"
+        yield Problem("profile.wait", message, "make profile.wait smaller or train.iters larger")
     topology, _ = meshes.resolve(job.topology)
     if topology is None:
         return

@@ -74,7 +74,11 @@ def compose_config(typed_words: Sequence[str], source: ConfigSource | None = Non
         raise UserError.from_problems(problems)
     sweeping = [override.input_line for override in parsed if override.is_sweep_override()]
     if sweeping:
-        raise UserError(f"{sweeping[0]} names several values", hint="add --multirun to run every one of them")
+        key, _, value = sweeping[0].partition("=")
+        hint = "add --multirun to run every one of them"
+        if key in ("data.path", "data.valid_path", "data.test_path"):
+            hint = f"several sources are written '{key}=[{value}]'; --multirun makes a run of each"
+        raise UserError(f"{sweeping[0]} names several values", hint=hint)
     return _compose([*words.for_hydra(parsed), *words.other_lengths_out(parsed)], source)
 
 

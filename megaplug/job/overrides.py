@@ -34,7 +34,7 @@ def parse(words: Sequence[str]) -> list[Override]:
     parser = OverridesParser.create()
     for word in words:
         try:
-            parsed.append(parser.parse_override(word))
+            parsed.append(parser.parse_override(_quoted(word)))
         except HydraException as error:
             reason = str(error).splitlines()[0]
             hint = "write key=value, such as train.iters=100; quote values that hold special characters"
@@ -42,6 +42,14 @@ def parse(words: Sequence[str]) -> list[Override]:
     if problems:
         raise UserError.from_problems(problems)
     return parsed
+
+
+def _quoted(word: str) -> str:
+    """Two keys are texts that Hydra's grammar takes for a sweep, a list or nothing: ``data.split=95,5,0``."""
+    key, _, value = word.partition("=")
+    split = key == "data.split" and value not in ("", "null")
+    pattern = key == "moe.moe_layer_freq" and value.startswith(("(", "["))
+    return f"{key}='{value}'" if (split or pattern) and not set(value) & set("'\"$\\") else word
 
 
 def problems_of(overrides: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> list[Problem]:

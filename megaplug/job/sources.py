@@ -25,7 +25,7 @@ KEYS = ("path", "valid_path", "test_path")
 """The keys that name sources."""
 
 _FIELDS = ("path", "weight", "text_key")
-_WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)", re.DOTALL)
+_WEIGHTED = re.compile(r"(?P<path>.+):(?P<weight>[+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+))", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -120,8 +120,9 @@ def _problems(data: DataConfig, key: str) -> Iterator[Problem]:
         yield Problem(
             dotted, f"{without.path} has no weight, but others have", "give all of them a weight, or none"
         )
-    if any(weight <= 0 for weight in weights):
-        yield Problem(dotted, "a weight is 0", "give a number above 0, or leave the source out")
+    if (least := min(weights, default=1)) <= 0:
+        hint = "give a number above 0, or leave the source out"
+        yield Problem(dotted, f"a weight is {float(least):g}", hint)
 
 
 def _faults_of_entries(value: Any, dotted: str) -> Iterator[Problem]:

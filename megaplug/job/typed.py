@@ -82,6 +82,8 @@ def _assign(node: DictConfig, key: str, value: Any, dotted: str) -> list[Problem
         # 1e9 is a float to YAML, and a whole number to the person who wrote it.
         if isinstance(value, float) and value.is_integer():
             return _assign(node, key, int(value), dotted)
+        if isinstance(value, str) and "ListConfig" in str(error):
+            return [Problem(dotted, f"is a list, but is given {value!r}", f"write '{dotted}=[{value}]'")]
         return [Problem(dotted, _first_line(error))]
     # OmegaConf takes true for the number 1, and 3 for true; a person who writes tp=true has made a mistake.
     stored = node[key]

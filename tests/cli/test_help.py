@@ -80,6 +80,8 @@ def test_a_key_is_explained_however_it_is_written(name: str) -> None:
 def test_an_option_and_an_argument_of_megatron_s_are_explained() -> None:
     assert "8,030,261,248 parameters" in said("--help", "model=llama3_8b")
     assert "Megatron's --overlap-grad-reduce" in said("--help", "megatron.overlap_grad_reduce")
+    assert "is set by overlap.overlap_grad_reduce" in said("--help", "megatron.overlap_grad_reduce")
+    assert "is set by" not in said("--help", "megatron.decoupled_lr")
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,7 @@ def test_a_part_without_one_sample_is_named(places, make_job):
     [
         (["a:1", "b"], "b has no weight, but others have"),
         (["a:0"], "a weight is 0"),
+        (["a:-0.5", "b:1"], "a weight is -0.5"),
         ([], "names no source"),
         (3, "names no source"),
         ([3], "is not a path"),

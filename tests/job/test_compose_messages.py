@@ -74,6 +74,27 @@ def test_several_values_ask_for_multirun() -> None:
         compose_job(["train.seed=1,2"])
 
 
+def test_several_sources_are_said_to_be_a_list() -> None:
+    with pytest.raises(UserError, match=r"data.path=\[a.txt,b.txt\]"):
+        compose_job(["data=text", "data.path=a.txt,b.txt"])
+
+
+@pytest.mark.parametrize("word", ["data.split=90,5,5", "data.split='90,5,5'"])
+def test_a_split_is_typed_as_the_configs_write_it(word: str) -> None:
+    assert compose_job([word]).data.split == "90,5,5"
+    assert [word.replace("'", "") for word in sweep_points([word])[0]] == ["data.split=90,5,5"]
+
+
+@pytest.mark.parametrize("pattern", ["([0]+[1]*3)", "[0,1,1,1]"])
+def test_a_pattern_of_layers_needs_no_quotes_of_hydra_s(pattern: str) -> None:
+    assert compose_job([f"moe.moe_layer_freq={pattern}"]).moe.moe_layer_freq == pattern
+
+
+def test_a_list_is_asked_for_as_it_is_typed() -> None:
+    with pytest.raises(UserError, match=r"write 'train.recompute_modules=\[mlp\]'"):
+        compose_job(["train.recompute_modules=mlp"])
+
+
 def test_a_sweep_has_a_point_for_every_combination() -> None:
     points = sweep_points(
         ["topology=tp2,pp2", "train.seed=range(1,4)", "megatron.num_workers=1,2", "train.iters=5"]

@@ -24,6 +24,7 @@ def test_a_profile_is_asked_for_as_people_type_it(word: str, kind: str) -> None:
     [
         (["profile=true", "profile.ranks=[0,2]", "topology=tp2"], "profile.ranks", "its ranks are 0 to 1"),
         (["profile=true", "profile.ranks=[]"], "profile.ranks", "names no rank"),
+        (["profile=true", "train.iters=4"], "profile.wait", "nothing would be recorded"),
         (["profile=nsys", "device=cpu"], "profile", "nsys records a GPU"),
         (["profile=nsys", "profile.repeat=2"], "profile.repeat", "nsys writes one report"),
         (["profile=true", "profile.active=0"], "profile.active", "must be above 0"),
