@@ -200,14 +200,10 @@ def _cuda_kernel(job: Job, device: str | None) -> Iterator[Problem]:
     kernel, key = job.attention.params.get("cuda_kernel", "auto"), "attention.params.cuda_kernel"
     if job.attention.name != "flash" or device != "cuda":
         return
-    if kernel in ("flash", "cudnn") and not _is_half(job):
+    if kernel in ("flash", "cudnn") and job.precision.dtype == "fp32":
         yield Problem(key, f"torch's {kernel} kernel has no fp32", "use auto or efficient, or precision=bf16")
     if kernel == "cudnn" and job.train.deterministic_mode:
         yield Problem(key, "cuDNN's attention is not deterministic", "use auto, or flash with precision=bf16")
-
-
-def _is_half(job: Job) -> bool:
-    return job.precision.bf16 or bool(getattr(job.precision, "fp16", False))
 
 
 def _limits(job: Job, plugin: registry.Plugin, device: str | None) -> Iterator[Problem]:

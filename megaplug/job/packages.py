@@ -104,7 +104,9 @@ def why_no_fused_weight_gradients(apex: str, device: str) -> str:
         return "kernels.apex=off"
     if not has_weight_gradient_fusion():
         return f"Apex's extension {WEIGHT_GRADIENTS} is not installed"
-    return ""
+    # A rank that does not take Apex keeps the extension out with the rest of it.
+    reason = why_not_taken("apex", apex, device)
+    return f"no Apex: {reason}" if reason else ""
 
 
 def package_problems(job: Job, device: str | None) -> Iterator[Problem]:

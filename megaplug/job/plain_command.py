@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from megaplug.job.variables import CONNECTIONS, OFFLOAD, moves_activations, needs_one_queue, uses_fsdp
+
 # Where the spec finds the frozen job that names the layers.
 JOB_VARIABLE = "MEGAPLUG_JOB"
 # What Megatron's --spec is given: a module, and the function in it that makes the layers.
@@ -26,7 +28,7 @@ def command_script(megatron_args: Sequence[str], world_size: int, job_file: Path
     ]
     notes.append("#   PRETRAIN_GPT=<clone of Megatron-LM>/pretrain_gpt.py sh command.sh")
     notes += [f"# {warning}" for warning in warnings(megatron_args)]
-    lines = ["#!/bin/sh", *notes, "set -eu", "export CUDA_DEVICE_MAX_CONNECTIONS=1 HF_HUB_OFFLINE=1"]
+    lines = ["#!/bin/sh", *notes, "set -eu", *_environment(megatron_args)]
     if SPEC[0] in megatron_args:
         lines += [
             f"export {JOB_VARIABLE}={shlex.quote(str(job_file.resolve()))}",
@@ -40,6 +42,18 @@ def command_script(megatron_args: Sequence[str], world_size: int, job_file: Path
         else:
             command[-1] += f" {shlex.quote(word)}"
     return "\n".join([*lines, " \\\n".join(command)]) + "\n"
+
+
+def _environment(megatron_args: Sequence[str]) -> list[str]:
+    """Lines that set what a rank of the run itself has in its environment."""
+    # A tokenizer is a local folder; nothing asks a hub for it.
+    exported = {"HF_HUB_OFFLINE": "1"}
+    if needs_one_queue(megatron_args):
+        exported[CONNECTIONS] = "1"
+    if moves_activations(megatron_args):
+        exported[OFFLOAD] = "1"
+    lines = ["export " + " ".join(f"{name}={value}" for name, value in exported.items())]
+    return [*lines, f"unset {CONNECTIONS}"] if uses_fsdp(megatron_args) else lines
 
 
 def warnings(megatron_args: Sequence[str]) -> list[str]:

@@ -87,8 +87,9 @@ class CommunicationClock:
         self.active = False
 
     def take(self) -> dict[str, float]:
-        """Seconds by group since `begin`; on CUDA everything measured must have been waited for."""
+        """Seconds by group since `begin`; on CUDA it waits for what was measured."""
         for label, start, end in self._pairs:
+            end.synchronize()
             self._seconds[label] = self._seconds.get(label, 0.0) + start.elapsed_time(end) / 1000
         self._pairs = []
         return dict(self._seconds)

@@ -8,9 +8,8 @@ import subprocess
 
 from megaplug.errors import UserError
 from megaplug.job.freeze import FrozenJob
+from megaplug.job.variables import CONNECTIONS, OFFLOAD, moves_activations, needs_one_queue, uses_fsdp
 
-_CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
-_FSDP = ("--use-megatron-fsdp", "--use-torch-fsdp2")
 _BLACKWELL = 10
 
 
@@ -23,12 +22,11 @@ def prepare(frozen: FrozenJob) -> None:
     if frozen.derived.device == "cpu":
         # Helpers that Megatron compiles are plain functions on the CPU.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
-    if "--fine-grained-activation-offloading" in frozen.megatron_args:
-        # Transformer Engine would move weights, too; validate_args of megatron-core 0.19 asks for it.
-        os.environ["NVTE_CPU_OFFLOAD_V1"] = "1"
-    connections = queues(frozen, os.environ.get(_CONNECTIONS))
+    if moves_activations(frozen.megatron_args):
+        os.environ[OFFLOAD] = "1"
+    connections = queues(frozen, os.environ.get(CONNECTIONS))
     if connections is not None:
-        os.environ[_CONNECTIONS] = connections
+        os.environ[CONNECTIONS] = connections
 
 
 def queues(frozen: FrozenJob, given: str | None) -> str | None:
@@ -42,23 +40,21 @@ def queues(frozen: FrozenJob, given: str | None) -> str | None:
         frozen: The job.
         given: What the environment says.
     """
-    uses_fsdp = any(flag in frozen.megatron_args for flag in _FSDP)
-    if uses_fsdp and given == "1":
+    if uses_fsdp(frozen.megatron_args) and given == "1":
         raise UserError(
-            f"{_CONNECTIONS}=1 is set, under which FSDP's transfers would wait behind computation",
-            hint=f"unset {_CONNECTIONS}",
+            f"{CONNECTIONS}=1 is set, under which FSDP's transfers would wait behind computation",
+            hint=f"unset {CONNECTIONS}",
             exit_code=1,
         )
-    splits = frozen.topology.tp > 1 or frozen.topology.cp > 1
-    if uses_fsdp or not splits:
+    if not needs_one_queue(frozen.megatron_args):
         return given
     # The stand-in answers as an old GPU.
     if frozen.derived.device == "cuda" and _compute_capability() >= _BLACKWELL:
         return given
     if given not in (None, "1"):
         raise UserError(
-            f"{_CONNECTIONS}={given} is set, and tensor and context parallelism need 1 on this GPU",
-            hint=f"unset {_CONNECTIONS}",
+            f"{CONNECTIONS}={given} is set, and tensor and context parallelism need 1 on this GPU",
+            hint=f"unset {CONNECTIONS}",
             exit_code=1,
         )
     return "1"

@@ -34,11 +34,12 @@ def _choose_fused(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> N
     if not _is_adam(optimizer):
         return
     for group in optimizer.param_groups:
-        if group["fused"] or group["differentiable"]:
+        if group["differentiable"]:
             continue
-        group["fused"], group["foreach"] = True, False
+        if not group["fused"]:
+            group["fused"], group["foreach"] = True, False
         for parameter in group["params"]:
             step = optimizer.state.get(parameter, {}).get("step")
             if step is not None and step.device != parameter.device:
-                # The fused kernel counts where it computes; the others count on the CPU.
+                # The fused kernel counts where it computes; the others, and some checkpoints, on the CPU.
                 optimizer.state[parameter]["step"] = step.to(parameter.device)

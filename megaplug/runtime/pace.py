@@ -34,9 +34,7 @@ class Pace:
         peak = job.logging.peak_tflops
         if peak is None and derived.device == "cuda":
             name = torch.cuda.get_device_name()
-            peak = peak_tflops(
-                name, half="--bf16" in frozen.megatron_args or "--fp16" in frozen.megatron_args
-            )
+            peak = peak_tflops(name, half=job.precision.dtype != "fp32")
             if peak is None:
                 print(f"megaplug: no MFU: the peak of {name!r} is not known; logging.peak_tflops gives it")
         per_token = training_flops_per_token(shape, vocab_size=derived.padded_vocab_size)

@@ -11,7 +11,14 @@ import sys
 from dataclasses import dataclass
 
 from megaplug.errors import UserError
-from megaplug.job.packages import INSTALLATION, MODULES, NAMES, why_not_taken
+from megaplug.job.packages import (
+    INSTALLATION,
+    MODULES,
+    NAMES,
+    WEIGHT_GRADIENTS,
+    has_weight_gradient_fusion,
+    why_not_taken,
+)
 from megaplug.job.schema import KernelsConfig
 
 # What Megatron imports of each for optimizer and clipping; where one fails it takes the next in silence.
@@ -63,6 +70,16 @@ def choose(kernels: KernelsConfig, device: str) -> list[Choice]:
     return choices
 
 
+def arguments(choices: list[Choice]) -> list[str]:
+    """What Megatron's parser has to be told beyond the frozen words, which were written without this rank.
+
+    Its linear layers raise where weight gradients are to be fused and Apex's extension is kept out.
+    """
+    return [
+        "--no-gradient-accumulation-fusion" for choice in choices if choice.key == "apex" and choice.reason
+    ]
+
+
 def keep_out(key: str) -> None:
     """From now on nobody can import the package behind ``kernels.<key>``, or any part of it."""
     for name in MODULES[key]:
@@ -72,7 +89,8 @@ def keep_out(key: str) -> None:
 
 
 def _why_it_cannot_be_imported(key: str) -> str:
-    for name in WANTED[key]:
+    extension = (WEIGHT_GRADIENTS,) if key == "apex" and has_weight_gradient_fusion() else ()
+    for name in (*WANTED[key], *extension):
         try:
             importlib.import_module(name)
         except (ImportError, OSError, RuntimeError) as error:

@@ -65,7 +65,7 @@ def run(
             print(f"megaplug: repair {repair.name}: {repair.fault}", flush=True)
     if plant is not None:
         plant()
-    return _Run(frozen, events, rank).pretrain()
+    return _Run(frozen, events, rank).pretrain(packages.arguments(choices))
 
 
 def _same_device(frozen: str, on_cpu: bool) -> None:
@@ -94,7 +94,12 @@ class _Run:
         self.recorder = MetricsRecorder(frozen, events, self._on_saved)
         self.saved_iteration: int | None = None
 
-    def pretrain(self) -> RunState:
+    def pretrain(self, more_words: list[str]) -> RunState:
+        """Train to the end.
+
+        Args:
+            more_words: For Megatron's parser, beside those of the job.
+        """
         from megatron.training import argument_utils, training
         from megatron.training.arguments import parse_and_validate_args
 
@@ -103,7 +108,7 @@ class _Run:
         from megaplug.runtime.batch import forward_step
         from megaplug.runtime.source_losses import SourceLosses
 
-        sys.argv = ["megaplug", *self.frozen.megatron_args]
+        sys.argv = ["megaplug", *self.frozen.megatron_args, *more_words]
         args = parse_and_validate_args()
         # One handler for both: Ctrl-C saves and stops as SIGTERM does, also without our supervisor.
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))

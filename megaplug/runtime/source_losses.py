@@ -59,8 +59,9 @@ class SourceLosses:
         if dataset_id is None:
             return {}
         by_sample = torch.stack([(losses * mask).sum(dim=1), mask.sum(dim=1)], dim=1)
+        # Not picked out by a mask, which would make the host wait for a GPU, and fail in a CUDA graph.
         return {
-            KEY + name: by_sample[dataset_id == number].sum(dim=0)
+            KEY + name: by_sample.where((dataset_id == number).unsqueeze(1), 0.0).sum(dim=0)
             for number, name in enumerate(self._current)
         }
 

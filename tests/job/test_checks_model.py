@@ -101,6 +101,8 @@ def test_what_fits_together_passes(words: list[str]) -> None:
             "moe.moe_router_group_topk",
             "2 experts cannot come evenly from 1 groups of 1",
         ),
+        ([*MOE, "moe.moe_router_num_groups=0", GROUPS[1]], "moe.moe_router_num_groups", "must be above 0"),
+        ([*MOE, GROUPS[0], "moe.moe_router_group_topk=0"], "moe.moe_router_group_topk", "must be above 0"),
         (["megatron.window_size='(64,0)'"], "attention.name", "no sliding window"),
     ],
 )

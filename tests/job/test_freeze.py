@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from job_factory import resolved
+from job_factory import FOLDER, resolved
 
 from megaplug.errors import UserError
 from megaplug.job.freeze import FrozenJob, read_frozen, write_frozen
@@ -70,6 +70,36 @@ def test_the_command_is_the_plain_megatron_one(tmp_path: Path) -> None:
     ]
     assert f"MEGAPLUG_JOB={frozen.folder.job_file}" in words
     assert words.index("megaplug.runtime.plain") < words.index("torchrun")
+
+
+@pytest.mark.parametrize(
+    ("words", "one_queue", "unset"),
+    [
+        ([], False, False),
+        (["topology=tp2"], True, False),
+        (["topology.zero=3", "topology.fsdp=torch", "topology.dp=2"], False, True),
+        (["topology=tp2", "topology.zero=3"], False, True),
+    ],
+)
+def test_the_plain_command_sets_the_queues_that_megatron_asks_for(
+    words: list[str], one_queue: bool, unset: bool
+) -> None:
+    given = megatron_arguments(*resolved(*words, device="cuda"), FOLDER)
+    lines = command_script(given, 1, FOLDER.job_file).splitlines()
+    exported = [word for line in lines if line.startswith("export ") for word in line.split()[1:]]
+    assert ("CUDA_DEVICE_MAX_CONNECTIONS=1" in exported) == one_queue
+    assert ("unset CUDA_DEVICE_MAX_CONNECTIONS" in lines) == unset
+
+
+def test_the_plain_command_keeps_weights_on_the_gpu_where_activations_are_moved() -> None:
+    text = command_script(["--fine-grained-activation-offloading"], 1, FOLDER.job_file)
+    assert "NVTE_CPU_OFFLOAD_V1=1" in text
+    assert "NVTE_CPU_OFFLOAD_V1" not in command_script([], 1, FOLDER.job_file)
+
+
+def test_context_parallelism_needs_one_queue_too() -> None:
+    text = command_script(["--context-parallel-size", "2"], 1, FOLDER.job_file)
+    assert "CUDA_DEVICE_MAX_CONNECTIONS=1" in text
 
 
 def test_awkward_words_survive_a_shell(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from megaplug.job.translate import megatron_arguments
 LOCAL = "cuda_graph=local"
 FULL = "train.recompute_granularity=full train.recompute_method=uniform train.recompute_num_layers=1"
 SELECTIVE = "train.recompute_granularity=selective train.recompute_modules=[mlp]"
+MOVED = "backend=te train.fine_grained_activation_offloading=true train.offload_modules"
 PARTS = "cuda_graph.cuda_graph_modules"
 
 
@@ -39,6 +40,20 @@ def problems(line: str, device: str = "cuda") -> str:
             f"{LOCAL} {SELECTIVE} model.hidden_dropout=0.1",
             "would draw other numbers",
         ),
+        (
+            f"{LOCAL} train.recompute_modules=[mlp] model.hidden_dropout=0.1",
+            "would draw other numbers",
+        ),
+        (
+            f"{LOCAL} attention=local train.recompute_granularity=selective model.attention_dropout=0.1",
+            "core_attn is captured and recomputed",
+        ),
+        (f"{LOCAL} moe=small train.recompute_modules=[moe] model.hidden_dropout=0.1", "moe is captured and"),
+        (f"{LOCAL} train.cpu_offloading_num_layers=1", "moved to the CPU cannot be captured"),
+        (f"{LOCAL} {MOVED}=[core_attn]", "core_attn cannot be moved to the CPU"),
+        (f"{LOCAL} moe=small {MOVED}=[expert_fc1]", "experts that are captured whole cannot be moved"),
+        (f"cuda_graph=te {MOVED}=[core_attn] cuda_graph.cuda_graph_warmup_steps=0", "before the capture"),
+        (f"cuda_graph=full_iteration {MOVED}=[core_attn]", "how many moves to the CPU may be under way"),
         (f"{LOCAL} megatron.cuda_graph_scope_deprecated=[attn]", "use cuda_graph.cuda_graph_modules"),
     ],
 )
@@ -58,6 +73,8 @@ def test_a_cpu_has_no_graphs(impl):
         f"{LOCAL} {PARTS}=[attn,mlp]",
         f"{LOCAL} moe=small {PARTS}=[attn,moe_router]",
         f"cuda_graph=full_iteration {FULL}",
+        f"{LOCAL} {PARTS}=[attn,moe_router] moe=small {MOVED}=[expert_fc1]",
+        f"cuda_graph=te {MOVED}=[core_attn]",
     ],
 )
 def test_what_can_be_captured_is_not_refused(line):

@@ -62,6 +62,9 @@ def test_weight_gradients_are_fused_only_with_the_extension(installed):
     assert not is_fused()
     assert "is not installed" in packages.packages_line("auto", "auto", "cuda", "native")
     assert "cannot be fused" in problems("megatron.gradient_accumulation_fusion=true")
+    installed("weight_gradients")
+    assert not is_fused()
+    assert "no Apex: it is not installed" in problems("megatron.gradient_accumulation_fusion=true")
     installed("apex", "weight_gradients")
     assert is_fused()
     assert problems("megatron.gradient_accumulation_fusion=true") == ""

@@ -33,6 +33,7 @@ print(json.dumps({
     "weight_gradients": layers._grad_accum_fusion_available,
     "reasons": {choice.key: choice.reason for choice in choices},
     "news": [choice.key for choice in choices if choice.is_news],
+    "arguments": packages.arguments(choices),
 }))
 """
 
@@ -104,6 +105,18 @@ def test_another_project_called_apex_is_kept_from_megatron(tmp_path):
     found = rank(tmp_path, "auto", "auto")
     assert found["optimizer"] == "torch.optim.adamw"
     assert "another project, not NVIDIA's" in found["reasons"]["apex"]
+
+
+@pytest.mark.slow
+def test_an_extension_that_cannot_be_imported_keeps_apex_out_and_weight_gradients_unfused(both, tmp_path):
+    whole = rank(both, "auto", "off")
+    assert (whole["arguments"], whole["weight_gradients"]) == ([], True)
+    broken = {"fused_weight_gradient_mlp_cuda.py": "raise ImportError('undefined symbol: c10')"}
+    found = rank(fakes.write(tmp_path, fakes.NVIDIAS_APEX, broken), "auto", "off")
+    assert found["news"] == ["apex"]
+    assert "fused_weight_gradient_mlp_cuda cannot be imported: undefined symbol" in found["reasons"]["apex"]
+    assert found["arguments"] == ["--no-gradient-accumulation-fusion"]
+    assert found["weight_gradients"] is False
 
 
 @pytest.mark.slow

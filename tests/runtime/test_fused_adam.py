@@ -77,3 +77,16 @@ def test_an_optimizer_of_another_kind_is_left_alone(installed):
     weight.grad = torch.ones(3)
     optimizer.step()
     assert not optimizer.param_groups[0]["fused"]
+
+
+def test_a_count_that_was_loaded_onto_another_device_comes_to_the_weights(installed):
+    weight, optimizer = trained(2)
+    assert optimizer.param_groups[0]["fused"]
+    elsewhere = torch.empty((), device="meta")
+    optimizer.state[weight]["step"] = elsewhere
+    moved = []
+    elsewhere.to = lambda device: moved.append(device) or torch.tensor(2.0)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert moved == [weight.device]
+    assert optimizer.state[weight]["step"] == 3

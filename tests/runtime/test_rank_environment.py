@@ -12,10 +12,11 @@ from megaplug.runtime import environment
 
 def job(tp: int = 1, cp: int = 1, device: str = "cuda", flags: tuple[str, ...] = ()) -> SimpleNamespace:
     return SimpleNamespace(
-        topology=SimpleNamespace(tp=tp, cp=cp),
         derived=SimpleNamespace(device=device),
-        megatron_args=["--bf16", *flags],
-    )
+        megatron_args=[
+            "--bf16", "--tensor-model-parallel-size", str(tp), "--context-parallel-size", str(cp), *flags,
+        ],
+    )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
