@@ -13,12 +13,6 @@ from megaplug.job.checks import check, job_shape, resolve_topology
 from megaplug.job.schema import Job
 from megaplug.plan.memory import GIB
 
-_FULL = {
-    "train.recompute_granularity": "full",
-    "train.recompute_method": "uniform",
-    "train.recompute_num_layers": 1,
-}
-
 
 @dataclass(frozen=True)
 class Advice:
@@ -43,20 +37,24 @@ def size_text(num_bytes: float) -> str:
     return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / 2**20:.1f} MiB"
 
 
-def advise(resolved: Resolved, at_most: float, limit: int = 3) -> list[Advice]:
+def advise(
+    resolved: Resolved, at_most: float, limit: int = 3, *, max_ranks: int | None = None
+) -> list[Advice]:
     """Changes that bring the modelled memory to a fraction of what it is, the mildest of each kind.
 
     Args:
         resolved: The job that ran out of memory.
         at_most: The fraction. Where fewer than ``limit`` changes reach it, those that come nearest follow.
         limit: How many.
+        max_ranks: No change asks for more ranks than these and those that there were; None: any number.
     """
+    most = None if max_ranks is None else max(max_ranks, resolved.topology.world_size)
     now = _needed(resolved, resolved.job)
     assert now is not None
     enough: list[Advice] = []
     rest: list[Advice] = []
     for kind in _kinds(resolved):
-        tried = [advice for changes in kind if (advice := _tried(resolved, changes)) is not None]
+        tried = [advice for changes in kind if (advice := _tried(resolved, changes, most)) is not None]
         smaller = [advice for advice in tried if advice.bytes_needed < 0.98 * now]
         fitting = [advice for advice in smaller if advice.bytes_needed <= at_most * now]
         enough += [dataclasses.replace(advice, fits=True) for advice in fitting[:1]]
@@ -71,29 +69,62 @@ def _kinds(resolved: Resolved) -> Iterator[list[dict[str, Any]]]:
     batch = job.train.micro_batch_size
     micro = [{"train.micro_batch_size": size} for size in range(batch - 1, 0, -1) if batch % size == 0]
     yield micro
-    if job.train.recompute_granularity != "full":
-        yield [dict(_FULL)]
+    full = _full(job)
+    if full:
+        yield [full]
+    if topology.dp * topology.cp > 1:
+        yield [_shared(resolved, level) for level in range(job.topology.zero + 1, 4)]
     if resolved.derived.device == "cuda":
-        yield [_sizes(resolved, "tp", topology.tp * factor) for factor in (2, 4, 8)]
-        yield [_sizes(resolved, "pp", topology.pp * factor) for factor in (2, 4, 8)]
-    if micro and job.train.recompute_granularity != "full":
-        yield [one | _FULL for one in micro]
-    if not job.precision.bf16:
+        for name in ("tp", "pp", "cp"):
+            yield [changes for factor in (2, 4, 8) for changes in _finer(resolved, name, factor)]
+        if not job.optimizer.optimizer_cpu_offload:
+            yield [{"optimizer.optimizer_cpu_offload": True}]
+    if micro and full:
+        yield [one | full for one in micro]
+    if job.precision.dtype == "fp32":
         yield [{"precision.bf16": True}]
     if resolved.derived.device == "cpu" and topology.dp > 1:
         fewer = [size for size in range(topology.dp - 1, 0, -1) if topology.dp % size == 0]
-        yield [_sizes(resolved, "dp", size) for size in fewer]
+        yield [_sizes(resolved, dp=size) for size in fewer]
 
 
-def _sizes(resolved: Resolved, name: str, size: int) -> dict[str, Any]:
+def _full(job: Job) -> dict[str, Any]:
+    """Full recomputation; nothing where it is there already."""
+    if job.train.recompute_granularity == "full":
+        return {}
+    changes: dict[str, Any] = {"train.recompute_granularity": "full"}
+    return changes if job.train.recompute_modules is None else changes | {"train.recompute_modules": None}
+
+
+def _shared(resolved: Resolved, level: int) -> dict[str, Any]:
+    """More shared out among data-parallel ranks; torch's FSDP2 where there is no GPU for Megatron's."""
+    changes: dict[str, Any] = {"topology.zero": level}
+    by_torch = level >= 2 and resolved.derived.device == "cpu" and resolved.job.topology.fsdp != "torch"
+    return changes | ({"topology.fsdp": "torch"} if by_torch else {})
+
+
+def _finer(resolved: Resolved, name: str, factor: int) -> Iterator[dict[str, Any]]:
+    """One dimension of the grid so many times as large: out of replicas, then with more ranks."""
+    topology = resolved.topology
+    size = factor * getattr(topology, name)
+    if topology.dp % factor == 0:
+        yield _sizes(resolved, **{name: size}, dp=topology.dp // factor)
+    yield _sizes(resolved, **{name: size}, dp=topology.dp)
+
+
+def _sizes(resolved: Resolved, **sizes: int) -> dict[str, Any]:
+    """What sets sizes of the grid: the world follows from its parts; where it was given it has to."""
     asked = resolved.job.topology
-    changes: dict[str, Any] = {f"topology.{name}": size}
-    # The world follows from its parts; where it was given it has to.
+    changes: dict[str, Any] = {
+        f"topology.{name}": size for name, size in sizes.items() if size != getattr(asked, name)
+    }
+    if asked.dp is None and asked.world_size is None and sizes["dp"] == 1:
+        del changes["topology.dp"]
     return changes | ({} if asked.world_size is None else {"topology.world_size": None})
 
 
-def _tried(resolved: Resolved, changes: Mapping[str, Any]) -> Advice | None:
-    """A change with what it needs; None where it makes a job that cannot be."""
+def _tried(resolved: Resolved, changes: Mapping[str, Any], most: int | None) -> Advice | None:
+    """A change with what it needs; None where it makes a job that cannot be, or asks for too many ranks."""
     job = resolved.job
     for key, value in changes.items():
         section, _, name = key.partition(".")
@@ -101,6 +132,8 @@ def _tried(resolved: Resolved, changes: Mapping[str, Any]) -> Advice | None:
             job, **{section: dataclasses.replace(getattr(job, section), **{name: value})}
         )
     if check(job, device=resolved.derived.device):
+        return None
+    if most is not None and resolve_topology(job).world_size > most:
         return None
     needed = _needed(resolved, job)
     return None if needed is None else Advice(" ".join(map(_word, changes.items())), needed)

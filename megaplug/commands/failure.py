@@ -5,7 +5,7 @@ from __future__ import annotations
 from megaplug.commands.advice import advise, size_text
 from megaplug.commands.cli import CommandLine
 from megaplug.commands.resolved import Resolved
-from megaplug.launchers.machine import RANK_BASE_BYTES
+from megaplug.launchers.machine import RANK_BASE_BYTES, detect_machine
 from megaplug.launchers.verdict import Outcome
 from megaplug.plan.memory import GIB
 from megaplug.runs.folder import RunFolder
@@ -24,7 +24,8 @@ def failure_details(
     rows = [("rank", place_of(resolved, outcome.rank))]
     if outcome.kind in ("memory", "killed"):
         rows.append(("memory", _memory(resolved, outcome)))
-        for advice in advise(resolved, fraction(resolved, outcome)):
+        max_ranks = detect_machine().num_gpus if resolved.derived.device == "cuda" else None
+        for advice in advise(resolved, fraction(resolved, outcome), max_ranks=max_ranks):
             rows.append(("should fit" if advice.fits else "needs less", str(advice)))
     saved = outcome.saved_iteration
     checkpoint = folder.checkpoints / f"iter_{saved:07d}"

@@ -22,6 +22,9 @@ WORDS = [
     "model.seq_length=512",
 ]
 
+# A step whose memory is mostly weights, gradients and moments.
+MOSTLY_STATE = ["train.micro_batch_size=1", "model.seq_length=32"]
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -62,6 +65,39 @@ def test_the_mildest_comes_first_and_a_grid_follows(place: Path) -> None:
     assert words[0] == "train.micro_batch_size=4"
     assert words[1].startswith("train.recompute_granularity=full")
     assert words[2] == "topology.tp=2"
+
+
+def test_no_more_ranks_are_asked_for_than_there_are_gpus(place: Path) -> None:
+    one = [advice.words for advice in advise(resolved(place, "device=cuda"), 0.0, 10, max_ranks=1)]
+    assert not any("topology" in words for words in one)
+    assert "optimizer.optimizer_cpu_offload=true" in one
+    job = resolved(place, "device=cuda", "topology.dp=4", "topology.zero=0", *MOSTLY_STATE)
+    four = [advice.words for advice in advise(job, 0.99, 10, max_ranks=4)]
+    assert "topology.zero=1" in four
+    assert "topology.tp=2 topology.dp=2" in four
+    grids = [
+        compose_job([*WORDS, "device=cuda", "topology.dp=4", *MOSTLY_STATE, *words.split()]) for words in four
+    ]
+    assert {resolve_topology(grid).world_size for grid in grids} == {4}
+
+
+@pytest.mark.parametrize("world", [["topology.world_size=4"], ["topology.world_size=4", "topology.dp=4"]])
+def test_a_world_that_was_given_keeps_its_size(world: list[str], place: Path) -> None:
+    job = resolved(place, "device=cuda", *world)
+    finer = [one.words for one in advise(job, 0.99, 10, max_ranks=4) if "topology.tp" in one.words]
+    assert finer == ["topology.tp=2 topology.dp=2 topology.world_size=null"]
+
+
+def test_full_recomputation_takes_the_place_of_modules(place: Path) -> None:
+    job = resolved(place, "device=cuda", "train.recompute_modules=[layernorm]")
+    words = [one.words for one in advise(job, 0.9, 10)]
+    assert "train.recompute_granularity=full train.recompute_modules=null" in words
+
+
+def test_cpu_ranks_share_out_by_torch(place: Path) -> None:
+    job = resolved(place, "device=cpu", "topology.dp=2", *MOSTLY_STATE)
+    words = [one.words for one in advise(job, 0.0, 10)]
+    assert "topology.zero=3 topology.fsdp=torch" in words
 
 
 def test_how_far_the_need_must_come_down(place: Path) -> None:
