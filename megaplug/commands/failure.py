@@ -26,7 +26,9 @@ def failure_details(
         rows.append(("memory", _memory(resolved, outcome)))
         max_ranks = detect_machine().num_gpus if resolved.derived.device == "cuda" else None
         for advice in advise(resolved, fraction(resolved, outcome), max_ranks=max_ranks):
-            rows.append(("should fit" if advice.fits else "needs less", str(advice)))
+            # Of a killed rank it is not known that memory was the cause, nor how much was asked for.
+            sure = advice.fits and outcome.kind == "memory"
+            rows.append(("should fit" if sure else "needs less", str(advice)))
     saved = outcome.saved_iteration
     checkpoint = folder.checkpoints / f"iter_{saved:07d}"
     kept = f"step {saved:,} in {checkpoint}" if saved else "nothing: no checkpoint was due yet"

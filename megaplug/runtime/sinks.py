@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
+from megaplug.errors import UserError
 from megaplug.job.schema import LoggingConfig
 from megaplug.runs.folder import RunFolder
 
 Figures = Mapping[str, float]
 # Steps that MLflow's thread may lie behind before the run waits for it.
 _PENDING = 1000
+# MLflow's own are 7 tries of 120 s each, in which a run stands still and hears no signal.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 class Sink(Protocol):
@@ -86,6 +89,9 @@ class MLflow:
         uri: A server, or a folder.
         experiment: Made where it is missing.
         folder: Names the run.
+
+    Raises:
+        UserError: The server cannot be reached or refuses.
     """
 
     def __init__(self, uri: str, experiment: str, folder: RunFolder) -> None:
@@ -94,20 +100,34 @@ class MLflow:
         if urlparse(uri).scheme in ("", "file"):
             # MLflow asks for it before it writes into a folder, which is what the user has named.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
         self._client = MlflowClient(uri if urlparse(uri).scheme else str(Path(uri).resolve()))
+        self._pending: deque[Any] = deque()
+        try:
+            self._run = self._begin(experiment, folder)
+        except MlflowException as error:
+            raise UserError(
+                f"logging.mlflow_tracking_uri: {uri} cannot be used: {error.message}",
+                hint="start the server, correct the address, or leave the key out",
+                exit_code=1,
+            ) from error
+
+    def _begin(self, experiment: str, folder: RunFolder) -> str:
+        """The identifier of the run, which is made where there is none."""
         known = self._client.get_experiment_by_name(experiment)
         number = known.experiment_id if known is not None else self._client.create_experiment(experiment)
         tags = {"megaplug.folder": str(folder.path.resolve())}
         wanted = f"tags.`megaplug.folder` = '{tags['megaplug.folder']}'"
         before = self._client.search_runs([number], wanted, max_results=1)
-        if before:
-            self._run = before[0].info.run_id
-            self._client.update_run(self._run, status="RUNNING")
-        else:
-            self._run = self._client.create_run(number, tags=tags, run_name=folder.name).info.run_id
-        self._pending: deque[Any] = deque()
+        if not before:
+            return str(self._client.create_run(number, tags=tags, run_name=folder.name).info.run_id)
+        run = str(before[0].info.run_id)
+        self._client.update_run(run, status="RUNNING")
+        return run
 
     def write(self, figures: Figures, iteration: int) -> None:
         """As `Sink.write`: a thread of MLflow's sends them."""

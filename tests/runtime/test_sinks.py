@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_jobs import SmallJobs, steps
 
+from megaplug.errors import UserError
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.metrics import read_metrics
+from megaplug.runtime import sinks
 
 pytestmark = pytest.mark.slow
 
@@ -81,3 +85,17 @@ def test_weights_and_biases_offline(run: tuple[RunFolder, Path]) -> None:
     assert files
     for name in recorded(folder):
         assert name.encode() in told, name
+
+
+def test_an_mlflow_server_that_is_not_there_is_told_within_a_few_tries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in sinks.PATIENCE:
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(UserError, match=r"logging\.mlflow_tracking_uri"):
+            sinks.MLflow(uri, "megaplug", RunFolder(tmp_path / "tiny-00000000"))
+    assert time.monotonic() - began < 60
