@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megaplug.data.kinds import optional
+from megaplug.data.libraries import optional
 from megaplug.errors import UserError
 
 _CHUNK = 1 << 20

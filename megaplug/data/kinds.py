@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
-
-from megaplug.errors import UserError
-
 TEXT, LINES, PARQUET, ARROW, PREFIX = "text", "lines", "parquet", "arrow", "prefix"
 """One document a file; one a line of JSON; one a row of a table (two forms); documents tokenized already."""
 
@@ -28,9 +23,6 @@ KNOWN = (
     "prefix (.bin and .idx), a folder of them, and stdlib"
 )
 
-# What a package is called where it is installed from, by what it is called in Python.
-_PACKAGES = {"pyarrow": "pyarrow", "pyarrow.parquet": "pyarrow", "zstandard": "zstandard"}
-
 
 def kind_of(name: str) -> str | None:
     """The kind of a file by its name, or None if the ending is not a known one."""
@@ -48,23 +40,3 @@ def ending_of(name: str) -> str:
 def is_compressed(name: str) -> bool:
     """Whether a file must be read from its beginning."""
     return name.lower().endswith((".gz", ".zst"))
-
-
-def optional(module: str, what: str) -> ModuleType:
-    """An optional library.
-
-    Args:
-        module: Its name in Python.
-        what: What needs it, to name in the error.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        package = _PACKAGES[module]
-        raise UserError(
-            f"{what} needs the package {package}, which is not installed",
-            hint=f"pip install {package}, or all of them: pip install 'megaplug[data]'",
-        ) from error

@@ -39,14 +39,14 @@ class Shard:
 def cut(corpus: Corpus) -> Iterator[Shard]:
     """The shards of a corpus, in the order of its files."""
     together: list[SourceFile] = []
+    size = 0
     for file in corpus.files:
-        if file.kind == kinds.TEXT and sum(one.size for one in together) < SHARD_BYTES:
-            together.append(file)
-            continue
-        yield from _of_texts(together)
-        together = []
+        if together and (file.kind != kinds.TEXT or size >= SHARD_BYTES):
+            yield from _of_texts(together)
+            together, size = [], 0
         if file.kind == kinds.TEXT:
             together.append(file)
+            size += file.size
         elif file.kind == kinds.LINES:
             yield from _of_lines(file)
         else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from megaplug.data import kinds
 from megaplug.data.faults import Faults
-from megaplug.data.kinds import optional
+from megaplug.data.libraries import optional
 from megaplug.errors import UserError
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megaplug.data.libraries import optional
 from megaplug.data.tiktoken_patterns import PATTERNS, lost_text
 from megaplug.data.tokenizer_files import TIKTOKEN, find_file, lay_out, read_file
-from megaplug.data.tokenizers import null_tokenizer, optional
+from megaplug.data.tokenizers import null_tokenizer
 from megaplug.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,10 +9,8 @@ is a byte of text; its ``NullTokenizer`` of 257 ids has ``eod`` 256, beyond ever
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 from megaplug.errors import UserError
@@ -136,25 +134,6 @@ def null_tokenizer(vocab_size: int, eod: int) -> list[str]:
         *("--vocab-size", str(vocab_size)),
         *("--null-tokenizer-eod-id", str(eod)),
     ]
-
-
-def optional(name: str, what: str) -> ModuleType:
-    """A library that only some tokenizers need.
-
-    Args:
-        name: Of the module, and of its package.
-        what: What needs it, for the message.
-
-    Raises:
-        UserError: It is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{what} needs the package {name}, which is not installed",
-            hint=f"pip install {name}, or all of them: pip install 'megaplug[data]'",
-        ) from error
 
 
 def tokenizer_fingerprint(config: TokenizerConfig) -> str:

@@ -95,6 +95,31 @@ def test_a_bad_file_and_a_bad_row_are_left_out_too(tmp_path, make_job):
     assert (facts.num_documents["train"], facts.num_bad) == (2, 3)
 
 
+@pytest.mark.parametrize("shard_bytes", [1, 8_000_000])
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_bad_row_is_numbered_from_the_beginning_of_its_file(
+    kind, shard_bytes, tmp_path, make_job, monkeypatch
+):
+    """Ten rows in groups of four, one more in a batch than is read at once."""
+    import pyarrow
+    import pyarrow.parquet
+
+    monkeypatch.setattr(shards, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr("megaplug.data.tables._ROWS_AT_ONCE", 3)
+    texts = [None if row in (6, 10) else f"text {row}" for row in range(1, 11)]
+    table = pyarrow.table({"text": texts})
+    file = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, file, row_group_size=4)
+    else:
+        with pyarrow.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=4)
+    with pytest.raises(UserError) as error:
+        prepare(make_job(file, split="1"))
+    said = [line.split(" holds")[0].strip() for line in error.value.message.splitlines()[1:]]
+    assert said == [f"{file}, row 6", f"{file}, row 10"]
+
+
 def test_a_source_of_nothing_but_bad_lines_holds_no_text(tmp_path, make_job):
     (tmp_path / "bad.jsonl").write_bytes(b"x\ny\n")
     with pytest.raises(UserError, match="there is no text"):

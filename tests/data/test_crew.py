@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -162,6 +164,42 @@ def test_a_build_that_is_ended_leaves_no_process_and_nothing_half(sign, large, t
     facts = prepare.prepare(make_job(large))
     assert facts.num_documents["train"] + facts.num_documents["valid"] >= 3_000
     assert not list(cache.glob("building-*"))
+
+
+BUSY = """
+import json, sys
+from megaplug.data.crew import crew
+from megaplug.job.schema import TokenizerConfig
+with crew(2, TokenizerConfig()) as workers:
+    list(workers.results(json.loads(sys.argv[1]), lambda _: None))
+"""
+
+
+def test_children_that_neither_read_nor_write_end_with_a_parent_that_is_killed(tmp_path):
+    """Each waits for text from a pipe that nobody writes to, so it sees no end of its tasks."""
+    pipes = [tmp_path / f"{number}.txt" for number in range(2)]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    tasks = json.dumps([digest_of(pipe, "text") for pipe in pipes])
+    started = subprocess.Popen([sys.executable, "-c", BUSY, tasks], stderr=subprocess.PIPE)
+    with started, ExitStack() as opened:
+        for pipe in pipes:
+            until(lambda pipe=pipe: is_read(pipe, opened))
+        children = children_of(started.pid)
+        assert len(children) == 2
+        os.kill(started.pid, signal.SIGKILL)
+        started.wait()
+        until(lambda: not any(map(is_alive, children)))
+
+
+def is_read(pipe: Path, opened: ExitStack) -> bool:
+    """Whether a process reads from a named pipe; it is then kept open for writing."""
+    try:
+        opened.callback(os.close, os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError as error:
+        assert error.errno == errno.ENXIO
+        return False
+    return True
 
 
 def test_a_disk_that_is_full_in_a_child_is_named_and_nothing_is_left(large, tmp_path):

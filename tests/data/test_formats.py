@@ -13,7 +13,7 @@ from small_texts import some_text
 
 from megaplug.data import shards
 from megaplug.data.indexed import read_indexed, write_index
-from megaplug.data.kinds import optional
+from megaplug.data.libraries import optional
 from megaplug.data.prepare import prepare
 from megaplug.errors import UserError
 
@@ -185,6 +185,22 @@ def test_the_splits_of_a_prefix_lie_in_its_own_file_and_cover_it(tmp_path, make_
     # A part of a prefix is a prefix again.
     again = prepare(make_job(facts.prefixes["valid"], split="1"))
     assert tokens_of(again).total() == facts.num_documents["valid"]
+
+
+def test_a_part_of_a_prefix_can_be_split_again(tmp_path, make_job):
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    write_prefix(tmp_path / "data", TEXTS)
+    first = prepare(make_job(tmp_path / "data", split="20,80"))
+    second = prepare(make_job(first.prefixes["valid"], split="30,70"))
+    wanted = [i for text in TEXTS for i in (*text.encode(), EOD)][first.num_tokens["train"] :]
+    found = []
+    for split in ("train", "valid"):
+        dataset = IndexedDataset(second.prefixes[split])
+        found += [i for number in range(len(dataset)) for i in dataset[number].tolist()]
+        assert Path(second.prefixes[split] + ".bin").resolve() == tmp_path / "data.bin"
+    assert found == wanted
+    assert second.num_tokens["train"] == int(len(wanted) * 0.3)
 
 
 def test_a_prefix_of_another_tokenizer_is_refused_and_one_without_ends_is_said(tmp_path, make_job, capsys):
