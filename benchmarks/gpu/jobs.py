@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -102,16 +103,21 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 
 
 def curve(folder: Path) -> list[tuple[float, float]]:
-    """Loss and gradient norm of every step, unrounded."""
-    return [(line["loss"], line["grad_norm"]) for line in steps(folder)]
+    """Loss and gradient norm of every step, unrounded; NaN where a step has none, as a skipped one."""
+    return [tuple(_number(line[key]) for key in ("loss", "grad_norm")) for line in steps(folder)]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def largest_difference(found: list[tuple[float, float]], wanted: list[tuple[float, float]]) -> float:
-    """Relative, over losses and gradient norms of all steps; infinite where the numbers of steps differ."""
+    """Relative, over losses and gradient norms of all steps; infinite where steps or figures are missing."""
     if len(found) != len(wanted) or not found:
-        return float("inf")
+        return math.inf
     pairs = zip(sum(found, ()), sum(wanted, ()), strict=True)
-    return max(abs(one - other) / abs(other) for one, other in pairs)
+    differences = [abs(one - other) / abs(other) for one, other in pairs]
+    return math.inf if any(map(math.isnan, differences)) else max(differences)
 
 
 def kernels(folder: Path) -> dict[str, Any]:

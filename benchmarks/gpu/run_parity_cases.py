@@ -1,7 +1,8 @@
-"""Runs the cases of ``parity_cases.py``, four at once, each against the plain run that it names."""
+"""Runs the cases of ``parity_cases.py``, several at once, each against the plain run that it names."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,8 @@ from parity_cases import CASES, Case
 from setting import Setting, ended, read_setting, skipped
 
 STEPS = 5
-AT_ONCE = 4
+# A job is a launcher and a rank; most of its time is spent on imports.
+AT_ONCE = min(8, max(2, (os.cpu_count() or 1) // 2))
 
 
 def why_not(case: Case, setting: Setting) -> str:
@@ -68,6 +70,12 @@ def main() -> int:
         tasks[case.name] = partial(jobs.run, case.name, *words(case.loads), *overrides(case, case.words))
     rows: dict[str, Any] = {}
     failures = []
+
+    def keep(name: str, row: dict[str, Any]) -> None:
+        # After each, for the case that the time is up before the last.
+        rows[name] = row
+        setting.write("parity_cases", {"what": "one GPU, five steps from one checkpoint", "results": rows})
+
     with ThreadPoolExecutor(AT_ONCE) as pool:
         running = {name: pool.submit(task) for name, task in tasks.items()}
         for case in chosen:
@@ -76,17 +84,17 @@ def main() -> int:
                 row = judge(case, folder, running[plain[case.like, case.loads]].result())
             except RuntimeError as error:
                 failures.append(f"{case.name}: {error}")
-                rows[case.name] = {"failed": str(error)}
+                keep(case.name, {"failed": str(error)})
                 print(f"{case.name}: {error}", flush=True)
                 continue
             difference = row["largest_relative_difference"]
-            rows[case.name] = row
+            keep(case.name, row)
             print(
-                f"{case.name}: largest relative difference {difference:.1e}, tolerance {case.tolerance:.0e}"
+                f"{case.name}: largest relative difference {difference:.1e}, tolerance {case.tolerance:.0e}",
+                flush=True,
             )
             if not difference < case.tolerance:
                 failures.append(f"{case.name} differs by {difference:.1e}, tolerance {case.tolerance:.0e}")
-    setting.write("parity_cases", {"what": "one GPU, five steps from one checkpoint", "results": rows})
     return ended(failures)
 
 

@@ -27,10 +27,14 @@ def main() -> int:
 
 
 def take_megatrons_local_layers() -> None:
-    """Megatron's ``get_gpt_layer_local_spec``: its attention keeps every score, its norm is torch's."""
+    """Megatron's ``get_gpt_layer_local_spec``: its attention keeps every score, its norm is torch's.
+
+    Its cross-entropy goes with them: nothing of ours is left in the step.
+    """
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
     from megaplug.layers import spec
+    from megaplug.runtime import batch
 
     def local_layers(*names: object) -> object:
         return lambda config, vp_stage=None: get_gpt_layer_local_spec(
@@ -38,6 +42,7 @@ def take_megatrons_local_layers() -> None:
         )
 
     spec.transformer_layer_spec = local_layers
+    batch.fused_loss = None
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def freeze(kind: str, sizes: Sizes, setting: Setting) -> Path:
         "model.rotary_base=500000", f"name={kind}", f"device={setting.device}",
         f"runs_dir={setting.work / 'steps'}",
         f"data.path={write_corpus(setting.work / 'corpus')}", f"data.cache_dir={setting.work / 'cache'}",
-        "logging.progress=none", *_BACKENDS[kind],
+        "logging.progress=none", "logging.tensorboard=false", *_BACKENDS[kind],
     ]  # fmt: skip
     resolved = resolve(compose_job(words), on_this_machine=False)
     folder = open_folder(resolved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -120,4 +121,17 @@ def test_a_driver_that_is_ended_ends_its_step(tmp_path):
         time.sleep(0.05)
     driver.terminate()
     assert driver.wait(30) == 128 + 15
-    assert not Path(f"/proc/{child.read_text()}").exists()
+    deadline = time.monotonic() + 30
+    while is_running(int(child.read_text())):
+        assert time.monotonic() < deadline
+
+
+def test_a_step_that_was_skipped_agrees_with_nothing(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "gpu")
+    jobs = importlib.import_module("jobs")
+    lines = [{"loss": 2.0, "grad_norm": 1.0}, {"loss": 2.0, "grad_norm": None}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = jobs.curve(tmp_path)
+    assert jobs.largest_difference(found[:1], [(2.0, 1.25)]) == 0.2
+    assert jobs.largest_difference(found, [(2.0, 1.0), (2.0, 1.0)]) == float("inf")
+    assert jobs.largest_difference(found[:1], [(2.0, 1.0), (2.0, 1.0)]) == float("inf")
