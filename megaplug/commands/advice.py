@@ -22,14 +22,17 @@ class Advice:
         words: What to type.
         bytes_needed: Modelled: of the fullest rank on GPUs; of all ranks on CPUs, which share memory.
         fits: Whether it brings the need down as far as was asked.
+        num_ranks: The ranks that ``bytes_needed`` is of.
     """
 
     words: str
     bytes_needed: int
     fits: bool = False
+    num_ranks: int = 1
 
     def __str__(self) -> str:
-        return f"{self.words} ({size_text(self.bytes_needed)})"
+        of = f", all {self.num_ranks} ranks" if self.num_ranks > 1 else ""
+        return f"{self.words} ({size_text(self.bytes_needed)}{of})"
 
 
 def size_text(num_bytes: float) -> str:
@@ -49,8 +52,9 @@ def advise(
         max_ranks: No change asks for more ranks than these and those that there were; None: any number.
     """
     most = None if max_ranks is None else max(max_ranks, resolved.topology.world_size)
-    now = _needed(resolved, resolved.job)
-    assert now is not None
+    asked = _needed(resolved, resolved.job)
+    assert asked is not None
+    now, _ = asked
     enough: list[Advice] = []
     rest: list[Advice] = []
     for kind in _kinds(resolved):
@@ -136,7 +140,10 @@ def _tried(resolved: Resolved, changes: Mapping[str, Any], most: int | None) -> 
     if most is not None and resolve_topology(job).world_size > most:
         return None
     needed = _needed(resolved, job)
-    return None if needed is None else Advice(" ".join(map(_word, changes.items())), needed)
+    if needed is None:
+        return None
+    num_bytes, num_ranks = needed
+    return Advice(" ".join(map(_word, changes.items())), num_bytes, num_ranks=num_ranks)
 
 
 def _word(change: tuple[str, Any]) -> str:
@@ -146,10 +153,12 @@ def _word(change: tuple[str, Any]) -> str:
     return f"{key}={'null' if value is None else str(value).lower()}"
 
 
-def _needed(resolved: Resolved, job: Job) -> int | None:
+def _needed(resolved: Resolved, job: Job) -> tuple[int, int] | None:
+    """Modelled bytes, and of how many ranks they are."""
     try:
         topology = resolve_topology(job)
         memory = memory_of(job, topology, job_shape(job, resolved.derived.vocab_size))
     except UserError:
         return None  # the layers cannot be dealt out so
-    return memory.total * (topology.world_size if resolved.derived.device == "cpu" else 1)
+    num_ranks = topology.world_size if resolved.derived.device == "cpu" else 1
+    return memory.total * num_ranks, num_ranks

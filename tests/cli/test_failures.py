@@ -11,6 +11,7 @@ import pytest
 from live_command import only_run, train
 from small_jobs import SMALL, state, write_corpus
 
+from megaplug.commands.advice import size_text
 from megaplug.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -112,13 +113,19 @@ def test_out_of_memory_says_who_and_what_would_fit(place: Path) -> None:
     memory = value(done.stdout, "memory")
     assert "planned at least" in memory and "GiB (measured" in memory
     lines = done.stdout.splitlines()
-    advised = [line.split(maxsplit=2)[2] for line in lines if line.startswith("  should fit ")]
+    # Which of them would fit follows from the peak that was measured.
+    labels = ("  should fit ", "  needs less ")
+    advised = [line.split(maxsplit=2)[2] for line in lines if line.startswith(labels)]
     assert advised[0].startswith("train.micro_batch_size=")
     # Each of them is a job that can be started, and needs less.
     planned = plan(place, "model.seq_length=512")
     assert len(advised) == 3
     for words in advised:
-        assert plan(place, "model.seq_length=512", *words.partition(" (")[0].split()) < planned
+        change, _, needs = words.partition(" (")
+        needed = plan(place, "model.seq_length=512", *change.split())
+        assert needed < planned
+        assert needs.startswith(size_text(needed))
+        assert ("all 2 ranks" in needs) == ("topology.dp=1" not in change)
 
 
 def plan(place: Path, *words: str) -> int:
