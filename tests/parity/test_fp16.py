@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
 from small_jobs import SmallJobs, curve, state, steps
 
 from megaplug.runs.folder import RunFolder
@@ -43,6 +44,7 @@ def test_a_step_that_overflows_is_skipped_and_shown_and_the_run_goes_on(small_jo
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
+@pytest.mark.slow
 def test_the_scale_continues_with_the_run_bit_for_bit(small_jobs: SmallJobs) -> None:
     whole = small_jobs.run([*EIGHT_STEPS, "name=fp16_whole"])
     stopped = small_jobs.run([*EIGHT_STEPS, "name=fp16_parts", "train.stop_at=1"])

@@ -64,7 +64,9 @@ RESHARDED = {
 }
 
 
-@pytest.mark.parametrize("name", RESHARDED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "ep" in name else name for name in RESHARDED]
+)
 def test_the_whole_state_continues_under_another_topology(
     name: str, small_jobs: SmallJobs, undisturbed: Callable[..., RunFolder]
 ) -> None:
@@ -80,6 +82,7 @@ def test_the_whole_state_continues_under_another_topology(
     assert max(abs(one - other) / abs(other) for one, other in pairs) < 1e-5
 
 
+@pytest.mark.slow
 def test_stock_megatron_continues_wrongly_without_a_word(
     small_jobs: SmallJobs, undisturbed: Callable[..., RunFolder]
 ) -> None:

@@ -14,7 +14,7 @@ import torch
 
 ALLOCATED = 400 << 20
 BATCH_DELAY_S = 0.2
-CALL_DELAY_S = 0.05
+CALL_DELAY_S = 0.1
 
 
 def note(folder: str, **values: Any) -> None:

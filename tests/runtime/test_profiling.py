@@ -15,6 +15,7 @@ from small_jobs import SmallJobs, curve
 WORDS = ["lr=constant", "topology.dp=2", "train.iters=7"]
 # Steps 1 to 3 are left out, 4 warms up, 5 and 6 are recorded.
 PROFILE = ["profile=true", "profile.ranks=[1]", "profile.with_stack=true"]
+AT_ONCE = ["profile.wait=0", "profile.warmup=0", "profile.active=1"]
 
 
 def note_what_is_in_place(folder: str) -> None:
@@ -77,7 +78,7 @@ def test_without_a_profile_nothing_stands_in_between(small_jobs: SmallJobs, tmp_
     words = ["lr=constant", "train.iters=1"]
     small_jobs.run([*words, "name=looked_at"], plant=plant)
     (plain,) = noted(tmp_path)
-    small_jobs.run([*words, "name=looked_at_profile", "profile=true"], plant=plant)
+    small_jobs.run([*words, "name=looked_at_profile", "profile=true", *AT_ONCE], plant=plant)
     _, with_profile = noted(tmp_path)
     assert plain["around"] == ["RankFigures.watch.<locals>.train_step"]
     assert with_profile["around"] == [*plain["around"], "_Trace.watch.<locals>.train_step"]

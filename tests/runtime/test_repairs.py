@@ -32,6 +32,7 @@ def test_loading_adam_raises_where_step_is_taken_for_state(small_jobs: SmallJobs
     assert len(curve(small_jobs.run(words))) == 4
 
 
+@pytest.mark.slow
 def test_a_run_with_a_stage_without_experts_is_continued(small_jobs: SmallJobs) -> None:
     """Rank 0 has an optimizer for experts and no expert; what it says of its steps is what is saved."""
     layout = ["moe=small", "moe.moe_layer_freq='[0,0,1,1]'", "topology.pp=2", "topology.ep=2"]
