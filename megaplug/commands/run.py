@@ -222,7 +222,7 @@ def _environment(resolved: Resolved, folder: RunFolder) -> dict[str, str]:
         environment |= {"WANDB_RUN_ID": folder.name, "WANDB_RESUME": "allow"}
     if resolved.derived.device == "cpu":
         # On a machine with GPUs, a job for the CPU must not see them.
-        environment |= {"CUDA_VISIBLE_DEVICES": "", "TORCH_COMPILE_DISABLE": "1"}
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     return environment
 
 

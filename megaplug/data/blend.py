@@ -132,16 +132,23 @@ def _unigram_loss(
     if not (parts["train"] and parts["valid"]):
         return None
     file = root / "blends" / f"{fingerprint}.json"
-    try:
-        return float(json.loads(file.read_bytes())["unigram_loss"])
-    except (OSError, ValueError, TypeError, KeyError):
-        pass  # there is none, or it is damaged: it is counted
+    known = _known_loss(file)
+    if known is not None:
+        return known
     from megaplug.data.unigram import mixture, unigram_loss
 
     train, valid = (mixture([part for *_, part in parts[split]], vocab_size) for split in ("train", "valid"))
     loss = unigram_loss(train, valid)
     cache.write_cached(file, json.dumps({"unigram_loss": loss}) + "\n")
     return loss
+
+
+def _known_loss(file: Path) -> float | None:
+    """What an earlier start has counted; None where there is none, or a damaged one, to be written anew."""
+    try:
+        return float(json.loads(file.read_bytes())["unigram_loss"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _title(given: Sequence[Given], several: dict[str, list[Part]]) -> str:

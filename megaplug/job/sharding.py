@@ -39,7 +39,7 @@ def sharding_arguments(job: Job) -> dict[str, Any]:
             # Megatron-FSDP keeps its state in the distributed optimizer, and in its own format.
             "use_distributed_optimizer": True,
             "ckpt_format": "fsdp_dtensor",
-            # It accumulates gradients itself; the fusion would write past it.
+            # It accumulates gradients itself.
             "gradient_accumulation_fusion": False,
         }
     values: dict[str, Any] = {"ckpt_format": "torch_dist"}
