@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaplug.errors import Problem, UserError
-from megaplug.job.checks import check, check_facts, job_batch, job_shape, resolve_topology
+from megaplug.job.checks import check, check_facts, job_shape, resolve_topology
 from megaplug.job.derive import Derived, derive, resolve_device
 from megaplug.job.facts import DataFacts
 from megaplug.job.identity import digest, identity, model_fingerprint
 from megaplug.job.load import Source, find_source, source_problems
 from megaplug.job.packages import INSTALLATION, is_installed, resolve_backend
-from megaplug.job.recompute import granularity, method_and_layers
 from megaplug.job.schema import Job
 from megaplug.launchers.machine import Machine, detect_machine, machine_problems
-from megaplug.plan.activations import Recompute
-from megaplug.plan.memory import MemoryEstimate, Precision, Sharing, estimate
+from megaplug.plan.memory import StageMemory, estimate
 from megaplug.plan.parameters import total_parameters
+from megaplug.plan.workload import workload_of
 from megaplug.runs.checkpoints import stored_bytes
 from megaplug.runs.folder import find_latest
 from megaplug.topology import ModelShape, Topology
@@ -50,7 +49,7 @@ class Resolved:
     derived: Derived
     shape: ModelShape
     parameters: int
-    memory: MemoryEstimate
+    memory: StageMemory
     source: Source | None
     digest: str
     fingerprint: dict[str, object]
@@ -141,27 +140,9 @@ def _room_for_checkpoints(job: Job, run_digest: str, parameters: int) -> int:
     return max(0, parameters * _CHECKPOINT_BYTES * (job.checkpoint.keep + 1) - present)
 
 
-def memory_of(job: Job, topology: Topology, shape: ModelShape) -> MemoryEstimate:
+def memory_of(job: Job, topology: Topology, shape: ModelShape) -> StageMemory:
     """The modelled memory of a job's fullest rank."""
-    precision = Precision.of(
-        bf16=job.precision.bf16,
-        fp16=job.precision.fp16,
-        gradients_in_fp32=not job.precision.grad_reduce_in_bf16,
-        moments=2,
-    )
-    train = job.train
-    recompute = Recompute(
-        granularity(train), *method_and_layers(train), modules=tuple(train.recompute_modules or ())
-    )
-    optimizer = job.optimizer
-    sharing = Sharing(
-        zero=job.topology.zero,
-        optimizer_on_cpu=optimizer.optimizer_offload_fraction if optimizer.optimizer_cpu_offload else 0.0,
-        layers_on_cpu=train.cpu_offloading_num_layers,
-    )
-    return estimate(
-        topology, shape, job_batch(job), precision=precision, recompute=recompute, sharing=sharing
-    )
+    return estimate(workload_of(job, topology, shape))
 
 
 def _backend_problems(job: Job, machine: Machine) -> list[Problem]:

@@ -276,6 +276,25 @@ class ProfileConfig:
 
 
 @dataclass
+class ClusterConfig:
+    """The machines that a plan is made for; nothing here changes a run's result."""
+
+    name: str = "auto"
+    device: str = "cuda"
+    num_gpus: int | None = None
+    gpus_per_node: int = 8
+    memory_gib: float = 80.0
+    reserved_gib: float = 2.0
+    peak_tflops: dict[str, float] = field(default_factory=dict)
+    memory_bandwidth_tbps: float = 1.0
+    link_gbps: float = 1.0
+    link_domain: int = 8
+    network_gbps: float = 1.0
+    price_per_gpu_hour: float | None = None
+    constants: str | None = None
+
+
+@dataclass
 class LaunchConfig:
     """Where the ranks are started."""
 
@@ -316,4 +335,5 @@ class Job:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     megatron: dict[str, Any] = field(default_factory=dict)

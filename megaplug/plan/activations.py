@@ -2,57 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from megaplug.topology import Batch, ModelShape, Topology
+from megaplug.plan.workload import Recompute, Workload
 
 
-@dataclass(frozen=True)
-class Recompute:
-    """Megatron's activation recompute.
-
-    Attributes:
-        granularity: ``full``, ``selective`` or None.
-        method: With ``full``, ``uniform`` or ``block``.
-        num_layers: With ``full``, the layers of a chunk or of a stage.
-        modules: With ``selective``. ``core_attn`` frees nothing: flash attention keeps no scores.
-    """
-
-    granularity: str | None = None
-    method: str | None = None
-    num_layers: int | None = None
-    modules: tuple[str, ...] = ()
-
-
-def stage_activations(
-    topology: Topology, shape: ModelShape, batch: Batch, recompute: Recompute, stage: int
-) -> float:
+def stage_activations(workload: Workload, stage: int) -> float:
     """Bytes in bf16 of all microbatches in flight (``get_pp_rank_microbatches`` in ``schedules.py``)."""
+    topology, shape, recompute = workload.topology, workload.shape, workload.recompute
     num_layers = topology.layers_of_stage(shape.num_layers)[stage]
     behind, vpp = topology.pp - stage, topology.vpp or 1
-    microbatches = batch.global_batch_size // (batch.micro_batch_size * topology.dp)
+    microbatches = workload.num_microbatches
     if topology.vpp is None:
         chunks = min(microbatches, behind)
     else:
         chunks = min(2 * (behind - 1) + (vpp - 1) * topology.pp + 1, vpp * microbatches)
-    parts = _layer_parts(topology, shape, batch)
+    parts = _layer_parts(workload)
     whole = sum(parts.values())
     chunk_layers = num_layers / vpp
     if recompute.granularity != "full":
         again = _computed_again(parts, recompute)
         # What one layer computes again is there while its gradients are computed.
         return chunks * chunk_layers * (whole - again) + again
-    kept = 2 * tokens_of(topology, shape, batch) * shape.hidden_size / _sequence_cut(topology)
+    kept = 2 * workload.tokens * shape.hidden_size / workload.sequence_cut
     span = recompute.num_layers or 1
     if recompute.method == "block":
         layers = min(span, chunk_layers)
         return chunks * (layers * kept + (chunk_layers - layers) * whole) + whole
     return chunks * chunk_layers / span * kept + min(span, chunk_layers) * whole
-
-
-def tokens_of(topology: Topology, shape: ModelShape, batch: Batch) -> int:
-    """Tokens of one microbatch on a rank, before sequence parallelism cuts them."""
-    return shape.seq_length * batch.micro_batch_size // topology.cp
 
 
 def _computed_again(parts: dict[str, float], recompute: Recompute) -> float:
@@ -69,9 +44,10 @@ def _computed_again(parts: dict[str, float], recompute: Recompute) -> float:
     return sum(parts[part] for part in again)
 
 
-def _layer_parts(topology: Topology, shape: ModelShape, batch: Batch) -> dict[str, float]:
+def _layer_parts(workload: Workload) -> dict[str, float]:
     """Bytes in bf16 that one layer (the mean one, where only some have experts) keeps of one microbatch."""
-    tokens, tp, cut = tokens_of(topology, shape, batch), topology.tp, _sequence_cut(topology)
+    topology, shape = workload.topology, workload.shape
+    tokens, tp, cut = workload.tokens, topology.tp, workload.sequence_cut
     hidden, gates = shape.hidden_size, 2 if shape.swiglu else 1
     attended = shape.query_size + shape.key_size + shape.value_size + shape.attended_size
     # A latent is kept before and after its norm.
@@ -99,7 +75,3 @@ def _layer_parts(topology: Topology, shape: ModelShape, batch: Batch) -> dict[st
         "expert_activation": share * gathered * 2 * ffn,
         "shared_experts": share * shared,
     }
-
-
-def _sequence_cut(topology: Topology) -> int:
-    return topology.tp if topology.sequence_parallel else 1

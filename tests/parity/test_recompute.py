@@ -11,7 +11,8 @@ from small_jobs import SmallJobs, curve
 
 from megaplug.job.checks import job_batch, job_shape, resolve_topology
 from megaplug.job.compose import compose_job
-from megaplug.plan.activations import Recompute, stage_activations
+from megaplug.plan.activations import stage_activations
+from megaplug.plan.workload import Recompute, Workload
 
 TWO_STEPS = ["train.iters=2", "lr=constant", "lr.lr=1e-3"]
 MOE = ["moe=small", "moe.moe_ffn_hidden_size=64"]
@@ -64,7 +65,8 @@ def test_the_numbers_stay_and_memory_is_freed(
         job = compose_job(small_jobs.words(model))
         sizes = resolve_topology(job), job_shape(job), job_batch(job)
         again = Recompute("selective", modules=modules)
-        modelled = stage_activations(*sizes, Recompute(), 0) - stage_activations(*sizes, again, 0)
+        modelled = stage_activations(Workload(*sizes), 0)
+        modelled -= stage_activations(Workload(*sizes, recompute=again), 0)
         # Modelled in bf16, of all layers but one, which is there while it is computed again.
         layers = job.model.num_layers
         assert all_kept - kept >= 0.99 * 2 * modelled * layers / (layers - 1)

@@ -1,0 +1,173 @@
+"""One training step in plain numbers: all of a job that decides its memory, its time and its cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from megaplug.job.checks import job_batch
+from megaplug.job.recompute import granularity, method_and_layers
+from megaplug.job.schema import Job
+from megaplug.topology import Batch, ModelShape, Topology
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes of a number, and what matrix products are computed in. The defaults are fp32; see `of`.
+
+    Attributes:
+        parameter: Of a weight and of an activation.
+        gradient: Of a gradient as it is summed over microbatches.
+        optimizer: Of all that the optimizer keeps of a parameter.
+        compute: ``fp32``, ``bf16``, ``fp16`` or ``fp8``: a key of ``Cluster.peak_tflops``.
+    """
+
+    parameter: int = 4
+    gradient: int = 4
+    optimizer: int = 8
+    compute: str = "fp32"
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        bf16: bool = False,
+        fp16: bool = False,
+        fp8: bool = False,
+        gradients_in_fp32: bool = True,
+        moments: int = 2,
+    ) -> Precision:
+        """Adam has two moments, SGD with momentum one, each fp32; bf16 adds an fp32 copy of the weights.
+
+        fp16 gradients are copied to fp32 beside it. That makes 18 bytes a parameter in bf16, 20 in fp16 and
+        16 in fp32 with Adam before anything is cut (Megatron's
+        ``docs/user-guide/features/dist_optimizer.md``).
+        """
+        if fp16:
+            return cls(2, 2, 8 + 4 * moments, "fp16")
+        if bf16 or fp8:
+            return cls(2, 4 if gradients_in_fp32 else 2, 4 + 4 * moments, "fp8" if fp8 else "bf16")
+        return cls(4, 4, 4 * moments, "fp32")
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """Megatron's activation recompute.
+
+    Attributes:
+        granularity: ``full``, ``selective`` or None.
+        method: With ``full``, ``uniform`` or ``block``.
+        num_layers: With ``full``, the layers of a chunk or of a stage.
+        modules: With ``selective``. ``core_attn`` frees nothing: flash attention keeps no scores.
+    """
+
+    granularity: str | None = None
+    method: str | None = None
+    num_layers: int | None = None
+    modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What data-parallel ranks share out, and what is kept on the CPU.
+
+    Attributes:
+        zero: 0 nothing, 1 the optimizer's state, 2 also gradients, 3 also weights.
+        optimizer_on_cpu: Part of the optimizer's state that is offloaded, 0 to 1.
+        layers_on_cpu: Layers whose activations are offloaded.
+    """
+
+    zero: int = 1
+    optimizer_on_cpu: float = 0.0
+    layers_on_cpu: int = 0
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """Which communication runs beside computation."""
+
+    grad_reduce: bool = True
+    param_gather: bool = True
+    p2p: bool = True
+    tp: bool = False
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A legal job, as the models of memory and of time see it.
+
+    Attributes:
+        topology: The rank grid.
+        shape: The model's sizes.
+        batch: The batch sizes.
+        precision: Bytes of a parameter, its gradient and its optimizer state.
+        recompute: What is computed again in backward.
+        sharing: What is cut over data-parallel ranks or offloaded.
+        overlaps: Which communication is hidden where it can be.
+        fused_attention: Whether attention keeps no scores (flash); False for Megatron's unfused one.
+    """
+
+    topology: Topology
+    shape: ModelShape
+    batch: Batch
+    precision: Precision = field(default_factory=Precision)
+    recompute: Recompute = field(default_factory=Recompute)
+    sharing: Sharing = field(default_factory=Sharing)
+    overlaps: Overlaps = field(default_factory=Overlaps)
+    fused_attention: bool = True
+
+    @property
+    def num_microbatches(self) -> int:
+        """Forward passes of a rank in one step."""
+        return self.batch.global_batch_size // (self.batch.micro_batch_size * self.topology.dp)
+
+    @property
+    def tokens(self) -> int:
+        """Of one microbatch on a rank, before sequence parallelism cuts them."""
+        return self.shape.seq_length * self.batch.micro_batch_size // self.topology.cp
+
+    @property
+    def sequence_cut(self) -> int:
+        """By how much sequence parallelism cuts what lies between attention and MLP."""
+        return self.topology.tp if self.topology.sequence_parallel else 1
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Of the whole world in one step of the optimizer."""
+        return self.shape.seq_length * self.batch.global_batch_size
+
+
+def workload_of(job: Job, topology: Topology, shape: ModelShape) -> Workload:
+    """The workload of a job that has passed its checks.
+
+    Args:
+        job: The job.
+        topology: Its grid.
+        shape: Its model, with the vocabulary that it will have.
+    """
+    train, optimizer, overlap = job.train, job.optimizer, job.overlap
+    return Workload(
+        topology,
+        shape,
+        job_batch(job),
+        precision=Precision.of(
+            bf16=job.precision.bf16,
+            fp16=job.precision.fp16,
+            fp8=job.precision.fp8_format is not None,
+            gradients_in_fp32=not job.precision.grad_reduce_in_bf16,
+        ),
+        recompute=Recompute(
+            granularity(train), *method_and_layers(train), modules=tuple(train.recompute_modules or ())
+        ),
+        sharing=Sharing(
+            zero=job.topology.zero,
+            optimizer_on_cpu=optimizer.optimizer_offload_fraction if optimizer.optimizer_cpu_offload else 0.0,
+            layers_on_cpu=train.cpu_offloading_num_layers,
+        ),
+        overlaps=Overlaps(
+            grad_reduce=overlap.overlap_grad_reduce is not False,
+            param_gather=overlap.overlap_param_gather is not False,
+            p2p=overlap.overlap_p2p_comm is not False,
+            tp=overlap.tp_comm_overlap is True,
+        ),
+        fused_attention=job.attention.name != "local",
+    )
