@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -46,7 +47,13 @@ class Contender:
         command = [sys.executable, str(WORKERS), name, json.dumps(settings)]
         # A group of its own, which it ends as a whole.
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            process_group=0,
+            # Before torch is imported, or they would be as many as the machine has cores.
+            env=os.environ | {"OMP_NUM_THREADS": str(settings["threads"])},
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self.orders: IO[str] = self.process.stdin
@@ -99,7 +106,7 @@ def frozen_job(model: str, precision: str, threads: int, folder: Path) -> dict[s
         "parameters": resolved.parameters,
         "micro_batch_size": job.train.micro_batch_size,
         "global_batch_size": job.train.global_batch_size,
-        "environment": {"OMP_NUM_THREADS": str(threads)},
+        "threads": threads,
     }
 
 
@@ -215,8 +222,6 @@ def _versions() -> dict[str, str]:
 
 
 def _usable_cpus() -> int:
-    import os
-
     return len(os.sched_getaffinity(0))
 
 

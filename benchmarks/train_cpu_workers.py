@@ -139,7 +139,6 @@ def run_megatron(name: str, settings: dict[str, Any], answers: TextIO) -> None:
         settings: Where the frozen job is.
         answers: Where the seconds go.
     """
-    os.environ.update(settings["environment"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -206,6 +206,46 @@ def _install_tensors() -> None:
     tensor.type = type_as_if_on_cuda
 
 
+class _Done:
+    """A collective that is over."""
+
+    def wait(self, timeout: Any = None) -> bool:
+        return True
+
+    def is_completed(self) -> bool:
+        return True
+
+
+def _install_lone_ranks() -> None:
+    """A rank that is alone in its group has nothing to ask of others, as NCCL knows and gloo does not.
+
+    Not for what gloo takes itself: its threads copy with OpenMP, and where a process has more OpenMP threads
+    than it has cores, libgomp no longer lets them spin between two operators of a model: a step of the
+    default model on two cores took half as long again.
+    """
+    distributed: Any = torch.distributed
+
+    def alone(real: Callable[..., Any], copy: Callable[..., None]) -> Callable[..., Any]:
+        @functools.wraps(real)
+        def collective(*args: Any, group: Any = None, async_op: bool = False, **kwargs: Any) -> Any:
+            if distributed.get_world_size(group) != 1:
+                return real(*args, group=group, async_op=async_op, **kwargs)
+            copy(*args, **kwargs)
+            return _Done() if async_op else None
+
+        return collective
+
+    def in_place(tensor: torch.Tensor, op: Any = None) -> None: ...
+
+    def into(output: torch.Tensor, input: torch.Tensor, op: Any = None) -> None:
+        if output.data_ptr() != input.data_ptr():
+            output.copy_(input.view_as(output))
+
+    distributed.all_reduce = alone(distributed.all_reduce, in_place)
+    distributed.reduce_scatter_tensor = alone(distributed.reduce_scatter_tensor, into)
+    distributed.all_gather_into_tensor = alone(distributed.all_gather_into_tensor, into)
+
+
 def _install_random() -> None:
     from megatron.core.tensor_parallel import random as megatron_random
 
@@ -276,6 +316,7 @@ def install() -> bool:
     _install_memory()
     _install_constructors()
     _install_tensors()
+    _install_lone_ranks()
     _install_random()
     _install_megatron()
     _installed = True
