@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from megaplug.topology.mesh import Topology, TopologyRequest, coordinates, rank_groups, resolve
+from megaplug.topology.groups import (
+    GROUPS,
+    coordinates,
+    group_of,
+    group_size,
+    groups_of,
+    members_in_node,
+    node_of,
+    rank_groups,
+    stays_in_node,
+)
+from megaplug.topology.mesh import Topology, TopologyRequest, resolve
 from megaplug.topology.nearest import nearest_legal, overrides
 from megaplug.topology.rules import violations
 from megaplug.topology.shape import Batch, ModelShape
 from megaplug.topology.stages import layer_ids
 
 __all__ = [
+    "GROUPS",
     "Batch",
     "ModelShape",
     "Topology",
     "TopologyRequest",
     "coordinates",
+    "group_of",
+    "group_size",
+    "groups_of",
     "layer_ids",
+    "members_in_node",
     "nearest_legal",
+    "node_of",
     "overrides",
     "rank_groups",
     "resolve",
+    "stays_in_node",
     "violations",
 ]

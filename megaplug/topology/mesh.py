@@ -68,6 +68,16 @@ class Topology:
             shown.append(f"ETP{self.etp}")
         return " ".join([*shown, f"DP{self.dp}"])
 
+    @property
+    def dense_sizes(self) -> dict[str, int]:
+        """The attention mesh, its fastest dimension first."""
+        return {"tp": self.tp, "cp": self.cp, "dp": self.dp, "pp": self.pp}
+
+    @property
+    def expert_sizes(self) -> dict[str, int]:
+        """The expert mesh, its fastest dimension first."""
+        return {"etp": self.etp, "ep": self.ep, "expert_dp": self.expert_dp, "pp": self.pp}
+
     def layers_of_stage(self, num_layers: int) -> list[int]:
         """How many transformer layers each pipeline stage holds; see `stages.layers_of_stage`."""
         return layers_of_stage(self, num_layers)
@@ -155,59 +165,6 @@ def mesh_problems(topology: Topology) -> list[Problem]:
             )
         )
     return problems
-
-
-def coordinates(topology: Topology, rank: int) -> dict[str, int]:
-    """Where a rank sits on both grids: ``tp cp dp pp`` and ``etp ep expert_dp``.
-
-    Raises:
-        ValueError: If the world has no such rank.
-    """
-    if not 0 <= rank < topology.world_size:
-        raise ValueError(f"rank {rank} is not in a world of {topology.world_size}")
-    found: dict[str, int] = {}
-    for sizes in (_dense_sizes(topology), _expert_sizes(topology)):
-        rest = rank
-        for name, size in sizes.items():
-            rest, found[name] = divmod(rest, size)
-    return found
-
-
-def rank_groups(topology: Topology) -> dict[str, list[list[int]]]:
-    """All process groups, in Megatron's order of groups and of ranks inside a group.
-
-    Returns:
-        For each of ``tp cp dp pp tp_cp dp_cp tp_pp`` (attention mesh) and ``etp ep expert_dp etp_ep`` (expert
-        mesh) the list of its groups.
-    """
-    dense, expert = _dense_sizes(topology), _expert_sizes(topology)
-    groups = {
-        name: _groups(dense, name.split("_")) for name in ("tp", "cp", "dp", "pp", "tp_cp", "dp_cp", "tp_pp")
-    }
-    groups |= {name: _groups(expert, [name]) for name in ("etp", "ep", "expert_dp")}
-    groups["etp_ep"] = _groups(expert, ["etp", "ep"])
-    return groups
-
-
-def _dense_sizes(topology: Topology) -> dict[str, int]:
-    return {"tp": topology.tp, "cp": topology.cp, "dp": topology.dp, "pp": topology.pp}
-
-
-def _expert_sizes(topology: Topology) -> dict[str, int]:
-    return {"etp": topology.etp, "ep": topology.ep, "expert_dp": topology.expert_dp, "pp": topology.pp}
-
-
-def _groups(sizes: dict[str, int], inside: list[str]) -> list[list[int]]:
-    """Groups of the ranks that differ only in the dimensions ``inside``; ``sizes`` has the fastest first."""
-    inner, outer, stride = [0], [0], 1
-    for name, size in sizes.items():
-        steps = range(0, size * stride, stride)
-        if name in inside:
-            inner = [step + offset for step in steps for offset in inner]
-        else:
-            outer = [step + offset for step in steps for offset in outer]
-        stride *= size
-    return [[start + offset for offset in inner] for start in outer]
 
 
 def _positive_hint(key: str, optional: set[str]) -> str:

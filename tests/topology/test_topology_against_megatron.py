@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 
 import pytest
 
 from megaplug.job.schema import TopologyConfig
-from megaplug.topology import Batch, ModelShape, Topology, rank_groups, resolve, violations
+from megaplug.topology import Batch, ModelShape, Topology, resolve, violations
 
 # A model and a batch so divisible that only the mesh can be at fault.
 SHAPE = ModelShape(
@@ -75,33 +74,6 @@ def test_our_verdict_on_a_mesh_is_megatrons():
         assert ours == megatron_accepts(*mesh), mesh
         verdicts.append(ours)
     assert 60 < sum(verdicts) < 240  # both answers were asked for often
-
-
-def test_our_rank_groups_are_megatrons():
-    from megatron.core.parallel_state import RankGenerator
-
-    checked = 0
-    for tp, pp, cp, dp, ep, etp in itertools.product((1, 2, 3), (1, 2), (1, 2), (1, 2, 4), (1, 2, 4), (1, 2)):
-        world_size = tp * pp * cp * dp
-        if world_size % (etp * ep * pp):
-            continue
-        checked += 1
-        topology = Topology(tp, pp, None, cp, ep, etp, dp, world_size)
-        ours = rank_groups(topology)
-        order = "tp-cp-ep-dp-pp"
-        dense = RankGenerator(tp=tp, ep=1, dp=dp, pp=pp, cp=cp, order=order)
-        experts = RankGenerator(tp=etp, ep=ep, dp=topology.expert_dp, pp=pp, cp=1, order=order)
-        for name in ("tp", "cp", "dp", "pp", "tp_cp", "dp_cp", "tp_pp"):
-            assert ours[name] == dense.get_ranks(name.replace("_", "-")), (topology, name)
-        for name, token in (
-            ("etp", "tp"),
-            ("ep", "ep"),
-            ("expert_dp", "dp"),
-            ("etp_ep", "tp-ep"),
-            ("pp", "pp"),
-        ):
-            assert ours[name] == experts.get_ranks(token), (topology, name)
-    assert checked > 100
 
 
 @pytest.mark.parametrize(
