@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -217,33 +218,32 @@ class _Done:
 
 
 def _install_lone_ranks() -> None:
-    """A rank that is alone in its group has nothing to ask of others, as NCCL knows and gloo does not.
+    """What a rank that is alone in its group sends to itself is a copy, or nothing, as it is with NCCL.
 
-    Not for what gloo takes itself: its threads copy with OpenMP, and where a process has more OpenMP threads
-    than it has cores, libgomp no longer lets them spin between two operators of a model: a step of the
-    default model on two cores took half as long again.
+    gloo takes it to threads of its own, which copy with OpenMP. With them a process has more OpenMP threads
+    than there are cores, and then libgomp's no longer spin between two operators of the model: a step of the
+    default model on two cores takes half as long again.
     """
     distributed: Any = torch.distributed
+    for name in ("all_reduce", "reduce_scatter_tensor", "all_gather_into_tensor"):
+        setattr(distributed, name, _unless_alone(getattr(distributed, name)))
 
-    def alone(real: Callable[..., Any], copy: Callable[..., None]) -> Callable[..., Any]:
-        @functools.wraps(real)
-        def collective(*args: Any, group: Any = None, async_op: bool = False, **kwargs: Any) -> Any:
-            if distributed.get_world_size(group) != 1:
-                return real(*args, group=group, async_op=async_op, **kwargs)
-            copy(*args, **kwargs)
-            return _Done() if async_op else None
 
-        return collective
+def _unless_alone(real: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(real)
 
-    def in_place(tensor: torch.Tensor, op: Any = None) -> None: ...
+    @functools.wraps(real)
+    def collective(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        if torch.distributed.get_world_size(given.get("group")) != 1:
+            return real(*args, **kwargs)
+        tensors = [value for value in given.values() if torch.is_tensor(value)]
+        if len(tensors) == 2 and tensors[0].data_ptr() != tensors[1].data_ptr():
+            output, source = tensors
+            output.copy_(source.view_as(output))
+        return _Done() if given.get("async_op") else None
 
-    def into(output: torch.Tensor, input: torch.Tensor, op: Any = None) -> None:
-        if output.data_ptr() != input.data_ptr():
-            output.copy_(input.view_as(output))
-
-    distributed.all_reduce = alone(distributed.all_reduce, in_place)
-    distributed.reduce_scatter_tensor = alone(distributed.reduce_scatter_tensor, into)
-    distributed.all_gather_into_tensor = alone(distributed.all_gather_into_tensor, into)
+    return collective
 
 
 def _install_random() -> None:

@@ -57,6 +57,42 @@ def test_megatrons_random_trackers_keep_their_own_state(tmp_path: Path) -> None:
     assert run_ranks(1, states_of_the_random_trackers, folder=tmp_path) == [(True, False)]
 
 
+def what_a_lone_rank_asks_of_gloo(store: str) -> tuple[list[str], list[list[float]]]:
+    import os
+
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import _coalescing_manager
+
+    from megaplug.runtime import cpu
+
+    cpu.install()
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    mine = [dist.new_group([member]) for member in range(2)][rank]
+    sums, gathered, scattered = torch.ones(3), torch.zeros(2), torch.zeros(2)
+    with torch.profiler.profile() as profile:
+        dist.all_reduce(sums, dist.ReduceOp.SUM, mine)
+        assert dist.all_gather_into_tensor(gathered, torch.full((2,), 2.0), group=mine) is None
+        with _coalescing_manager(mine, async_ops=True) as handle:
+            dist.reduce_scatter_tensor(scattered, torch.full((2,), 3.0), group=mine, async_op=True)
+        handle.wait()
+        assert dist.all_reduce(sums, group=mine, async_op=True).wait()
+    asked = [event.key for event in profile.key_averages() if "gloo" in event.key or "c10d" in event.key]
+    together = torch.ones(1)
+    dist.all_reduce(together)
+    dist.destroy_process_group()
+    return asked, [sums.tolist(), gathered.tolist(), scattered.tolist(), together.tolist()]
+
+
+def test_a_rank_alone_in_its_group_asks_nothing_of_gloo(tmp_path: Path) -> None:
+    right = [[1.0, 1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [2.0]]
+    assert (
+        run_ranks(2, what_a_lone_rank_asks_of_gloo, str(tmp_path / "store"), folder=tmp_path)
+        == [([], right)] * 2
+    )
+
+
 def what_changes_with_cuda() -> list[str]:
     import torch
 
