@@ -20,21 +20,26 @@ from __future__ import annotations
 from megaplug.topology import ModelShape
 
 
-def forward_flops_per_token(shape: ModelShape, *, vocab_size: int, causal: bool = True) -> float:
+def forward_flops_per_token(
+    shape: ModelShape, *, vocab_size: int, causal: bool = True, as_megatron: bool = False
+) -> float:
     """FLOPs of one token's forward pass in a sequence of ``shape.seq_length``.
 
     Args:
         shape: The model's sizes.
         vocab_size: Rows of the output layer, padding included.
         causal: False counts the whole square of scores, for a comparison with figures that do.
+        as_megatron: Counts as Megatron's log does, for a comparison with figures that were read from it:
+            s / 2 for (s + 1) / 2, and no router.
     """
     hidden, mlps = shape.hidden_size, 3 if shape.swiglu else 2
-    seen = (shape.seq_length + 1) / 2 if causal else shape.seq_length
+    seen = (shape.seq_length + (not as_megatron)) / 2 if causal else shape.seq_length
     attention = 2 * _projections(shape) + 2 * seen * (shape.query_size + shape.attended_size)
     dense = 2 * mlps * hidden * shape.ffn_hidden_size
     experts = 2 * mlps * hidden * shape.moe_router_topk * shape.expert_ffn_size
     experts += 2 * mlps * hidden * (shape.moe_shared_expert_intermediate_size or 0)
-    experts += 2 * hidden * (shape.num_experts or 0)
+    if not as_megatron:
+        experts += 2 * hidden * (shape.num_experts or 0)
     total = 2.0 * hidden * vocab_size
     for has_experts in shape.moe_layers:
         total += attention + (experts if has_experts else dense)
@@ -54,6 +59,8 @@ def _projections(shape: ModelShape) -> int:
     return queries + down + up + shape.value_size * hidden
 
 
-def training_flops_per_token(shape: ModelShape, *, vocab_size: int, causal: bool = True) -> float:
+def training_flops_per_token(
+    shape: ModelShape, *, vocab_size: int, causal: bool = True, as_megatron: bool = False
+) -> float:
     """FLOPs of one token's forward and backward pass; see `forward_flops_per_token`."""
-    return 3 * forward_flops_per_token(shape, vocab_size=vocab_size, causal=causal)
+    return 3 * forward_flops_per_token(shape, vocab_size=vocab_size, causal=causal, as_megatron=as_megatron)
