@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from megaplug.errors import Problem
+from megaplug.job.checks_cluster import cluster_problems
 from megaplug.job.megatron_table import load_table
 from megaplug.job.names import ALIASES, OURS
 from megaplug.job.schema import Job, TokenizerConfig
@@ -20,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "load_state": ("weights", "all"),
     "backend": ("auto", "native", "te"),
     "device": ("auto", "cpu", "cuda"),
+    "cluster.device": ("cuda", "cpu"),
     "data.bad_lines": ("refuse", "skip"),
     "kernels.apex": ("auto", "off", "require"),
     "kernels.te": ("auto", "off", "require"),
@@ -74,7 +76,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 def value_problems(job: Job) -> list[Problem]:
     """Everything that is wrong with single values."""
-    return [*_choices(job), *_numbers(job), *_megatron_choices(job), *_texts(job)]
+    return [
+        *_choices(job),
+        *_numbers(job),
+        *_megatron_choices(job),
+        *_texts(job),
+        *cluster_problems(job),
+    ]
 
 
 def value_of(job: Job, dotted: str) -> Any:
@@ -88,7 +96,7 @@ def value_of(job: Job, dotted: str) -> Any:
 def _choices(job: Job) -> Iterator[Problem]:
     for key, known in CHOICES.items():
         value = value_of(job, key)
-        if value not in known:
+        if value is not None and value not in known:
             yield Problem(key, f"cannot be {value!r}", did_you_mean(str(value), known))
 
 

@@ -8,8 +8,15 @@ import typing
 
 from megaplug.job.schema import Job
 
-# Groups that hold whatever the plugin or Megatron accepts; other checks look into them.
-OPEN_KEYS = ("attention.params", "megatron", "data.path", "data.valid_path", "data.test_path")
+# Groups that hold whatever the plugin, Megatron or a device knows; other checks look into them.
+OPEN_KEYS = (
+    "attention.params",
+    "megatron",
+    "data.path",
+    "data.valid_path",
+    "data.test_path",
+    "cluster.peak_tflops",
+)
 
 
 @functools.cache

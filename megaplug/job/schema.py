@@ -277,19 +277,19 @@ class ProfileConfig:
 
 @dataclass
 class ClusterConfig:
-    """The machines that a plan is made for; nothing here changes a run's result."""
+    """The machines that a plan is made for; nothing here changes a run's result. ``None``: as the preset."""
 
     name: str = "auto"
-    device: str = "cuda"
+    device: str | None = None
     num_gpus: int | None = None
-    gpus_per_node: int = 8
-    memory_gib: float = 80.0
-    reserved_gib: float = 2.0
-    peak_tflops: dict[str, float] = field(default_factory=dict)
-    memory_bandwidth_tbps: float = 1.0
-    link_gbps: float = 1.0
-    link_domain: int = 8
-    network_gbps: float = 1.0
+    gpus_per_node: int | None = None
+    memory_gib: float | None = None
+    reserved_gib: float | None = None
+    peak_tflops: dict[str, float] | None = None
+    memory_bandwidth_tbps: float | None = None
+    link_gbps: float | None = None
+    link_domain: int | None = None
+    network_gbps: float | None = None
     price_per_gpu_hour: float | None = None
     constants: str | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +102,28 @@ def machine_problems(
 
 def _gb(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def gpu_name() -> str | None:
+    """What the driver calls the first GPU here, such as ``NVIDIA H100 80GB HBM3``; None where there is none.
+
+    The driver's files are read, and ``nvidia-smi`` is asked where a container hides them.
+    """
+    if not _num_gpus():
+        return None
+    for file in _model_files():
+        if model := re.search(r"^Model:\s*(\S.*)$", file.read_text(), re.MULTILINE):
+            return model[1].strip()
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    asked = [tool, "--query-gpu=name", "--format=csv,noheader"]
+    answer = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False).stdout
+    return answer.splitlines()[0].strip() if answer.strip() else None
+
+
+def _model_files() -> list[Path]:
+    return sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
 
 
 def _num_gpus() -> int:

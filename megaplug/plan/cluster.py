@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+import functools
+import re
+from dataclasses import dataclass
+from typing import Any
 
+from megaplug.errors import UserError
+from megaplug.job.compose import conf_dir
 from megaplug.job.schema import ClusterConfig
+from megaplug.job.suggest import did_you_mean
 
 GIB = 1024**3
+AUTO, WITHOUT_GPU = "auto", "cpu2"
+
+# What the driver calls a GPU, and its preset. H100 NVL and H100 PCIe, and the A100 of 40 GB, are others.
+_PRESET_OF_GPU = (
+    (r"GB300", "gb300"),
+    (r"GB200", "gb200"),
+    (r"\bB200", "b200"),
+    (r"\bH200\b(?! NVL)", "h200"),
+    (r"\bH100\b(?! (?:NVL|PCIe))", "h100"),
+    (r"A100-SXM4-80GB", "a100_80gb"),
+    (r"RTX 4090(?! D)", "rtx4090"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +60,7 @@ class Cluster:
     device: str = "cuda"
     num_gpus: int | None = None
     price_per_gpu_hour: float | None = None
-    constants: str = field(default="")
+    constants: str = ""
 
     @property
     def usable_memory(self) -> float:
@@ -49,20 +68,89 @@ class Cluster:
         return self.memory - self.reserved
 
 
-def cluster_of(config: ClusterConfig) -> Cluster:
-    """The cluster of a job's ``cluster`` section."""
+def cluster_of(config: ClusterConfig, gpu: str | None = None) -> Cluster:
+    """The cluster of a job's ``cluster`` section.
+
+    Args:
+        config: The section; of ``cluster=auto`` every key that was not typed is None.
+        gpu: The name of the GPU that is here, for ``cluster=auto``; None where there is none.
+
+    Raises:
+        UserError: No preset is known of that GPU, or a key is null that a cluster cannot do without.
+    """
+    values = dataclasses.asdict(config)
+    if config.name == AUTO:
+        below = preset_values(preset_of_gpu(gpu) if gpu is not None else WITHOUT_GPU)
+        peaks = {**below["peak_tflops"], **(config.peak_tflops or {})}
+        values = below | {key: value for key, value in values.items() if value is not None}
+        values |= {"name": below["name"], "peak_tflops": peaks}
+    return _cluster(values)
+
+
+@functools.cache
+def cluster_preset(name: str) -> Cluster:
+    """A shipped preset by its name, without Hydra.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    return _cluster(preset_values(name))
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """A shipped preset as ``conf/cluster`` has it.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    import yaml
+
+    file = conf_dir() / "cluster" / f"{name}.yaml"
+    if name == AUTO or not file.is_file():
+        raise UserError(f"there is no cluster {name!r}", hint=did_you_mean(name, preset_names()))
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert isinstance(values, dict)
+    return values
+
+
+def preset_names() -> list[str]:
+    """All shipped presets."""
+    return sorted(path.stem for path in (conf_dir() / "cluster").glob("*.yaml") if path.stem != AUTO)
+
+
+def preset_of_gpu(gpu: str) -> str:
+    """The preset of a GPU by the name that the driver gives it.
+
+    Raises:
+        UserError: There is none.
+    """
+    for pattern, name in _PRESET_OF_GPU:
+        if re.search(pattern, gpu):
+            return name
+    shown = " | ".join(f"cluster={name}" for name in preset_names())
+    raise UserError(
+        f"cluster=auto: there is no preset for {gpu!r}, the GPU of this machine",
+        hint=f"name the machines that the plan is for: {shown}; single values can be given, such as "
+        "cluster.memory_gib=48",
+    )
+
+
+def _cluster(values: dict[str, Any]) -> Cluster:
+    needed = [key for key in values if key not in ("num_gpus", "price_per_gpu_hour", "constants")]
+    if missing := [f"cluster.{key}" for key in needed if values[key] is None]:
+        raise UserError(f"{', '.join(missing)}: not given", hint="a cluster needs a value for each")
     return Cluster(
-        name=config.name,
-        gpus_per_node=config.gpus_per_node,
-        memory=config.memory_gib * GIB,
-        peak_flops={name: value * 1e12 for name, value in config.peak_tflops.items()},
-        memory_bandwidth=config.memory_bandwidth_tbps * 1e12,
-        link_bandwidth=config.link_gbps * 1e9,
-        link_domain=config.link_domain,
-        network_bandwidth=config.network_gbps * 1e9,
-        reserved=config.reserved_gib * GIB,
-        device=config.device,
-        num_gpus=config.num_gpus,
-        price_per_gpu_hour=config.price_per_gpu_hour,
-        constants=config.constants or config.name,
+        name=values["name"],
+        gpus_per_node=values["gpus_per_node"],
+        memory=values["memory_gib"] * GIB,
+        peak_flops={name: value * 1e12 for name, value in values["peak_tflops"].items()},
+        memory_bandwidth=values["memory_bandwidth_tbps"] * 1e12,
+        link_bandwidth=values["link_gbps"] * 1e9,
+        link_domain=values["link_domain"],
+        network_bandwidth=values["network_gbps"] * 1e9,
+        reserved=values["reserved_gib"] * GIB,
+        device=values["device"],
+        num_gpus=values["num_gpus"],
+        price_per_gpu_hour=values["price_per_gpu_hour"],
+        constants=values["constants"] or values["name"],
     )

@@ -34,6 +34,8 @@ def digest_of(*words: str, **changes: object) -> str:
         ["logging.log_params_norm=true"],
         ["logging.level=debug"],
         ["profile=true"],
+        ["cluster=h100"],
+        ["cluster.price_per_gpu_hour=2.5"],
         ["topology.dp=1"],
         ["device=cpu"],
         ["train.iters=null", "train.tokens=1228800"],

@@ -72,3 +72,23 @@ def test_a_container_limit_counts(monkeypatch):
 def test_detection_imports_no_torch():
     source = Path(room.__file__).read_text()
     assert "import torch" not in source
+
+
+def test_the_name_of_a_gpu_is_asked_only_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(room, "_num_gpus", lambda: 0)
+    monkeypatch.setattr(room.shutil, "which", lambda tool: pytest.fail("nvidia-smi was asked"))
+    assert room.gpu_name() is None
+
+
+def test_the_name_of_a_gpu_is_that_of_the_driver(monkeypatch, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3'\necho 'NVIDIA H100 80GB HBM3'\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(room, "_num_gpus", lambda: 2)
+    monkeypatch.setattr(room, "_model_files", lambda: [])
+    monkeypatch.setattr(room.shutil, "which", lambda name: str(tool))
+    assert room.gpu_name() == "NVIDIA H100 80GB HBM3"
+    information = tmp_path / "information"
+    information.write_text("Model: \t\t NVIDIA A100-SXM4-80GB\nIRQ:   \t\t 137\n")
+    monkeypatch.setattr(room, "_model_files", lambda: [information])
+    assert room.gpu_name() == "NVIDIA A100-SXM4-80GB"
