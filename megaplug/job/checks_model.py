@@ -43,14 +43,21 @@ _LATENT_DEFAULTS = {
 
 
 def model_problems(job: Job) -> list[Problem]:
-    """Everything that is wrong with positions, latent attention and routing."""
-    return [*_rope(job.model), *_yarn(job), *_latent(job), *_routing(job)]
+    """Everything that is wrong with activation, positions, latent attention and routing."""
+    return [*_activation(job.model), *_rope(job.model), *_yarn(job), *_latent(job), *_routing(job)]
 
 
 def uses_yarn(job: Job) -> bool:
     """Whether RoPE is scaled as YaRN does."""
     model = job.model
     return (model.rope_type if model.multi_latent_attention else model.position_embedding_type) == "yarn"
+
+
+def _activation(model: ModelConfig) -> Iterator[Problem]:
+    if model.squared_relu and model.swiglu:
+        yield Problem(
+            "model.squared_relu", "is of an MLP without a gate, but swiglu is true", "set model.swiglu=false"
+        )
 
 
 def _rope(model: ModelConfig) -> Iterator[Problem]:

@@ -115,6 +115,7 @@ def model_fingerprint(job: Job, derived: Derived, facts: DataFacts) -> dict[str,
     if not job.model.use_rope_scaling:
         del values["model.rope_scaling_factor"]
     keys = [
+        *(("squared_relu",) if job.model.squared_relu else ()),
         *(
             ()
             if job.model.rotary_seq_len_interpolation_factor is None

@@ -28,6 +28,7 @@ class ModelConfig:
     norm_epsilon: float = 1e-5
     qk_layernorm: bool = False
     swiglu: bool = True
+    squared_relu: bool = False
     add_bias_linear: bool = False
     add_qkv_bias: bool = False
     position_embedding_type: str = "rope"

@@ -122,6 +122,9 @@ def _constants(job: Job, derived: Derived) -> dict[str, Any]:
             "bias_gelu_fusion": False,
             "bias_dropout_fusion": False,
         }
+    elif not job.model.swiglu and (job.model.squared_relu or not job.model.add_bias_linear):
+        # Megatron refuses to fuse another activation than GELU, and GELU with a bias that is not there.
+        values["bias_gelu_fusion"] = False
     return values
 
 

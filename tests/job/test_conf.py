@@ -25,6 +25,7 @@ COMPANIONS = {
     ("moe", "mixtral"): ["model=llama1_7b"],
     ("moe", "deepseek_v2_lite"): ["model=deepseek_v2_lite"],
     ("moe", "deepseek_v3"): ["model=deepseek_v3"],
+    ("moe", "kimi_k2"): ["model=kimi_k2"],
 }
 # Topologies of large models, with a model that they fit.
 MODELS_OF_TOPOLOGIES = (
@@ -44,6 +45,7 @@ MODEL_OF_TOPOLOGY = {
     "tp4_pp4_ep4": "moe_30b",
     "tp2_pp4_ep8": "mixtral_8x22b",
     "pp8_ep64_deepseek_v3": "deepseek_v3",
+    "tp2_pp8_ep32_qwen3_235b_a22b": "qwen3_235b_a22b",
 }
 
 

@@ -94,6 +94,7 @@ LATENT = ["model.multi_latent_attention=true", "model.rope_type=rope", "model.nu
 @pytest.mark.parametrize(
     ("before", "words", "key"),
     [
+        (["model.swiglu=false"], ["model.squared_relu=true"], "model.squared_relu"),
         ([], ["model.rotary_seq_len_interpolation_factor=2"], "model.rotary_seq_len_interpolation_factor"),
         (YARN, ["model.rotary_scaling_factor=8"], "model.rotary_scaling_factor"),
         (YARN, ["model.mscale_all_dim=1"], "model.mscale_all_dim"),
@@ -112,7 +113,10 @@ def test_scaled_rope_latents_and_routing_make_another_model(
 def test_what_a_model_does_not_use_is_not_in_its_fingerprint() -> None:
     """So checkpoints from before these keys were there still load."""
     keys = {key.partition(".")[2] for key in model_fingerprint(*_job_parts("moe=small"))}
-    assert not {"kv_lora_rank", "rotary_scaling_factor", "mscale", "moe_router_num_groups"} & keys
+    assert (
+        not {"kv_lora_rank", "squared_relu", "rotary_scaling_factor", "mscale", "moe_router_num_groups"}
+        & keys
+    )
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ JOBS = {
     "recompute": "train.recompute_granularity=full train.recompute_method=block train.recompute_num_layers=1",
     "selective": "train.recompute_granularity=selective train.recompute_modules=[mlp,layernorm]",
     "biases": "model.add_bias_linear=true model.normalization=LayerNorm model.swiglu=false lr=wsd",
+    "squared relu": "model.swiglu=false model.squared_relu=true",
     "constant": "lr=constant logging.wandb_project=mine train.deterministic_mode=true",
     "passthrough": "megatron.num_workers=3 megatron.bias_dropout_fusion=true megatron.cp_comm_type=[p2p]",
 }
@@ -107,6 +108,23 @@ def test_cpu_and_cuda_differ_in_backend_and_kernels_only(monkeypatch: pytest.Mon
     assert (cpu.num_workers, cuda.num_workers) == (0, 2)
     assert not cuda.gradient_accumulation_fusion
     assert cuda.transformer_impl == "local"
+
+
+@pytest.mark.parametrize(
+    ("words", "fused"),
+    [
+        (["model.swiglu=false", "model.add_bias_linear=true"], True),
+        (["model.swiglu=false"], False),
+        (["model.swiglu=false", "model.squared_relu=true"], False),
+        ([], True),
+    ],
+)
+def test_gelu_is_fused_on_cuda_where_megatron_does_not_refuse_it(
+    words: list[str], fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, topology, derived, facts = resolved(*words, device="cuda")
+    args = parse(megatron_arguments(job, topology, derived, facts, FOLDER), monkeypatch)
+    assert args.bias_gelu_fusion is fused
 
 
 def test_stopping_for_now_is_an_exit_interval_and_not_a_shorter_run(monkeypatch: pytest.MonkeyPatch) -> None:

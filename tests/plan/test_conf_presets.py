@@ -32,6 +32,11 @@ PAIRS = {
     "deepseek_v3": "pp8_ep64_deepseek_v3",
     "qwen3_30b_a3b": "tp4_pp4_ep4",
     "qwen3_32b": "tp4_pp4",
+    "qwen3_235b_a22b": "tp2_pp8_ep32_qwen3_235b_a22b",
+    "kimi_k2": "pp8_ep64_deepseek_v3",
+    "gpt_oss_120b": "ep4",
+    "gpt3_175b": "tp8_pp8",
+    "nemotron4_340b": "tp8_pp8",
 }
 
 

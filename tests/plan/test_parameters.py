@@ -32,8 +32,8 @@ def topology(tp: int, pp: int, ep: int = 1, etp: int | None = None, dp: int = 1,
     return Topology(tp, pp, None, 1, ep, etp or tp, dp, tp * pp * dp, **stages)
 
 
-# As the published weights have them (the totals of their safetensors files), but for DeepSeek-V3:
-# Megatron keeps its routers' 58 x 256 biases as buffers.
+# As the published weights have them (the totals of their safetensors files), but for DeepSeek-V3 and Kimi K2:
+# Megatron keeps the biases of their routers as buffers.
 PUBLISHED = {
     "llama1_7b": 6738415616,
     "llama2_7b": 6738415616,
@@ -56,7 +56,12 @@ PUBLISHED = {
     "qwen3_32b": 32762123264,
     "qwen3_30b_a3b": 30532122624,
     "deepseek_v2_lite": 15706484224,
+    "qwen3_235b_a22b": 235093634560,
     "deepseek_v3": 671026419200 - 58 * 256,
+    "kimi_k2": 1026408232448 - 60 * 384,
+    # Without the sinks of the attention: one for each of 64 heads of every layer.
+    "gpt_oss_20b": 20914757184 - 24 * 64,
+    "gpt_oss_120b": 116829156672 - 36 * 64,
 }
 # Megatron's own model of the first two was counted; the others follow by the same formula.
 BY_DIMENSIONS = {
@@ -79,7 +84,38 @@ def test_every_model_but_the_tiny_ones_states_its_number_of_parameters():
             assert f"{total_parameters(preset(path.stem)):,}" in path.read_text(), path
 
 
-@pytest.mark.parametrize("name", ["mixtral_8x7b", "mixtral_8x22b", "qwen3_30b_a3b", "deepseek_v2_lite"])
+# Billions of parameters as printed, of models whose exact number is not published: by their own formula,
+# 12 l h^2 (1 + 13 / 12 h + (V + s) / 12 l h), where a paper gives one.
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        *((f"gpt3_{size}b", float(size.replace("_", "."))) for size in (
+            "1_7", "3_6", "7_5", "18_4", "39_1", "76_1", "145_6", "310_1", "529_6", "1008"
+        )),
+        ("gpt3_175b", 174.6),
+        ("gpt3_22b", 22.1),
+        ("gpt3_5b", 5.1),
+        ("gpt3_20b", 20.3),
+        ("nemotron4_15b", 15.6),
+        ("nemotron4_340b", 341.0),
+    ],
+)  # fmt: skip
+def test_a_preset_has_the_size_that_it_is_named_for(name, billions):
+    assert round(total_parameters(preset(name)) / 1e9, 1) == billions
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixtral_8x7b",
+        "mixtral_8x22b",
+        "qwen3_30b_a3b",
+        "qwen3_235b_a22b",
+        "gpt_oss_120b",
+        "kimi_k2",
+        "deepseek_v2_lite",
+    ],
+)
 def test_a_model_with_experts_states_how_much_of_it_a_token_uses(name):
     assert f"{active_parameters(preset(name)):,}" in (CONF / "model" / f"{name}.yaml").read_text()
 
