@@ -15,6 +15,8 @@ from megaplug.data.libraries import optional
 from megaplug.errors import UserError
 
 _CHUNK = 1 << 20
+# RFC 1952 and RFC 8878: the first bytes of a file.
+_MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 
 
 @dataclass
@@ -60,10 +62,16 @@ def open_stream(path: Path) -> Iterator[Stream]:
             else:
                 yield Stream(file, file)
     except broken as error:
-        raise UserError(
-            f"data.path: {path} cannot be decompressed: {error}",
-            hint="it is damaged or cut off; copy it again",
-        ) from error
+        raise UserError(f"data.path: {path} cannot be decompressed: {error}", hint=_cure(path)) from error
+
+
+def _cure(path: Path) -> str:
+    """What to do about a file that cannot be decompressed; one that is not compressed at all is told."""
+    with path.open("rb") as file:
+        begins_right = file.read(len(_MAGIC[path.suffix.lower()])) == _MAGIC[path.suffix.lower()]
+    if begins_right:
+        return "it is damaged or cut off; copy it again"
+    return f"it does not begin as such a file does: take {path.suffix} from its name, or compress it"
 
 
 class _Zstandard(io.RawIOBase):

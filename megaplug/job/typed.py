@@ -12,6 +12,8 @@ from megaplug.job.suggest import did_you_mean
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
 
 def to_job(config: DictConfig) -> Job:
     """Check every key and type of a composed configuration.
@@ -76,6 +78,7 @@ def _assign_section(node: DictConfig, section: str, values: dict[Any, Any]) -> l
 def _assign(node: DictConfig, key: str, value: Any, dotted: str) -> list[Problem]:
     from omegaconf.errors import OmegaConfBaseException
 
+    wanted = _WANTED.get(node._get_node(key)._metadata.ref_type)
     try:
         node[key] = value
     except OmegaConfBaseException as error:
@@ -84,7 +87,9 @@ def _assign(node: DictConfig, key: str, value: Any, dotted: str) -> list[Problem
             return _assign(node, key, int(value), dotted)
         if isinstance(value, str) and "ListConfig" in str(error):
             return [Problem(dotted, f"is a list, but is given {value!r}", f"write '{dotted}=[{value}]'")]
-        return [Problem(dotted, _first_line(error))]
+        return [
+            Problem(dotted, f"must be {wanted}, but is {_shown(value)}" if wanted else _first_line(error))
+        ]
     # OmegaConf takes true for the number 1, and 3 for true; a person who writes tp=true has made a mistake.
     stored = node[key]
     if (
@@ -92,9 +97,13 @@ def _assign(node: DictConfig, key: str, value: Any, dotted: str) -> list[Problem
         and isinstance(value, bool | int | float)
         and isinstance(value, bool) != isinstance(stored, bool)
     ):
-        wanted = "true or false" if isinstance(stored, bool) else "a number or a text, not true or false"
-        return [Problem(dotted, f"Value '{value}' of type '{type(value).__name__}' is not {wanted}")]
+        return [Problem(dotted, f"must be {wanted or 'no truth value'}, but is {_shown(value)}")]
     return []
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML has it, texts in quotation marks."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _first_line(error: Exception) -> str:

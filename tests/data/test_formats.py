@@ -275,6 +275,19 @@ def test_a_file_that_is_cut_off_is_named(kind, says, tmp_path, make_job):
     assert path.name in error.value.message
 
 
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
+def test_a_file_that_is_only_called_compressed_is_told_from_a_damaged_one(kind, tmp_path, make_job):
+    path = write(kind, tmp_path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError) as error:
+        prepare(make_job(path))
+    assert "copy it again" in error.value.hint
+    path.write_bytes(b'{"text": "plain"}\n')
+    with pytest.raises(UserError) as error:
+        prepare(make_job(path))
+    assert f"take {path.suffix} from its name" in error.value.hint
+
+
 def test_a_library_that_is_not_installed_is_named_with_what_installs_it(monkeypatch):
     import sys
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from megaplug.errors import UserError
@@ -41,6 +43,22 @@ def test_every_wrong_type_is_listed() -> None:
         compose_job(["topology.tp=two", "train.iters=many", "model.swiglu=3", "topology.pp=true"])
     text = str(caught.value)
     assert all(key in text for key in ("topology.tp", "train.iters", "model.swiglu", "topology.pp"))
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("train.iters=ten", "train.iters: must be a whole number, but is 'ten'"),
+        ("train.iters=1.5", "train.iters: must be a whole number, but is 1.5"),
+        ("model.hidden_size=null", "model.hidden_size: must be a whole number, but is null"),
+        ("topology.tp=true", "topology.tp: must be a whole number, but is true"),
+        ("lr.lr=fast", "lr.lr: must be a number, but is 'fast'"),
+        ("precision.bf16=3", "precision.bf16: must be true or false, but is 3"),
+    ],
+)
+def test_a_value_of_another_type_is_told_in_plain_words(word: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
+        compose_job([word])
 
 
 def test_a_whole_number_may_be_written_with_an_exponent() -> None:
