@@ -78,7 +78,9 @@ def _assign_section(node: DictConfig, section: str, values: dict[Any, Any]) -> l
 def _assign(node: DictConfig, key: str, value: Any, dotted: str) -> list[Problem]:
     from omegaconf.errors import OmegaConfBaseException
 
-    wanted = _WANTED.get(node._get_node(key)._metadata.ref_type)
+    field = node._get_node(key)
+    assert field is not None
+    wanted = _WANTED.get(field._metadata.ref_type)
     try:
         node[key] = value
     except OmegaConfBaseException as error:
