@@ -63,8 +63,9 @@ of the keys: half as many operations again in their product at 192 and 128 chann
 no such heads and is refused.
 
 Not built: DeepSeek-V3's multi-token prediction; GPT-OSS's sinks and its clamped gate (its sizes are there to
-be planned with); hybrids with Mamba layers such as Nemotron 3 Nano and Super, which are no `GPTModel`. A sliding window (`megatron.window_size`, as in Mistral
-v0.1) is refused by `attention=flash`; `attention=te` has it on CUDA.
+be planned with); hybrids with Mamba layers such as Nemotron 3 Nano and Super, which are no `GPTModel`. A
+sliding window (`megatron.window_size`, as in Mistral v0.1) is refused by `attention=flash`; `attention=te`
+has it on CUDA.
 """
 
 
