@@ -36,6 +36,7 @@ class Measured:
         published_seconds: Of a step, where that was published.
         tokens_per_gpu: Tokens/s of a GPU, where that was published.
         tflops_per_gpu: TFLOP/s of a GPU in ``convention``, where that was published.
+        mtp_num_layers: Layers of multi-token prediction that were trained beside the workload's.
         assumed: What the source does not say and the workload needed.
     """
 
@@ -50,6 +51,7 @@ class Measured:
     published_seconds: float | None = None
     tokens_per_gpu: float | None = None
     tflops_per_gpu: float | None = None
+    mtp_num_layers: int = 0
     assumed: tuple[str, ...] = ()
 
     @property
@@ -67,7 +69,7 @@ class Measured:
     @property
     def flops_per_token(self) -> float:
         """Of forward and backward in the authors' convention."""
-        return flops_per_token(self.workload, self.convention)
+        return flops_per_token(self.workload, self.convention, self.mtp_num_layers)
 
     @property
     def group(self) -> tuple[str, str, str]:
@@ -75,7 +77,7 @@ class Measured:
         return self.cluster, self.precision, self.software
 
 
-def flops_per_token(workload: Workload, convention: Convention) -> float:
+def flops_per_token(workload: Workload, convention: Convention, mtp_num_layers: int = 0) -> float:
     """FLOPs of a token's forward and backward in one of the published conventions.
 
     Recompute repeats the layers, not the output layer (Narayanan et al. 2021, equation 3: 96 B s L h^2 (1 +
@@ -84,7 +86,11 @@ def flops_per_token(workload: Workload, convention: Convention) -> float:
     shape = workload.shape
     vocabulary = shape.padded_vocab_size(workload.topology.tp)
     total = training_flops_per_token(
-        shape, vocab_size=vocabulary, causal=convention == "causal", as_megatron=True
+        shape,
+        vocab_size=vocabulary,
+        causal=convention == "causal",
+        as_megatron=True,
+        mtp_num_layers=mtp_num_layers,
     )
     if convention == "full+recompute":
         forward = forward_flops_per_token(shape, vocab_size=vocabulary, causal=False, as_megatron=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.published import gpt
+from benchmarks.published import bridge, gpt, nemo
 from benchmarks.published.record import Measured
 
 TABLES: dict[str, Callable[[], list[Measured]]] = {
@@ -12,6 +12,9 @@ TABLES: dict[str, Callable[[], list[Measured]]] = {
     "sc21": gpt.sc21,
     "korthikanti": gpt.korthikanti,
     "readme_h100": gpt.readme_h100,
+    "nemo2407": nemo.nemo2407,
+    "nemo_long": nemo.nemo_long,
+    "bridge": bridge.bridge,
 }
 
 

@@ -21,7 +21,12 @@ from megaplug.topology import ModelShape
 
 
 def forward_flops_per_token(
-    shape: ModelShape, *, vocab_size: int, causal: bool = True, as_megatron: bool = False
+    shape: ModelShape,
+    *,
+    vocab_size: int,
+    causal: bool = True,
+    as_megatron: bool = False,
+    mtp_num_layers: int = 0,
 ) -> float:
     """FLOPs of one token's forward pass in a sequence of ``shape.seq_length``.
 
@@ -31,6 +36,8 @@ def forward_flops_per_token(
         causal: False counts the whole square of scores, for a comparison with figures that do.
         as_megatron: Counts as Megatron's log does, for a comparison with figures that were read from it:
             s / 2 for (s + 1) / 2, and no router.
+        mtp_num_layers: Layers of multi-token prediction beside the shape's: each is one like the last, joins
+            the embedding to its input (2 h -> h) and passes the output layer once more.
     """
     hidden, mlps = shape.hidden_size, 3 if shape.swiglu else 2
     seen = (shape.seq_length + (not as_megatron)) / 2 if causal else shape.seq_length
@@ -40,8 +47,9 @@ def forward_flops_per_token(
     experts += 2 * mlps * hidden * (shape.moe_shared_expert_intermediate_size or 0)
     if not as_megatron:
         experts += 2 * hidden * (shape.num_experts or 0)
-    total = 2.0 * hidden * vocab_size
-    for has_experts in shape.moe_layers:
+    total = 2.0 * hidden * vocab_size * (1 + mtp_num_layers) + 4 * hidden**2 * mtp_num_layers
+    layers = shape.moe_layers
+    for has_experts in layers + layers[-1:] * mtp_num_layers:
         total += attention + (experts if has_experts else dense)
     return total
 
@@ -60,7 +68,14 @@ def _projections(shape: ModelShape) -> int:
 
 
 def training_flops_per_token(
-    shape: ModelShape, *, vocab_size: int, causal: bool = True, as_megatron: bool = False
+    shape: ModelShape,
+    *,
+    vocab_size: int,
+    causal: bool = True,
+    as_megatron: bool = False,
+    mtp_num_layers: int = 0,
 ) -> float:
     """FLOPs of one token's forward and backward pass; see `forward_flops_per_token`."""
-    return 3 * forward_flops_per_token(shape, vocab_size=vocab_size, causal=causal, as_megatron=as_megatron)
+    return 3 * forward_flops_per_token(
+        shape, vocab_size=vocab_size, causal=causal, as_megatron=as_megatron, mtp_num_layers=mtp_num_layers
+    )
