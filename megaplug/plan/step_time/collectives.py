@@ -1,0 +1,56 @@
+"""What communication takes: alpha-beta times of rings and all-to-alls, and the bandwidth that a group gets.
+
+A ring of n ranks moves (n - 1) / n of the whole for a gather or a scatter, twice that for an all-reduce.
+A group whose ranks are ``stride`` apart stays inside the NVLink domain if ``n stride`` ranks do. Where it
+leaves it, it shares the node's adapters with the node's other groups: it gets the adapters of the ranks it
+has there, so node bandwidth x (its ranks in the node) / (GPUs of the node).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from megaplug.plan.step_time.rates import Rates
+from megaplug.plan.step_time.terms import Number
+
+
+def group_bandwidth(size: Number, stride: Number, rates: Rates) -> Number:
+    """Bytes/s in one direction that a ring over a group gets.
+
+    Args:
+        size: Ranks of the group.
+        stride: Distance of two neighbours in the numbering of ranks.
+        rates: What the machines reach.
+    """
+    shared = np.minimum(rates.link, rates.network * ranks_in_domain(size, stride, rates))
+    return np.where(size * stride <= rates.link_domain, rates.link, shared)
+
+
+def ranks_in_domain(size: Number, stride: Number, rates: Rates) -> Number:
+    """Ranks of a group that one NVLink domain holds."""
+    return np.clip(np.floor(rates.link_domain / stride), 1, size)
+
+
+def ring_seconds(whole: Number, size: Number, stride: Number, rates: Rates) -> Number:
+    """A gather or a scatter over a ring of ``size`` ranks; ``whole`` is the bytes of all of them together."""
+    moved = whole * (size - 1) / size / group_bandwidth(size, stride, rates)
+    return np.where(size > 1, rates.constants.collective_seconds + moved, 0.0)
+
+
+def all_to_all_seconds(sent: Number, size: Number, stride: Number, rates: Rates) -> Number:
+    """An exchange in which every rank sends equal parts of ``sent`` bytes to all of its group and itself.
+
+    What stays inside the NVLink domain and what leaves it run beside each other.
+    """
+    near_ranks = ranks_in_domain(size, stride, rates)
+    near = sent * (near_ranks - 1) / size / rates.link
+    far = sent * (size - near_ranks) / size / rates.network
+    return np.where(size > 1, rates.constants.collective_seconds + np.maximum(near, far), 0.0)
+
+
+def send_seconds(sent: Number, stages: Number, stride: Number, rates: Rates) -> Number:
+    """A transfer of ``sent`` bytes to the next of ``stages`` pipeline stages, ``stride`` ranks away."""
+    bandwidth = np.where(
+        stages * stride <= rates.link_domain, rates.link, np.minimum(rates.link, rates.network)
+    )
+    return np.where(stages > 1, rates.constants.collective_seconds + sent / bandwidth, 0.0)

@@ -1,0 +1,142 @@
+"""Seconds of one layer for one microbatch, forward and backward: kernels, and what tp, cp and ep must send.
+
+A pass is never shorter than the CPU needs to start its kernels. What waits for communication adds to what the
+GPU computes. Nothing here depends on pp, dp or the number of microbatches: a search may keep what it got for
+(micro-batch, tp, cp, ep, etp, recompute).
+
+Volumes: Korthikanti et al. 2022 (tp with sequence parallelism: a gather and a scatter for each of attention
+and MLP and pass, and a gather more in backward; without it an all-reduce each); Megatron-core
+``token_dispatcher.py`` (ep: tokens there and back); Transformer Engine's ring (cp: keys and values of all
+other ranks pass by, beside attention).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from megaplug.plan.step_time.collectives import all_to_all_seconds, ring_seconds
+from megaplug.plan.step_time.kernels import (
+    WIRE_BYTES,
+    Work,
+    attention_core,
+    elements,
+    experts,
+    mlp,
+    projections,
+)
+from megaplug.plan.step_time.rates import Rates
+from megaplug.plan.step_time.terms import Number, Terms
+
+#: Sharpness of the maximum of what the GPU and what the CPU needs.
+SHARPNESS = 4
+
+
+@dataclass(frozen=True)
+class PassSeconds:
+    """One pass of a layer: computing, and the communication that it waits for."""
+
+    compute: Number
+    tp: Number
+    cp: Number
+    ep: Number
+
+    @property
+    def total(self) -> Number:
+        """All of it."""
+        return self.compute + self.tp + self.cp + self.ep
+
+
+@dataclass(frozen=True)
+class LayerSeconds:
+    """A layer for one microbatch; ``backward`` has what is computed again."""
+
+    forward: PassSeconds
+    backward: PassSeconds
+
+
+def layer_seconds(terms: Terms, rates: Rates, *, moe: bool) -> LayerSeconds:
+    """One layer for one microbatch.
+
+    Args:
+        terms: The workload's numbers; arrays for many workloads at once.
+        rates: What the machines reach.
+        moe: Whether the layer has experts in place of its MLP.
+    """
+    core = attention_core(terms, rates)
+    block = experts(terms, rates) if moe else mlp(terms, rates)
+    moving = elements(terms, rates)
+    work = projections(terms, rates) + core + block + moving
+    again_block = terms.again_moe if moe else terms.again_mlp
+    again = np.minimum(
+        work.forward,
+        terms.again_layer * work.forward
+        + (1 - terms.again_layer)
+        * (
+            terms.again_core * core.forward
+            + again_block * block.forward
+            + terms.again_elements * moving.forward
+        ),
+    )
+    tp, tp_again = _tensor_parallel(terms, rates, forward=True), terms.again_layer
+    tp_back = _tensor_parallel(terms, rates, forward=False)
+    ring, ring_back = _context_parallel(terms, rates, core)
+    exchange = _expert_parallel(terms, rates) if moe else 0.0
+    ep_again = np.maximum(terms.again_layer, terms.again_moe) if moe else 0.0
+    floor = rates.constants.launch_seconds * np.ones_like(work.forward)
+    return LayerSeconds(
+        _pass(floor, work.forward, tp, ring, exchange),
+        _pass(
+            floor * (1 + terms.again_layer),
+            work.backward + again,
+            tp_back + tp_again * tp,
+            ring_back + terms.again_layer * ring,
+            exchange * (1 + ep_again),
+        ),
+    )
+
+
+def _pass(floor: Number, compute: Number, tp: Number, cp: Number, ep: Number) -> PassSeconds:
+    """Splits a pass that is as long as the GPU or the CPU needs: each part is what it adds."""
+    ends = [
+        _longer(floor, done) for done in (compute, compute + tp, compute + tp + cp, compute + tp + cp + ep)
+    ]
+    return PassSeconds(ends[0], ends[1] - ends[0], ends[2] - ends[1], ends[3] - ends[2])
+
+
+def _longer(left: Number, right: Number) -> Number:
+    return (left**SHARPNESS + right**SHARPNESS) ** (1 / SHARPNESS)
+
+
+def _tensor_parallel(terms: Terms, rates: Rates, *, forward: bool) -> Number:
+    """A gather and a scatter each for attention and MLP, which also is what an all-reduce takes.
+
+    In backward, sequence parallelism gathers once more the inputs for the weights' gradient.
+    """
+    whole = WIRE_BYTES * terms.tokens * terms.hidden
+    once = ring_seconds(whole, terms.tp, 1, rates)
+    gathers = np.where((terms.cut > 1) & (not forward), 6, 4)
+    # Userbuffers pipeline the ring with the product it feeds; the first and last chunk stay visible.
+    hidden = terms.overlap_tp * rates.constants.overlap
+    return gathers * once * (1 - hidden)
+
+
+def _context_parallel(terms: Terms, rates: Rates, core: Work) -> tuple[Number, Number]:
+    """What the ring of keys and values takes longer than attention, forward and backward."""
+    kv = WIRE_BYTES * terms.tokens * (terms.key + terms.value) / terms.tp
+    ring = ring_seconds(kv * terms.cp, terms.cp, terms.tp, rates)
+    visible = 1 - rates.constants.overlap
+
+    def exposed(sent: Number, beside: Number) -> Number:
+        return np.maximum(visible * sent, sent - beside)
+
+    return exposed(ring, core.forward), exposed(2 * ring, core.backward)
+
+
+def _expert_parallel(terms: Terms, rates: Rates) -> Number:
+    """Tokens to their experts and back; with etp a gather and a scatter of them inside its group."""
+    sent = WIRE_BYTES * terms.tokens / terms.cut * terms.topk * terms.hidden
+    there = all_to_all_seconds(sent, terms.ep, terms.etp, rates)
+    spread = ring_seconds(sent * terms.etp, terms.etp, 1, rates)
+    return 2 * (there + spread)
