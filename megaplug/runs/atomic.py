@@ -20,12 +20,13 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path, doing: str) -> Iterator[None]:
+def disk_errors(path: Path, doing: str, setting: str = "runs_dir=") -> Iterator[None]:
     """Turn what a disk can refuse into an error that a person can mend.
 
     Args:
         path: The file or folder at hand, for the message.
         doing: What was tried, such as ``"set a checkpoint aside in"``.
+        setting: What a user types to choose another place.
 
     Raises:
         UserError: On any ``OSError`` inside the block.
@@ -36,11 +37,11 @@ def disk_errors(path: Path, doing: str) -> Iterator[None]:
         reason = os.strerror(error.errno) if error.errno else str(error)
         hint = ""
         if error.errno in _FULL:
-            hint = f"free some space on that disk ({_free_space(path)}), or choose another with runs_dir="
+            hint = f"free some space on that disk ({_free_space(path)}), or choose another with {setting}"
         elif error.errno in _FORBIDDEN:
-            hint = f"make {path} writable and readable for this user, or choose another place with runs_dir="
+            hint = f"make {path} writable and readable for this user, or choose another place with {setting}"
         elif error.errno in _NO_FOLDER:
-            hint = "a file has the name of a folder: move it away, or choose another place with runs_dir="
+            hint = f"a file has the name of a folder: move it away, or choose another place with {setting}"
         raise UserError(f"cannot {doing} {path}: {reason}", hint=hint) from error
 
 
@@ -60,19 +61,19 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_text_atomic(path: Path, text: str) -> None:
+def write_text_atomic(path: Path, text: str, setting: str = "runs_dir=") -> None:
     """Write ``text`` beside ``path``, make it durable, and rename it into place.
 
     Raises:
         UserError: If the disk is full or may not be written to.
     """
-    write_bytes_atomic(path, text.encode())
+    write_bytes_atomic(path, text.encode(), setting)
 
 
-def write_bytes_atomic(path: Path, content: bytes) -> None:
+def write_bytes_atomic(path: Path, content: bytes, setting: str = "runs_dir=") -> None:
     """As `write_text_atomic`, for bytes."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path, "write"):
+    with disk_errors(path, "write", setting):
         try:
             with beside.open("wb") as file:
                 file.write(content)
@@ -95,6 +96,6 @@ def strict_json(value: Any) -> Any:
     return value
 
 
-def write_json_atomic(path: Path, value: Any) -> None:
+def write_json_atomic(path: Path, value: Any, setting: str = "runs_dir=") -> None:
     """Write ``value`` as indented strict JSON, atomically."""
-    write_text_atomic(path, json.dumps(strict_json(value), indent=2, allow_nan=False) + "\n")
+    write_text_atomic(path, json.dumps(strict_json(value), indent=2, allow_nan=False) + "\n", setting)
