@@ -91,15 +91,16 @@ def rank_parameters(shape: ModelShape, topology: Topology, rank: int) -> RankPar
 
 
 def _layers(shape: ModelShape, layers: Iterable[int], *, tp: int, etp: int, experts: int) -> RankParameters:
-    count = RankParameters(0, 0)
-    has_experts = shape.moe_layers
-    for layer in layers:
-        count += RankParameters(_attention(shape, tp) + 2 * _norm(shape), 0)
-        if has_experts[layer]:
-            count += RankParameters(_router_and_shared(shape, tp), experts * _expert(shape, etp))
-        else:
-            count += RankParameters(_mlp(shape, shape.ffn_hidden_size, tp), 0)
-    return count
+    held, has_experts = list(layers), shape.moe_layers
+    with_experts = sum(has_experts[layer] for layer in held)
+    dense = len(held) * (_attention(shape, tp) + 2 * _norm(shape))
+    expert = 0
+    if with_experts < len(held):
+        dense += (len(held) - with_experts) * _mlp(shape, shape.ffn_hidden_size, tp)
+    if with_experts:
+        dense += with_experts * _router_and_shared(shape, tp)
+        expert = with_experts * experts * _expert(shape, etp)
+    return RankParameters(dense, expert)
 
 
 def _attention(shape: ModelShape, tp: int) -> int:

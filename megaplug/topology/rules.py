@@ -48,7 +48,7 @@ def violations(
         *layer_problems(topology, shape.num_layers),
         *sequence_problems(topology, shape),
         *expert_problems(topology, shape),
-        *_schedule_problems(topology, batch, overlap_p2p_comm),
+        *schedule_problems(topology, batch, overlap_p2p_comm),
     ]
 
 
@@ -207,7 +207,7 @@ def expert_problems(topology: Topology, shape: ModelShape) -> Iterator[Problem]:
         yield Problem("moe.moe_layer_freq", error.message, error.hint)
 
 
-def _schedule_problems(topology: Topology, batch: Batch, overlap_p2p_comm: bool) -> Iterator[Problem]:
+def schedule_problems(topology: Topology, batch: Batch, overlap_p2p_comm: bool) -> Iterator[Problem]:
     """Whether the batch can be cut into microbatches, and the pipeline schedule can run them."""
     pp, dp, vpp = topology.pp, topology.dp, topology.vpp
     micro, total = batch.micro_batch_size, batch.global_batch_size

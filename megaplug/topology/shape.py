@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import math
 from dataclasses import dataclass
 
@@ -123,6 +124,7 @@ class Batch:
     global_batch_size: int
 
 
+@functools.cache
 def moe_pattern(freq: str | int | None, num_layers: int) -> tuple[bool, ...]:
     """Reads Megatron's ``--moe-layer-freq`` without evaluating it.
 

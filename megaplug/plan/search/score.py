@@ -1,0 +1,135 @@
+"""Memory and time of every configuration of a space, from the same formulas as those of one job.
+
+`stage_memory` and `step_parts` are asked once for a family of configurations, with columns in place of sizes
+(``columns.py``). Of a pipeline's stages only those are asked that can be the fullest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megaplug.plan.memory import stage_memory
+from megaplug.plan.numbers import most
+from megaplug.plan.search.columns import Numbers, by_columns
+from megaplug.plan.search.grids import NAMES, Family, Legal
+from megaplug.plan.search.space import Space
+from megaplug.plan.workload import Recompute, Workload
+from megaplug.topology import ModelShape, Topology, layer_ids
+
+Clock = Callable[[Workload], Any]
+"""Seconds of a step: a number for one workload, a column for one with columns in it."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A family of configurations with one choice of recomputation, and what each needs.
+
+    Attributes:
+        family: The configurations.
+        recompute: What all of them compute again.
+        memory: Bytes of the fullest stage's ranks.
+        seconds: Of a step; NaN where it does not fit or no time is modelled.
+    """
+
+    family: Family
+    recompute: Recompute
+    memory: Numbers
+    seconds: Numbers
+
+
+def score(
+    space: Space,
+    found: Legal,
+    template: Workload,
+    usable_memory: float,
+    clock: Clock | None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[Scored]:
+    """Memory of every legal configuration, and the time of those that fit.
+
+    Args:
+        space: What was searched.
+        found: What is legal in it.
+        template: The job; its topology, batch and recomputation are replaced.
+        usable_memory: Bytes of a GPU that a rank may take.
+        clock: How long a step takes; None if that is not modelled.
+        progress: Told how many configurations were scored since it was last told.
+    """
+    scored = []
+    for family in found.families:
+        stages = telling_stages(family, space)
+        for recompute in space.recomputes:
+            memory = _of_all(space, family, recompute, template, _fullest(stages))
+            seconds = np.full(len(family), np.nan)
+            fits = np.flatnonzero(memory <= usable_memory)
+            if clock is not None and len(fits):
+                seconds[fits] = _of_all(space, family, recompute, template, clock, fits)
+            scored.append(Scored(family, recompute, memory, seconds))
+            progress(len(family))
+    return scored
+
+
+def workload_at(
+    space: Space, family: Family, recompute: Recompute, template: Workload, **sizes: int
+) -> Workload:
+    """The workload of one configuration, or of all of them if sizes are columns."""
+    return replace(
+        template,
+        topology=family.topology(space.world_size, **sizes),
+        batch=space.batch(sizes["micro_batch_size"]),
+        recompute=recompute,
+    )
+
+
+def telling_stages(family: Family, space: Space) -> list[int]:
+    """The stages one of which is the fullest.
+
+    Of stages that hold as many layers, with and without experts, in each of their chunks, and are alike in
+    being the first or the last or neither, the earliest has the most microbatches in flight.
+    """
+    only = family.topology(family.pp, tp=1, cp=1, dp=1, ep=1, etp=1)
+    return stages_unlike(only, space.shape)
+
+
+def stages_unlike(topology: Topology, shape: ModelShape) -> list[int]:
+    """The first stage of each kind; see `telling_stages`."""
+    experts = shape.moe_layers
+    kinds: dict[tuple[object, bool, bool], int] = {}
+    last = topology.pp - 1
+    for stage in range(topology.pp):
+        chunks = layer_ids(topology, shape.num_layers, stage)
+        held = tuple((len(chunk), sum(experts[layer] for layer in chunk)) for chunk in chunks)
+        kinds.setdefault((held, stage == 0, stage == last), stage)
+    return sorted(kinds.values())
+
+
+def _fullest(stages: list[int]) -> Clock:
+    def fullest(workload: Workload) -> Any:
+        found: Any = 0
+        for stage in stages:
+            found = most(found, stage_memory(workload, stage).total)
+        return found
+
+    return fullest
+
+
+def _of_all(
+    space: Space,
+    family: Family,
+    recompute: Recompute,
+    template: Workload,
+    formula: Clock,
+    rows: NDArray[np.intp] | None = None,
+) -> Numbers:
+    """What a formula says of every configuration of a family, or of some rows of it."""
+
+    def asked(**sizes: int) -> tuple[Any]:
+        return (formula(workload_at(space, family, recompute, template, **sizes)),)
+
+    columns = {name: family.sizes[name] if rows is None else family.sizes[name][rows] for name in NAMES}
+    return by_columns(asked, columns, 1)[0]
