@@ -63,8 +63,7 @@ class _SplitAndRotate(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         cos_SR, sin_SR = ctx.saved_tensors
         cos = cos_SR[:, None, None, None]
-        # Back by the same angle: what an element gave its partner, and so its partner's signed sine.
-        sin = _signed(sin_SR).roll(sin_SR.size(-1) // 2, -1)[:, None, None, None]
+        sin = _signed_back(sin_SR)[:, None, None, None]
         d_q, d_k, d_v = grads
         num_groups = d_k.size(2)
         d_q = d_q.unflatten(2, (num_groups, -1))
@@ -77,10 +76,17 @@ class _SplitAndRotate(torch.autograd.Function):
         return d_mixed.flatten(3), None, None, None
 
 
+@functools.lru_cache(maxsize=2)
 def _signed(sin_SR: Tensor) -> Tensor:
-    """``[-sin, sin]``."""
+    """``[-sin, sin]``, once for all layers."""
     half = sin_SR.size(-1) // 2
     return torch.cat((-sin_SR[:, :half], sin_SR[:, half:]), -1)
+
+
+@functools.lru_cache(maxsize=2)
+def _signed_back(sin_SR: Tensor) -> Tensor:
+    """Back by the same angle: what an element gave its partner, and so its partner's signed sine."""
+    return _signed(sin_SR).roll(sin_SR.size(-1) // 2, -1)
 
 
 def _parts(heads_SBGND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
