@@ -4,7 +4,8 @@ Megatron-core asks for ``torch.cuda`` in several hundred places. Without a GPU e
 here by the CPU: devices are the CPU, streams and events do nothing, memory is the process's own. With
 CUDA :func:`install` does nothing at all.
 
-The stand-in is for the ranks of a CPU run only; it changes ``torch`` for the whole process.
+The stand-in is for the ranks of a CPU run and, with tensors that hold no numbers (torch's ``meta`` device) in
+the CPU's place, for rehearsals; it changes ``torch`` for the whole process.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from torch.distributed import DeviceMesh
 from torch.utils._device import _device_constructors
 
 _CPU = torch.device("cpu")
+_META = torch.device("meta")
 _KIB = 1024
 _installed = False
+# Where tensors really lie that are asked for on CUDA.
+_device = _CPU
 
 
 def is_needed() -> bool:
@@ -111,7 +115,7 @@ def _device_properties(*args: Any, **kwargs: Any) -> SimpleNamespace:
 
 def _install_devices() -> None:
     cuda: Any = torch.cuda
-    cuda.current_device = _returning(_CPU)
+    cuda.current_device = _returning(_device)
     for name in ("set_device", "synchronize", "empty_cache", "reset_peak_memory_stats", "ipc_collect"):
         setattr(cuda, name, _returning(None))
     cuda.get_device_properties = _device_properties
@@ -167,7 +171,7 @@ def _install_constructors() -> None:
     @functools.wraps(tensor.to)
     def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if args and _is_cuda(args[0]):
-            args = (_CPU, *args[1:])
+            args = (_device, *args[1:])
         return real_to(self, *args, **kwargs)
 
     tensor.to = to
@@ -178,7 +182,7 @@ def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     def on_cpu(*args: Any, **kwargs: Any) -> Any:
         if kwargs:
             if "device" in kwargs and _is_cuda(kwargs["device"]):
-                kwargs["device"] = _CPU
+                kwargs["device"] = _device
             if kwargs.get("pin_memory"):
                 kwargs["pin_memory"] = False
         return function(*args, **kwargs)
@@ -186,12 +190,16 @@ def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     return on_cpu
 
 
+def _moved(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return self if _device == _CPU else self.to(_device)
+
+
 def _install_tensors() -> None:
     tensor: Any = torch.Tensor
-    tensor.cuda = lambda self, *args, **kwargs: self
+    tensor.cuda = _moved
     tensor.pin_memory = lambda self, *args, **kwargs: self
     module: Any = torch.nn.Module
-    module.cuda = lambda self, *args, **kwargs: self
+    module.cuda = _moved
 
     real_type = tensor.type
 
@@ -202,7 +210,7 @@ def _install_tensors() -> None:
         # method up by name again, so this one may be called by itself.
         if not isinstance(answer, str) or answer.startswith("torch.cuda."):
             return answer
-        return answer.replace("torch.", "torch.cuda.", 1)
+        return f"torch.cuda.{answer.removeprefix('torch.').removeprefix('meta.')}"
 
     tensor.type = type_as_if_on_cuda
 
@@ -304,11 +312,27 @@ def install() -> bool:
     Returns:
         True if the stand-in is in place, False if CUDA is there and nothing was changed.
     """
-    global _installed
-    if _installed:
-        return True
     if not is_needed():
         return False
+    _install()
+    return True
+
+
+def install_without_numbers() -> None:
+    """Put the ``meta`` device in the place of CUDA for this process, whether or not there is a GPU.
+
+    Tensors have sizes and storages of as many bytes, and take no memory; collectives are left to the caller.
+    """
+    global _device
+    assert not _installed or _device == _META, "the CPU stands in for CUDA already"
+    _device = _META
+    _install()
+
+
+def _install() -> None:
+    global _installed
+    if _installed:
+        return
     # Their optimizers and norms have no CPU kernels, and Megatron takes them wherever they can be imported.
     for name in ("transformer_engine", "apex", "amp_C"):
         sys.modules[name] = None  # type: ignore[assignment]
@@ -316,8 +340,8 @@ def install() -> bool:
     _install_memory()
     _install_constructors()
     _install_tensors()
-    _install_lone_ranks()
+    if _device == _CPU:
+        _install_lone_ranks()
     _install_random()
     _install_megatron()
     _installed = True
-    return True

@@ -1,0 +1,8 @@
+"""Rehearsals: the real Megatron model of chosen ranks without numbers, in a process of its own."""
+
+from __future__ import annotations
+
+from megaplug.plan.rehearsal.result import RankRehearsal
+from megaplug.plan.rehearsal.run import rehearse
+
+__all__ = ["RankRehearsal", "rehearse"]

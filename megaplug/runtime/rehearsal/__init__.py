@@ -1,0 +1,1 @@
+"""One rank of a job without numbers, counted; ``python -m megaplug.runtime.rehearsal`` runs it."""
