@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +73,9 @@ class Measured:
         return flops_per_token(self.workload, self.convention, self.mtp_num_layers)
 
     @property
-    def group(self) -> tuple[str, str, str]:
-        """What shares one set of constants: GPU, precision, software."""
-        return self.cluster, self.precision, self.software
+    def family(self) -> str:
+        """The software without its release: ``bridge`` for ``bridge-26.02``."""
+        return re.sub(r"-[\d.]+$", "", self.software)
 
 
 def flops_per_token(workload: Workload, convention: Convention, mtp_num_layers: int = 0) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from megaplug.errors import Problem
 from megaplug.job.schema import Job
 
-FORMATS = ("fp32", "tf32", "fp16", "bf16", "fp8")
+FORMATS = ("fp32", "tf32", "fp16", "bf16", "fp8", "nvfp4")
 
 _POSITIVE = (
     "num_gpus", "gpus_per_node", "memory_gib", "memory_bandwidth_tbps", "link_gbps", "link_domain",

@@ -20,6 +20,7 @@ AUTO, WITHOUT_GPU = "auto", "cpu2"
 _PRESET_OF_GPU = (
     (r"GB300", "gb300"),
     (r"GB200", "gb200"),
+    (r"\bB300", "b300"),
     (r"\bB200", "b200"),
     (r"\bH200\b(?! NVL)", "h200"),
     (r"\bH100\b(?! (?:NVL|PCIe))", "h100"),

@@ -12,7 +12,7 @@ from megaplug.plan.cluster import cluster_of, cluster_preset, preset_names, pres
 
 
 def test_the_machines_that_people_ask_for_are_there():
-    known = {"a100_80gb", "h100", "h200", "b200", "gb200", "gb300", "rtx4090", "card_64gb", "cpu2"}
+    known = {"a100_80gb", "h100", "h200", "b200", "gb200", "gb300", "b300", "rtx4090", "card_64gb", "cpu2"}
     assert known <= set(preset_names())
 
 
