@@ -2,32 +2,73 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from typing import cast
 
 from megaplug.commands import cli
+from megaplug.commands.plan_words import OUTPUTS, WORDS, Asked, choose, split_words
 from megaplug.errors import UserError
 from megaplug.job.compose import compose_job
 from megaplug.job.schema import Job
-from megaplug.job.suggest import closest
 
 _HELP = """\
-Questions that are answered before anything is started.
+What a job needs and whether it can exist, before anything is started. Nothing is run, no GPU is needed.
 
-usage: {program} action=doctor [output=table|json] [key=value ...]
+usage: {program} [action=NAME] [group=option ...] [key=value ...]
 
 actions:
-  doctor               what this machine has, what is wrong and the cure; ends with 1 if it cannot train
+{actions}
+
+words of these actions:
+{words}
 
 flags:
-  -h, --help [NAME ..] this page, or what a key of the job means, such as --help data.cache_dir
+  -h, --help [NAME ..] this page, or what a group or a key of the job means, such as --help cluster
   --config-dir DIR     a folder of your own, laid beside the shipped one
   --completion SHELL   the completion of bash, zsh or fish, to be read by it
   --version            the versions of megaplug, Megatron-core and torch
 
-A job's keys may follow, such as runs_dir=... and data.cache_dir=..., where the doctor looks for room."""
-_OUTPUTS = ("table", "json")
+examples:
+  {program} model=llama3_8b topology=tp4_pp2 cluster=h100 precision=bf16 tokens=1T
+  {program} model=llama3_405b topology=tp8_pp16_llama3_405b cluster=h100 precision=bf16 ranks=0-7
+
+The job is named as for launch/train.py, whose --help lists all groups and keys. `cluster` names the
+machines. Ends with 0 if the job works, with 2 and the nearest that works if it is impossible."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """A question that can be asked.
+
+    Attributes:
+        module: Has ``answer(asked: Asked) -> int``, which returns the exit code.
+        meaning: For ``--help``.
+        words: Its own words, beside ``output``.
+        needs_job: False where the plain default will do if nothing is typed: then nothing is composed.
+    """
+
+    module: str
+    meaning: str
+    words: tuple[str, ...] = ()
+    needs_job: bool = True
+
+
+ACTIONS: dict[str, Action] = {
+    "plan": Action(
+        "megaplug.commands.plan_job",
+        "parameters, memory of every stage, step time, days and money of a job (the default)",
+        ("tokens", "ranks"),
+    ),
+    "doctor": Action(
+        "megaplug.commands.plan_doctor",
+        "what this machine has, what is wrong and the cure; ends with 1 if it cannot train",
+        needs_job=False,
+    ),
+}
+"""Every action by its name; ``plan`` is the default."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,70 +78,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after the command; the process's own if not given.
 
     Returns:
-        The exit code: 0 for a good answer, 1 for a bad one, 2 if the question was wrong.
+        The exit code: 0 for a good answer, 1 for a machine that cannot train, 2 if the question was wrong
+        or its job is impossible.
     """
     words = sys.argv[1:] if argv is None else argv
     return cli.guarded(lambda: _main(words))
 
 
 def _main(words: Sequence[str]) -> int:
-    own = {"action": tuple(ACTIONS), "output": _OUTPUTS}
-    if (code := cli.complete(words, own)) is not None:
+    if (code := cli.complete(words, _completed())) is not None:
         return code
     command = cli.parse(words, cli.program_name("megaplug-plan"))
-    if (code := cli.inform(command, lambda: _HELP.format(program=command.program))) is not None:
+    if (code := cli.inform(command, lambda: help_page(command.program))) is not None:
         return code
     if command.cfg is not None or command.multirun:
         raise UserError("--cfg and --multirun are flags of launch/train.py", hint="see --help")
-    typed, rest = split_words(command.overrides)
-    action = choose("action", typed.get("action"), own["action"])
-    output = choose("output", typed.get("output", "table"), own["output"])
-    # Without further words nothing is composed: the doctor answers where Hydra is missing, too.
-    job = compose_job(rest, command.source) if rest else Job()
-    return ACTIONS[action](job, output)
+    typed, rest = split_words(command.overrides, ("action", *WORDS))
+    name = choose("action", typed.pop("action", "plan"), tuple(ACTIONS))
+    action = ACTIONS[name]
+    choose("output", typed.get("output", "table"), OUTPUTS)
+    if strange := [word for word in typed if word not in ("output", *action.words)]:
+        takers = [f"action={other}" for other, found in ACTIONS.items() if strange[0] in found.words]
+        hint = f"it belongs to {' and '.join(takers)}" if takers else "see --help"
+        raise UserError(f"{strange[0]}=... means nothing to action={name}", hint=hint)
+    # Without further words the doctor composes nothing: it answers where Hydra is missing, too.
+    job = compose_job(rest, command.source) if rest or action.needs_job else Job()
+    answer = cast(Callable[[Asked], int], importlib.import_module(action.module).answer)
+    return answer(Asked(job, typed, command))
 
 
-def split_words(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The words that are this command's own (``action``, ``output``), and those that belong to the job."""
-    own: dict[str, str] = {}
-    rest: list[str] = []
-    for word in words:
-        key, is_pair, value = word.partition("=")
-        if is_pair and key in ("action", "output"):
-            own[key] = value
-        else:
-            rest.append(word)
-    return own, rest
-
-
-def choose(key: str, value: str | None, known: Sequence[str]) -> str:
-    """One of the known values.
-
-    Raises:
-        UserError: None was given, or it is not one of them.
-    """
-    if value and value in known:
-        return value
-    listed = "one of: " + " | ".join(f"{key}={name}" for name in known)
-    if not value:
-        raise UserError(f"no {key} was given", hint=listed)
-    meant = closest(value, known)
-    raise UserError(
-        f"{key}={value} does not exist", hint=f"did you mean {meant}? {listed}" if meant else listed
+def help_page(program: str) -> str:
+    """What ``--help`` alone shows."""
+    used = ["output", *dict.fromkeys(word for action in ACTIONS.values() for word in action.words)]
+    return _HELP.format(
+        program=program,
+        actions=_table([(name, action.meaning) for name, action in ACTIONS.items()]),
+        words=_table([(WORDS[word].form, WORDS[word].meaning) for word in used]),
     )
 
 
-def _doctor(job: Job, output: str) -> int:
-    from megaplug.data.cache import cache_root
-    from megaplug.plan.doctor import can_train, examine
-    from megaplug.plan.doctor.report import as_json, print_table
-
-    findings = examine(Path(job.runs_dir), cache_root(job.data.cache_dir))
-    if output == "json":
-        print(as_json(findings))
-    else:
-        print_table(findings)
-    return 0 if can_train(findings) else 1
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"  {left:<21}{right}" for left, right in rows)
 
 
-ACTIONS: dict[str, Callable[[Job, str], int]] = {"doctor": _doctor}
+def _completed() -> dict[str, tuple[str, ...]]:
+    """This command's own keys with their values, for a shell that completes."""
+    used = dict.fromkeys(word for action in ACTIONS.values() for word in action.words)
+    return {"action": tuple(ACTIONS), "output": OUTPUTS} | {word: WORDS[word].values for word in used}

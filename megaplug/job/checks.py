@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 _ANY_VOCAB_SIZE = 256
 
 
-def check(job: Job, *, device: str | None = None) -> list[Problem]:
+def check(job: Job, *, device: str | None = None, suggest: bool = True) -> list[Problem]:
     """Check a job without looking at its data.
 
     Args:
         job: As composed.
         device: ``cpu`` or ``cuda`` where it is known; what only one of them cannot do is asked then.
+        suggest: Whether the nearest rank grids are looked for where this one is not possible.
 
     Returns:
         Everything that is wrong, in the order of the configuration; empty if the job can be started.
@@ -45,7 +46,7 @@ def check(job: Job, *, device: str | None = None) -> list[Problem]:
     # Rules about sums and products make no sense of sizes that are no sizes.
     sizes_hold = not problems
     if sizes_hold:
-        problems = topology_problems(job)
+        problems = topology_problems(job, suggest=suggest)
     if sizes_hold and not problems:
         problems = kernel_problems(job, device)
     problems += attention_problems(job, device, sizes_hold=sizes_hold)
@@ -146,7 +147,7 @@ def job_batch(job: Job) -> Batch:
     return Batch(job.train.micro_batch_size, job.train.global_batch_size)
 
 
-def topology_problems(job: Job) -> list[Problem]:
+def topology_problems(job: Job, *, suggest: bool = True) -> list[Problem]:
     """What is wrong with the rank grid for this model and batch, with the nearest grids that are right."""
     topology, problems = meshes.resolve(job.topology)
     if topology is None:
@@ -154,8 +155,8 @@ def topology_problems(job: Job) -> list[Problem]:
     shape, batch = job_shape(job), job_batch(job)
     overlap = job.overlap.overlap_p2p_comm is not False
     problems = [*problems, *meshes.violations(topology, shape, batch, overlap_p2p_comm=overlap)]
-    if not problems:
-        return []
+    if not problems or not suggest:
+        return problems
     near = meshes.nearest_legal(topology, shape, batch, request=job.topology)
     typed = [" ".join(meshes.overrides(found, job.topology)) for found in near]
     if not any(typed):

@@ -123,8 +123,9 @@ def test_another_python_script_is_completed_as_before_and_is_not_run(
 
 
 def test_plan_completes_its_own_words(environment: dict[str, str]) -> None:
-    assert bash("python launch/plan.py action=", environment) == ["doctor"]
+    assert {"plan", "doctor"} <= set(bash("python launch/plan.py action=", environment))
     assert bash("python launch/plan.py act", environment) == ["action="]
+    assert bash("python launch/plan.py cluster=h1", environment) == ["h100"]
 
 
 def test_a_proposal_takes_well_under_half_a_second_and_no_hydra() -> None:

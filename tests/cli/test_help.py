@@ -31,10 +31,10 @@ def said(*words: str, script: str = "train", columns: int = 100) -> str:
 
 
 @pytest.mark.parametrize("columns", [40, 80, 300])
-def test_the_page_fits_the_terminal_and_one_screen_and_a_half(columns: int) -> None:
+def test_the_page_fits_the_terminal_and_two_screens(columns: int) -> None:
     lines = said("--help", columns=columns).splitlines()
     assert max(map(len, lines)) <= min(110, max(60, columns))
-    assert columns < 80 or len(lines) <= 80
+    assert columns < 80 or len(lines) <= 96
 
 
 def test_the_page_has_every_group_with_its_options_and_the_keys_used_most() -> None:
@@ -95,7 +95,7 @@ def test_a_misspelt_name_is_answered_with_the_one_that_was_meant(name: str, mean
 
 def test_json_has_every_key_and_group() -> None:
     content = json.loads(said("--help", "--json"))
-    assert [info["key"] for info in content["keys"]][-1].startswith("launch.")
+    assert [info["key"] for info in content["keys"]][-1].startswith("cluster.")
     assert {info["key"] for info in content["keys"]} == set(keys.all_keys())
     assert content["groups"] == group_options(ConfigSource())
     assert {"type", "default", "choices", "meaning", "argument"} <= set(content["keys"][0])
@@ -114,5 +114,6 @@ def test_the_version_names_what_runs(script: str) -> None:
 
 
 def test_plan_explains_its_actions_and_the_keys_of_a_job() -> None:
-    assert "action=doctor" in said("--help", script="plan")
+    page = said("--help", script="plan")
+    assert "what this machine has" in page and "tokens=15T" in page
     assert "Folder that holds the runs." in said("--help", "runs_dir", script="plan")

@@ -62,8 +62,16 @@ def test_keys_of_the_job_say_where_the_disk_is_looked_at(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
-        ([], "no action was given", "action=doctor"),
-        (["action=search"], "action=search does not exist", "one of: action=doctor"),
+        (["action=plane"], "action=plane does not exist", "did you mean plan?"),
+        (["action=doctor", "tokens=3"], "tokens=... means nothing to action=doctor", "action=plan"),
+        (["tokens=abc"], "tokens=abc is not a whole number above 0", "such as tokens=15T"),
+        (["ranks=[0,9]"], "there is no rank 9 among 1", "from 0 to 0"),
+        (["ranks=first"], "ranks=first cannot be read", "ranks=0-15"),
+        (["cluster=h1000"], "there is no option 'h1000'", "h100"),
+        (["cluster=h100", "cluster.memory_gib=-1"], "cluster.memory_gib: must be above 0", ""),
+        (["topology.pp=3"], "4 layers cannot be dealt out evenly to 3 stages", "topology.pp=2"),
+        (["tokenizer=sentencepiece"], "tokenizer's, and it cannot be read", "model.vocab_size=32000"),
+        (["--multirun"], "flags of launch/train.py", "--help"),
         (["action=docter"], "action=docter does not exist", "did you mean doctor?"),
         (["action=doctor", "output=jsno"], "output=jsno does not exist", "did you mean json?"),
         (["action=doctor", "runs_dri=x"], "runs_dri", "did you mean runs_dir?"),
@@ -75,3 +83,94 @@ def test_a_wrong_question_is_answered_with_what_there_is(words, message, hint, c
     assert message in text
     assert hint in text
     assert "Traceback" not in text
+
+
+LARGE = ["model=llama3_405b", "topology=tp8_pp16_llama3_405b", "precision=bf16", "train=pretrain"]
+FRUGAL = [
+    "train.micro_batch_size=1",
+    "train.recompute_granularity=full",
+    "train.recompute_method=uniform",
+    "train.recompute_num_layers=1",
+]
+
+
+def test_a_plan_is_one_screen_in_which_every_figure_has_its_unit_and_its_label(capsys):
+    assert plan.main([*LARGE, *FRUGAL, "cluster=h100", "tokens=15T", "cluster.price_per_gpu_hour=2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 26
+    assert max(map(len, lines)) <= 100
+    text = "\n".join(lines)
+    for word in ("GiB", "tokens/s", "TFLOP/s", "causal", "full square", "days", "GPU-hours", "US dollars"):
+        assert word in text, word
+    assert text.count("modelled") >= 3 and "counted" in text
+    # Stages of one size share a column: 7 layers, fourteen times 8, 7.
+    assert "1-14" in text
+
+
+def test_a_plan_for_a_program_says_where_its_figures_come_from(capsys):
+    assert plan.main([*LARGE, *FRUGAL, "cluster=h100", "output=json", "ranks=[0,127]"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["possible"] is True and said["problems"] == []
+    assert [said[part]["label"] for part in ("parameters", "memory", "step_time", "speed")] == [
+        "counted", "modelled", "modelled", "modelled",
+    ]  # fmt: skip
+    assert set(said["speed"]["mfu"]) == set(said["speed"]["flop_conventions"]) == {"causal", "full"}
+    assert [stage["layers"] for stage in said["memory"]["stages"]] == [7, *[8] * 14, 7]
+    assert [row["rank"] for row in said["ranks"]] == [0, 127]
+    assert said["ranks"][1]["layers"] == "119-125" and said["ranks"][1]["node"] == 15
+
+
+def test_a_job_that_does_not_fit_is_planned_all_the_same_and_ends_with_2(capsys):
+    assert plan.main(["model=llama3_8b", "precision=bf16", "cluster=rtx4090"]) == 2
+    said = capsys.readouterr()
+    assert "DOES NOT FIT" in said.out
+    assert "GiB (modelled)" in said.err and "the nearest that work" in said.err
+
+
+def test_what_is_named_as_nearest_does_work(capsys):
+    words = ["model=llama3_8b", "precision=bf16", "cluster=rtx4090", "output=json"]
+    assert plan.main(words) == 2
+    nearest = json.loads(capsys.readouterr().out)["nearest_that_work"]
+    assert nearest
+    for one in nearest:
+        assert plan.main([*words, *one["overrides"]]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["topology"]["world_size"] == one["world_size"]
+        assert max(s["total"] for s in said["memory"]["stages"]) == one["memory_bytes_per_rank_modelled"]
+
+
+def test_an_impossible_layout_is_told_to_a_program_too(capsys):
+    words = ["model=tiny", "topology.tp=3", "topology.pp=3", "output=json"]
+    assert plan.main(words) == 2
+    said = json.loads(capsys.readouterr().out)
+    assert said["possible"] is False
+    assert {"topology.tp", "topology.pp"} <= {problem["key"] for problem in said["problems"]}
+    for one in said["nearest_that_work"]:
+        assert plan.main([*words, *one["overrides"]]) == 0
+        capsys.readouterr()
+
+
+def test_more_gpus_than_there_are(capsys):
+    assert plan.main(["topology.dp=2", "cluster.num_gpus=1"]) == 2
+    assert "2 ranks" in capsys.readouterr().err
+
+
+def test_help_names_every_action_and_every_word_of_its_own(capsys):
+    assert plan.main(["--help"]) == 0
+    page = capsys.readouterr().out
+    for name, action in plan.ACTIONS.items():
+        assert f"  {name} " in page
+        assert all(f"  {word}=" in page for word in action.words)
+    assert plan.main(["--complete", "to"]) == 0
+    assert "tokens=" in capsys.readouterr().out
+
+
+def test_no_torch_is_needed_for_a_plan():
+    code = (
+        "import sys; from megaplug.commands import plan; plan.main(sys.argv[1:]);"
+        "sys.exit(sum(name in sys.modules for name in ('torch', 'megatron', 'matplotlib')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "cluster=h100"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

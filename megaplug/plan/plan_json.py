@@ -1,0 +1,125 @@
+"""A plan for a program: every figure in SI units, with where it comes from and how FLOPs are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import megaplug
+from megaplug.errors import Problem
+from megaplug.plan.plan import Plan
+from megaplug.plan.plan_text import PARTS, TIMES
+from megaplug.plan.rank_table import RankRow
+
+CONVENTIONS = {
+    "causal": "model FLOPs, forward and backward; attention as the causal mask leaves it",
+    "full": "model FLOPs, forward and backward; attention over the whole square of scores",
+}
+"""How FLOPs are counted; see ``megaplug/job/flops.py``."""
+
+
+def plan_json(plan: Plan, rows: Sequence[RankRow] = ()) -> dict[str, Any]:
+    """All of a plan as plain values.
+
+    Args:
+        plan: The plan.
+        rows: Ranks that were asked for.
+    """
+    job, cluster = plan.workload, plan.cluster
+    content: dict[str, Any] = {
+        "megaplug": megaplug.__version__,
+        "possible": not plan.problems,
+        "problems": problems_json(plan.problems),
+        "topology": asdict(job.topology),
+        "batch": {
+            "micro_batch_size": job.batch.micro_batch_size,
+            "global_batch_size": job.batch.global_batch_size,
+            "num_microbatches": job.num_microbatches,
+            "seq_length": job.shape.seq_length,
+            "tokens_per_step": job.tokens_per_step,
+        },
+        "cluster": asdict(cluster) | {"label": "published", "units": "bytes, bytes/s, FLOP/s"},
+        "parameters": {
+            "label": "counted",
+            "total": plan.parameters,
+            "total_with_padded_vocabulary": plan.parameters_padded,
+            "active": plan.active,
+        },
+        "memory": _memory(plan),
+        "step_time": _time(plan),
+        "speed": _speed(plan),
+        "training": _training(plan),
+    }
+    if rows:
+        content["ranks"] = [row.as_json() for row in rows]
+    return content
+
+
+def problems_json(problems: Sequence[Problem]) -> list[dict[str, str]]:
+    """Problems as plain values."""
+    return [asdict(problem) for problem in problems]
+
+
+def _memory(plan: Plan) -> dict[str, Any]:
+    return {
+        "label": "modelled",
+        "unit": "bytes a rank",
+        "usable": plan.cluster.usable_memory,
+        "fits": plan.spare_memory >= 0,
+        "spare": plan.spare_memory,
+        "fullest_stage": plan.fullest.stage,
+        "stages": [
+            {
+                "stage": stage.stage,
+                "layers": stage.layers,
+                "parameters": stage.parameters,
+                **{part: getattr(stage.memory, part) for part in PARTS},
+                "total": stage.memory.total,
+                "on_cpu": stage.memory.on_cpu,
+            }
+            for stage in plan.stages
+        ],
+    }
+
+
+def _time(plan: Plan) -> dict[str, Any] | None:
+    if plan.time is None:
+        return None
+    return {
+        "label": "modelled",
+        "unit": "seconds",
+        "total": plan.time.total,
+        "mean_relative_error": plan.time.error,
+        **{name: getattr(plan.time, name) for name in TIMES},
+    }
+
+
+def _speed(plan: Plan) -> dict[str, Any] | None:
+    rate = plan.tokens_per_second
+    if rate is None:
+        return None
+    return {
+        "label": "modelled",
+        "flop_conventions": CONVENTIONS,
+        "tokens_per_second": rate,
+        "tokens_per_second_per_gpu": rate / plan.world_size,
+        "flops_per_token": plan.flops_per_token,
+        "flops_per_second_per_gpu": plan.flops_per_gpu,
+        "peak_flops": plan.cluster.peak_flops[plan.peak_format],
+        "peak_format": plan.peak_format,
+        "mfu": plan.mfu,
+    }
+
+
+def _training(plan: Plan) -> dict[str, Any] | None:
+    if plan.tokens is None:
+        return None
+    return {
+        "label": "modelled",
+        "tokens": plan.tokens,
+        "steps": plan.steps,
+        "seconds": plan.seconds,
+        "gpu_hours": plan.gpu_hours,
+        "us_dollars": plan.dollars,
+    }

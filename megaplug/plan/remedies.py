@@ -1,0 +1,219 @@
+"""The nearest jobs that work: legal, and within the memory of the cluster, with the words to type.
+
+Asked for where a job is impossible. Milder changes come first: what leaves the result alone (a smaller
+microbatch, recomputation), then another layout of as many ranks, then more ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from megaplug.errors import Problem, UserError
+from megaplug.job.checks import attention_problems, check, job_shape
+from megaplug.job.schema import Job, TopologyConfig
+from megaplug.plan.cluster import Cluster
+from megaplug.plan.memory import estimate
+from megaplug.plan.parameters import total_parameters
+from megaplug.plan.units import gib, in_words
+from megaplug.plan.workload import workload_of
+from megaplug.topology import Batch, ModelShape, Topology, nearest_legal, overrides, resolve, violations
+
+# More ranks than these many times those that hold the state, and more layouts of one world, are not tried.
+_MOST_TIMES = 8
+_MESHES = 2000
+# Sequences are not made shorter than this.
+_SHORTEST = 4096
+_ONE_RANK = Topology(1, 1, None, 1, 1, 1, 1, 1)
+_RECOMPUTE = {
+    "recompute_granularity": "full",
+    "recompute_method": "uniform",
+    "recompute_num_layers": 1,
+}
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A job that works.
+
+    Attributes:
+        words: What to type beside what was typed.
+        job: The job that they make.
+        world_size: Its ranks.
+        memory: Modelled bytes of its fullest rank.
+        label: Its layout in a few letters.
+    """
+
+    words: tuple[str, ...]
+    job: Job
+    world_size: int
+    memory: int
+    label: str
+
+    def __str__(self) -> str:
+        return (
+            f"{' '.join(self.words)}   # {self.world_size:,} ranks, {self.label}, {gib(self.memory)} GiB each"
+        )
+
+
+def nearest_jobs(job: Job, cluster: Cluster, vocab_size: int, *, limit: int = 2) -> list[Remedy]:
+    """The nearest jobs that are legal and fit.
+
+    Args:
+        job: One that is neither, or only legal; what else is wrong with it than its layout stays wrong.
+        cluster: The machines, whose ``num_gpus`` is the most that is tried.
+        vocab_size: Of the model, before padding.
+        limit: How many, of as many ranks as were asked for where that is possible.
+    """
+    topology, _ = resolve(job.topology)
+    if topology is None:
+        return []
+    length, shape = job.model.seq_length, job_shape(job, vocab_size)
+    worlds = [
+        # What does not fit with the shortest sequences is not asked about longer ones.
+        [mesh for mesh in meshes if _least_needed(job, mesh, vocab_size) <= cluster.usable_memory]
+        for size in _worlds(topology.world_size, least_ranks(job, shape, cluster), cluster)
+        for meshes in [_meshes(job, topology, shape, size, cluster)]
+    ]
+    for seq_length in [length, *(length >> by for by in range(1, 20) if length >> by >= _SHORTEST)]:
+        cut = dataclasses.replace(job, model=dataclasses.replace(job.model, seq_length=seq_length))
+        words = () if seq_length == length else (f"model.seq_length={seq_length}",)
+        for layouts in worlds:
+            tried = (_mildest(cut, mesh, words, vocab_size, cluster) for mesh in layouts)
+            if found := list(islice((remedy for remedy in tried if remedy and remedy.words), limit)):
+                return found
+    return []
+
+
+def _least_needed(job: Job, mesh: Topology, vocab_size: int) -> float:
+    """Bytes with everything done to need few."""
+    short = dataclasses.replace(
+        job, model=dataclasses.replace(job.model, seq_length=min(job.model.seq_length, _SHORTEST))
+    )
+    frugal = _train(short, micro_batch_size=1, **_RECOMPUTE, recompute_modules=None)
+    return _needed(frugal, mesh, job_shape(frugal, vocab_size))
+
+
+def state_bytes(job: Job, shape: ModelShape) -> float:
+    """Weights, gradients and optimizer of the whole model, each once: what no layout can go below."""
+    workload = workload_of(job, _ONE_RANK, shape)
+    kept = 1 - workload.sharing.optimizer_on_cpu
+    precision = workload.precision
+    of_one = precision.parameter + precision.gradient + precision.optimizer * kept
+    return total_parameters(shape) * of_one
+
+
+def least_ranks(job: Job, shape: ModelShape, cluster: Cluster) -> int:
+    """Ranks below which not even an even share of the state fits, whatever the layout."""
+    return math.ceil(state_bytes(job, shape) / cluster.usable_memory)
+
+
+def too_few_ranks(job: Job, world_size: int, shape: ModelShape, cluster: Cluster) -> list[Problem]:
+    """That a world is too small for a model under every layout, in numbers."""
+    least = least_ranks(job, shape, cluster)
+    if world_size >= least:
+        return []
+    state = state_bytes(job, shape)
+    parameters = total_parameters(shape)
+    unit = "GPU" if cluster.device == "cuda" else "core"
+    return [
+        Problem(
+            "topology.world_size",
+            f"weights, gradients and optimizer of {in_words(parameters)} parameters are {gib(state)} GiB "
+            f"({state / parameters:.0f} bytes each), {gib(state / world_size)} for each of {world_size:,} "
+            f"ranks even if all is shared out evenly; a {cluster.name} "
+            f"{unit} has {gib(cluster.usable_memory)}",
+            f"at least {least:,} such {unit}s, without a single activation",
+        )
+    ]
+
+
+def _worlds(asked: int, least: int, cluster: Cluster) -> Iterator[int]:
+    """As many ranks as asked for, then twice, three, four, five times as many and so on; large enough."""
+    most = _MOST_TIMES * max(asked, least)
+    for factor in sorted({base << power for base in (1, 3, 5, 15) for power in range(16)}):
+        size = asked * factor
+        if least <= size <= most and (cluster.num_gpus is None or size <= cluster.num_gpus):
+            yield size
+
+
+def _meshes(
+    job: Job, asked: Topology, shape: ModelShape, world_size: int, cluster: Cluster
+) -> Iterator[Topology]:
+    """The legal layouts of a world, nearest first, whose tensor parallelism stays inside NVLink's domain."""
+    # A batch that every number of replicas divides; the job's own is rounded up in the end.
+    batch = Batch(1, world_size)
+    if world_size == asked.world_size and asked.dp and not violations(asked, shape, batch):
+        yield asked
+    start = dataclasses.replace(asked, world_size=world_size, dp=0)
+    request = dataclasses.replace(job.topology, world_size=world_size, dp=None)
+    if world_size == asked.world_size and job.topology.world_size is None:
+        # Nobody has said how many ranks: those follow from the sizes that are nearest.
+        start, request = asked, job.topology
+    widest = max(asked.tp, cluster.link_domain)
+    in_two = dataclasses.replace(job, topology=dataclasses.replace(job.topology, cp=2))
+    cuts_sequences = all(problem.key != "topology.cp" for problem in attention_problems(in_two))
+    for mesh in nearest_legal(start, shape, batch, _MESHES, request=request):
+        possible = mesh.tp <= widest and (mesh.cp == 1 or cuts_sequences)
+        if mesh != asked and possible and _state_of_rank(job, mesh, shape) < cluster.usable_memory:
+            yield mesh
+
+
+def _state_of_rank(job: Job, mesh: Topology, shape: ModelShape) -> float:
+    """Weights and gradients of a rank if stages were equal, with its part of the optimizer: quickly told."""
+    if job.topology.zero > 1:
+        return state_bytes(job, shape) / mesh.world_size
+    precision = workload_of(job, _ONE_RANK, shape).precision
+    whole = total_parameters(shape)
+    cut = mesh.tp * mesh.pp * (mesh.ep if shape.is_moe else 1)
+    return whole * (precision.parameter + precision.gradient) / cut
+
+
+def _mildest(
+    job: Job, mesh: Topology, words: tuple[str, ...], vocab_size: int, cluster: Cluster
+) -> Remedy | None:
+    """The job on a layout, if need be with a microbatch of 1 and with recomputation; None if none fits."""
+    laid_out = dataclasses.replace(job, topology=_config(job.topology, mesh))
+    words, shape = (*overrides(mesh, job.topology), *words), job_shape(job, vocab_size)
+    tried = [(laid_out, words)]
+    if job.train.micro_batch_size > 1:
+        tried.append((_train(laid_out, micro_batch_size=1), (*words, "train.micro_batch_size=1")))
+    if job.train.recompute_granularity != "full":
+        again = tuple(f"train.{key}={value}" for key, value in _RECOMPUTE.items())
+        tried += [
+            (_train(found, **_RECOMPUTE, recompute_modules=None), (*typed, *again)) for found, typed in tried
+        ]
+    if _needed(tried[-1][0], mesh, shape) > cluster.usable_memory:
+        return None
+    for found, typed in tried:
+        memory = _needed(found, mesh, shape)
+        if memory > cluster.usable_memory:
+            continue
+        step = found.train.micro_batch_size * mesh.dp
+        if rest := found.train.global_batch_size % step:
+            size = found.train.global_batch_size + step - rest
+            found, typed = _train(found, global_batch_size=size), (*typed, f"train.global_batch_size={size}")
+        if not check(found, device=cluster.device, suggest=False):
+            return Remedy(typed, found, mesh.world_size, int(memory), mesh.label)
+    return None
+
+
+def _needed(job: Job, mesh: Topology, shape: ModelShape) -> float:
+    """Bytes of the fullest rank."""
+    try:
+        return estimate(workload_of(job, mesh, shape)).total
+    except UserError:
+        return math.inf  # the layers cannot be dealt out so
+
+
+def _train(job: Job, **changes: object) -> Job:
+    return dataclasses.replace(job, train=dataclasses.replace(job.train, **changes))  # type: ignore[arg-type]
+
+
+def _config(asked: TopologyConfig, mesh: Topology) -> TopologyConfig:
+    """The section that makes a layout, with all that a layout does not know as it was asked for."""
+    sizes = {field.name: getattr(mesh, field.name) for field in dataclasses.fields(mesh)}
+    return dataclasses.replace(asked, **sizes)
