@@ -107,7 +107,10 @@ def job_shape(job: Job, vocab_size: int | None = None) -> ModelShape:
         vocab_size: Unpadded; that of the configuration when not given, or any if that is not set either.
     """
     model, moe = job.model, job.moe
-    experts, softmax = moe.num_experts or None, moe.moe_router_score_function == "softmax"
+    experts = moe.num_experts or None
+    # A single expert's weight is constant after a softmax only; sinkhorn makes its weights in another way.
+    by_softmax = moe.moe_router_score_function == "softmax"
+    by_softmax = by_softmax and moe.moe_router_load_balancing_type != "sinkhorn"
     return ModelShape(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -130,8 +133,7 @@ def job_shape(job: Job, vocab_size: int | None = None) -> ModelShape:
         position_embedding_type=model.position_embedding_type,
         moe_shared_expert_intermediate_size=moe.moe_shared_expert_intermediate_size if experts else None,
         moe_layer_freq=moe.moe_layer_freq,
-        # A single expert has no constant weight under other score functions.
-        moe_router_pre_softmax=moe.moe_router_pre_softmax if softmax else None,
+        moe_router_pre_softmax=moe.moe_router_pre_softmax if by_softmax else None,
         max_position_embeddings=model.seq_length,
         multi_latent_attention=model.multi_latent_attention,
         q_lora_rank=model.q_lora_rank,

@@ -152,6 +152,7 @@ def _routing(job: Job) -> Iterator[Problem]:
         yield Problem(
             "moe.moe_router_enable_expert_bias", message, "set moe.moe_router_score_function=sigmoid"
         )
+    yield from _balancing(job)
     groups, chosen = moe.moe_router_num_groups, moe.moe_router_group_topk
     if (groups is None) != (chosen is None):
         missing = "moe_router_num_groups" if groups is None else "moe_router_group_topk"
@@ -168,3 +169,23 @@ def _routing(job: Job) -> Iterator[Problem]:
             message = f"{moe.moe_router_topk} experts cannot come evenly from {chosen} groups of "
             hint = f"use a divisor of moe_router_topk = {moe.moe_router_topk}"
             yield Problem("moe.moe_router_group_topk", f"{message}{moe.num_experts // groups}", hint)
+
+
+def _balancing(job: Job) -> Iterator[Problem]:
+    """What Megatron's router asserts in its first forward pass (``transformer/moe/router.py``)."""
+    moe = job.moe
+    kind = moe.moe_router_load_balancing_type
+    if kind == "sinkhorn" and moe.moe_aux_loss_coeff != 0:
+        message = f"is {moe.moe_aux_loss_coeff:g}, but sinkhorn balances without a loss"
+        yield Problem("moe.moe_aux_loss_coeff", message, "set moe.moe_aux_loss_coeff=0")
+    if kind == "quantile_balancing" and moe.moe_router_num_groups is not None:
+        message = "quantile_balancing does not know groups of experts"
+        yield Problem("moe.moe_router_load_balancing_type", message, "leave out moe.moe_router_num_groups")
+    if kind == "quantile_balancing" and moe.moe_router_topk == moe.num_experts:
+        message = (
+            f"{moe.moe_router_topk} of {moe.num_experts} are all experts: quantile_balancing needs another"
+        )
+        yield Problem("moe.moe_router_topk", message, f"use less than {moe.num_experts}")
+    if moe.moe_expert_capacity_factor is not None and kind in ("sinkhorn", "quantile_balancing"):
+        message = f"Megatron drops tokens with other ways of balancing than {kind} only"
+        yield Problem("moe.moe_expert_capacity_factor", message, "leave it out")

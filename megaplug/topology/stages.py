@@ -126,6 +126,7 @@ def _uneven_problems(topology: Topology, num_layers: int) -> list[Problem]:
     given = " and ".join(f"{key.split('_')[1]} {count}" for key, count in named.items())
     key = next(iter(named))
     if stages < 0:
+        # Megatron has no rule here and lets through what adds up by accident, with the first count unread.
         problems.append(
             Problem(key, f"first and last stage are named, but there is only pp {pp}", "set topology.pp=2")
         )
