@@ -1,4 +1,4 @@
-"""``python -m megaplug.runtime.rehearsal JOB_YAML RANK...``: one JSON object a rank on standard output."""
+"""``python -m megaplug.runtime.rehearsal JOB_YAML:RANK...``: a JSON object for each on standard output."""
 
 from __future__ import annotations
 
@@ -10,30 +10,66 @@ from pathlib import Path
 
 
 def main(words: list[str]) -> int:
-    """Rehearse the ranks one after the other, each in a fork of its own.
+    """Rehearse ranks, each in a fork of its own and as many at a time as there are cores.
 
     Args:
-        words: The file of the frozen job, and the numbers of the ranks.
-    """
-    from megaplug.job.freeze import read_frozen
-    from megaplug.runtime import environment
+        words: The file of a frozen job and the number of a rank, joined by a colon.
 
-    frozen = read_frozen(Path(words[0]))
-    environment.prepare(frozen)
+    Returns:
+        0; 1 if a rank failed, whose traceback is on standard error.
+    """
     with contextlib.redirect_stdout(sys.stderr):
+        # Once for all of them: it takes longer than a small rehearsal.
         from megaplug.runtime.rehearsal import stage
 
-        stage.prepare(frozen)
-    for rank in (int(word) for word in words[1:]):
-        if (child := os.fork()) == 0:
-            with contextlib.redirect_stdout(sys.stderr):
-                found = stage.rehearse(frozen, rank)
-            print(json.dumps(found), flush=True)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if status:
-            return 1
+        stage.prepare()
+    at_once = len(os.sched_getaffinity(0))
+    running: dict[int, str] = {}
+    waiting, done = list(words), set[str]()
+    for word in words:
+        while word not in done:
+            while waiting and len(running) < at_once:
+                next_word = waiting.pop(0)
+                running[_start(next_word)] = next_word
+            pid, status = os.wait()
+            last = running.pop(pid)
+            done.add(last)
+            if status:
+                # The others end by themselves, and nobody reads what they find.
+                print(_file(last, "log").read_text(errors="replace"), file=sys.stderr)
+                print(f"megaplug: rank {last.rpartition(':')[2]} could not be rehearsed", file=sys.stderr)
+                return 1
+        print(_file(word, "json").read_text(), flush=True)
     return 0
+
+
+def _file(word: str, kind: str) -> Path:
+    """What a rank finds (``json``) and says (``log``), beside its job."""
+    file, _, rank = word.rpartition(":")
+    return Path(file).with_name(f"rank_{rank}.{kind}")
+
+
+def _start(word: str) -> int:
+    if pid := os.fork():
+        return pid
+    with _file(word, "log").open("w") as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
+    _file(word, "json").write_text(json.dumps(_rehearse(word)))
+    # Nothing of the process that it was forked from is to be closed.
+    os._exit(0)
+
+
+def _rehearse(word: str) -> dict[str, object]:
+    from megaplug.job.freeze import read_frozen
+    from megaplug.runtime import environment, loudness
+    from megaplug.runtime.rehearsal import stage
+
+    file, _, rank = word.rpartition(":")
+    frozen = read_frozen(Path(file))
+    loudness.set_level(frozen.job.logging.level)
+    environment.prepare(frozen)
+    return stage.rehearse(frozen, int(rank))
 
 
 if __name__ == "__main__":

@@ -15,19 +15,19 @@ from typing import Any
 import torch
 
 from megaplug.job.freeze import FrozenJob
-from megaplug.runtime import cpu, fused_adam, loudness, packages, repairs
+from megaplug.runtime import cpu, fused_adam, packages, repairs
 from megaplug.runtime.rehearsal import balanced, kernels, world
 from megaplug.runtime.rehearsal.book import GRADIENTS, OPTIMIZER, OTHER, WEIGHTS
 from megaplug.runtime.rehearsal.meter import Meter, watching_resizes
 from megaplug.runtime.rehearsal.traffic import sent_bytes
 
 
-def prepare(frozen: FrozenJob) -> None:
+def prepare() -> None:
     """Put the stand-in and the repairs in place and import Megatron, once for all ranks of the process."""
-    loudness.set_level(frozen.job.logging.level)
     _compile_nothing()
     cpu.install_without_numbers()
-    packages.choose(frozen.job.kernels, "cpu")
+    for package in ("te", "apex"):
+        packages.keep_out(package)
     repairs.apply()
     fused_adam.install()
     kernels.install()
@@ -81,7 +81,8 @@ def rehearse(frozen: FrozenJob, rank: int) -> dict[str, Any]:
         book.belongs(_gradients(model), GRADIENTS)
         # Adam's state comes with the first step; a run's peak is that of any later one.
         _step_optimizer(optimizer, meter)
-        book.belongs(_states(optimizer), OPTIMIZER)
+        weights = {item.untyped_storage()._cdata for item in _weights(model)}
+        book.belongs(_states(optimizer, weights), OPTIMIZER)
         book.rest_is(OTHER, (WEIGHTS, GRADIENTS, OPTIMIZER))
         meter.start()
         at_rest = dict(book.live)
@@ -219,18 +220,16 @@ def _buffers(model: Any) -> list[Any]:
     ]
 
 
-def _states(optimizer: Any) -> list[torch.Tensor]:
-    found = []
+def _states(optimizer: Any, weights: set[int]) -> list[torch.Tensor]:
+    """What the optimizer keeps; in fp32 it steps the weights themselves, which are left out."""
+    found: list[Any] = []
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = part.optimizer
         if inner is None:
             continue
         found += [item for group in inner.param_groups for item in group["params"]]
-        found += [item for state in inner.state.values() for item in state.values() if torch.is_tensor(item)]
-        for name in ("shard_fp32_from_float16_groups", "fp32_from_float16_groups"):
-            found += [item for group in getattr(part, name, ()) for item in group if item is not None]
-    weights = {id(item) for item in found}
-    return [item for item in found if id(item) in weights]
+        found += [item for state in inner.state.values() for item in state.values()]
+    return [item for item in found if torch.is_tensor(item) and item.untyped_storage()._cdata not in weights]
 
 
 def _figures(rank: int, model: Any, meter: Meter, at_rest: dict[str, int], seconds: float) -> dict[str, Any]:

@@ -22,10 +22,14 @@ _NAMES = {
     "TENSOR_AND_CONTEXT_PARALLEL_GROUP": "tp_cp",
     "EMBEDDING_GROUP": "embedding",
     "EXPERT_TENSOR_MODEL_PIPELINE_PARALLEL_GROUP": "etp_ep_pp",
+    # All ranks, unless there are several copies of the distributed optimizer.
+    "INTRA_DISTRIBUTED_OPTIMIZER_INSTANCE_GROUP": "world",
+    "default_pg": "world",
 }
 # By operator of torch: the name shown, the places of the tensors that bound what travels, and of the group.
 _COLLECTIVES: dict[str, tuple[str, tuple[int, ...], int]] = {
     "allreduce_": ("all_reduce", (0,), 1),
+    "allreduce_coalesced_": ("all_reduce", (0,), 1),
     "broadcast_": ("broadcast", (0,), 1),
     "reduce_": ("reduce", (0,), 1),
     "send": ("send", (0,), 1),
@@ -77,7 +81,8 @@ class Traffic:
         group = ProcessGroup.unbox(args[where])
         if group.size() == 1 or not places:
             return
-        key = group_name(group), shown
+        # Of two stages Megatron sends to one side in the pipeline's group, to the other in the world's.
+        key = "pp" if shown in ("send", "recv") else group_name(group), shown
         self.sizes[key[0]] = group.size()
         self.bytes[key] += sum(_nbytes(args[place]) for place in places)
         self.calls[key] += 1
