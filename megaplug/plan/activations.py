@@ -1,77 +1,107 @@
-"""What the backward pass keeps of the forward pass, in bytes: modelled, with flash attention (no scores)."""
+"""What one pipeline stage keeps for the backward pass, and the moment that needs most: modelled."""
 
 from __future__ import annotations
 
-from megaplug.plan.workload import Recompute, Workload
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megaplug.plan.in_flight import Chunk, chunks_of, held_microbatches
+from megaplug.plan.numbers import least, most
+from megaplug.plan.workload import Workload
+from megaplug.plan.workspace import (
+    LayerMemory,
+    embedding_gradient,
+    layer_memory,
+    loss_memory,
+    standing_buffers,
+)
 
 
-def stage_activations(workload: Workload, stage: int) -> float:
-    """Bytes in bf16 of all microbatches in flight (``get_pp_rank_microbatches`` in ``schedules.py``)."""
-    topology, shape, recompute = workload.topology, workload.shape, workload.recompute
-    num_layers = topology.layers_of_stage(shape.num_layers)[stage]
-    behind, vpp = topology.pp - stage, topology.vpp or 1
-    microbatches = workload.num_microbatches
-    if topology.vpp is None:
-        chunks = min(microbatches, behind)
-    else:
-        chunks = min(2 * (behind - 1) + (vpp - 1) * topology.pp + 1, vpp * microbatches)
-    parts = _layer_parts(workload)
-    whole = sum(parts.values())
-    chunk_layers = num_layers / vpp
+@dataclass(frozen=True)
+class Activations:
+    """Bytes on a rank as the first backward pass begins.
+
+    Attributes:
+        kept: Of all microbatches in flight.
+        logits: Of one microbatch, on the last stage.
+        workspace: What the fullest moment needs beyond both.
+    """
+
+    kept: float
+    logits: float
+    workspace: float
+
+
+def stage_activations(workload: Workload, stage: int) -> Activations:
+    """Of any rank of one pipeline stage.
+
+    Raises:
+        UserError: If the layers cannot be dealt out to the stages.
+    """
+    chunks = chunks_of(workload, stage)
+    held = held_microbatches(workload, stage)
+    kinds = {
+        kind: layer_memory(workload, has_experts=kind)
+        for kind in {kind for chunk in chunks for kind in chunk}
+    }
+    of_chunk = [_chunk_kept(workload, chunk, kinds) for chunk in chunks]
+    kept = sum(count * size for count, size in zip(held, of_chunk, strict=True))
+    is_first, is_last = stage == 0, stage == workload.topology.pp - 1
+    stream = (
+        workload.precision.parameter * workload.tokens / workload.sequence_cut * workload.shape.hidden_size
+    )
+    if is_first and workload.code.hidden_dropout:
+        kept += held[0] * workload.tokens / workload.sequence_cut * workload.shape.hidden_size
+    logits, needed = 0.0, _live(workload, chunks[-1], kinds)
+    if is_last:
+        kept += 2 * stream  # into and out of the last norm
+        logits, loss = loss_memory(workload)
+        needed = most(loss, needed - logits - 2 * stream)
+    if is_first:
+        needed = most(needed, embedding_gradient(workload) - of_chunk[0] - logits)
+    return Activations(kept, logits, most(needed, 0) + standing_buffers(workload))
+
+
+def _chunk_kept(workload: Workload, chunk: Chunk, kinds: dict[bool, LayerMemory]) -> float:
+    """Of one microbatch in the layers of one virtual stage."""
+    recompute = workload.recompute
     if recompute.granularity != "full":
-        again = _computed_again(parts, recompute)
-        # What one layer computes again is there while its gradients are computed.
-        return chunks * chunk_layers * (whole - again) + again
-    kept = 2 * workload.tokens * shape.hidden_size / workload.sequence_cut
+        return _sum_of_kinds(chunk, {kind: layer.kept for kind, layer in kinds.items()})
     span = recompute.num_layers or 1
+    stream = next(iter(kinds.values())).input if kinds else 0.0
     if recompute.method == "block":
-        layers = min(span, chunk_layers)
-        return chunks * (layers * kept + (chunk_layers - layers) * whole) + whole
-    return chunks * chunk_layers / span * kept + min(span, chunk_layers) * whole
+        rest = _sum_of_kinds(chunk[span:], {kind: layer.whole for kind, layer in kinds.items()})
+        return min(span, len(chunk)) * stream + rest
+    return -(-len(chunk) // span) * stream
 
 
-def _computed_again(parts: dict[str, float], recompute: Recompute) -> float:
-    if recompute.granularity != "selective":
+def _live(workload: Workload, chunk: Chunk, kinds: dict[bool, LayerMemory]) -> float:
+    """Beyond what is kept, at the peak of the backward pass of a stage's last layers."""
+    if not chunk:
         return 0.0
-    of_module = {
-        "layernorm": ("normed",),
-        "mlp": ("mlp",),
-        "moe": ("experts", "expert_activation", "shared_experts"),
-        "moe_act": ("expert_activation",),
-        "shared_experts": ("shared_experts",),
-    }
-    again = {part for module in recompute.modules for part in of_module.get(module, ())}
-    return sum(parts[part] for part in again)
+    recompute, last = workload.recompute, kinds[chunk[-1]]
+    whole = {kind: layer.whole for kind, layer in kinds.items()}
+    if recompute.granularity == "full":
+        span = min(recompute.num_layers or 1, len(chunk))
+        if recompute.method != "block":
+            return _sum_of_kinds(chunk[-span:], whole) + most(last.backward, last.forward - last.input)
+        rest = _sum_of_kinds(chunk[span:], whole)
+        again = kinds[chunk[span - 1]]
+        return most(last.backward if rest else 0.0, again.whole + again.backward - rest)
+    needed = most(last.again + last.backward, last.forward)
+    for kind, layer in kinds.items():
+        if kind != chunk[-1]:
+            needed = most(needed, layer.again + layer.backward - last.kept)
+    return needed
 
 
-def _layer_parts(workload: Workload) -> dict[str, float]:
-    """Bytes in bf16 that one layer (the mean one, where only some have experts) keeps of one microbatch."""
-    topology, shape = workload.topology, workload.shape
-    tokens, tp, cut = workload.tokens, topology.tp, workload.sequence_cut
-    hidden, gates = shape.hidden_size, 2 if shape.swiglu else 1
-    attended = shape.query_size + shape.key_size + shape.value_size + shape.attended_size
-    # A latent is kept before and after its norm.
-    latents = 4 * tokens * sum(shape.latent_sizes) / cut
-    share = sum(shape.moe_layers) / shape.num_layers
-    parts = {
-        # The inputs of both norms, and what comes out of them.
-        "residual": 4 * tokens * hidden / cut,
-        "normed": 4 * tokens * hidden / cut,
-        "attention": 2 * tokens * attended / tp + latents,
-        "mlp": (1 - share) * 2 * tokens * shape.ffn_hidden_size * (gates + 1) / tp,
-        "experts": 0.0,
-        "expert_activation": 0.0,
-        "shared_experts": 0.0,
-    }
-    if not share:
-        return parts
-    routed = tokens / cut * shape.moe_router_topk
-    # With balanced routing a rank computes as many token copies as it sends; etp gathers those of its group.
-    gathered = routed * topology.etp
-    ffn = shape.expert_ffn_size / topology.etp
-    shared = 2 * tokens * (shape.moe_shared_expert_intermediate_size or 0) * (gates + 1) / tp
-    return parts | {
-        "experts": share * (gathered * (2 * hidden + 2 * ffn * gates) + 2 * routed * hidden),
-        "expert_activation": share * gathered * 2 * ffn,
-        "shared_experts": share * shared,
-    }
+def _sum_of_kinds(chunk: Sequence[bool], sizes: dict[bool, float]) -> float:
+    with_experts = sum(chunk)
+    total = with_experts * sizes[True] if with_experts else 0.0
+    return total + ((len(chunk) - with_experts) * sizes[False] if with_experts < len(chunk) else 0.0)
+
+
+def offloaded(workload: Workload, stage: int, kept: float) -> float:
+    """Bytes of kept activations that lie on the CPU: those of the first layers, of all layers' mean size."""
+    layers = sum(len(chunk) for chunk in chunks_of(workload, stage))
+    return kept * least(1.0, workload.sharing.layers_on_cpu / layers) if layers else 0.0

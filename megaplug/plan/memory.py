@@ -1,23 +1,37 @@
-"""A lower estimate of a rank's memory: what must be there, without workspaces, buffers, fragmentation.
+"""A rank's memory at its fullest moment, by what it is for: modelled bytes that torch hands out.
 
-All of it is modelled, none of it measured. State: cut over the data-parallel ranks as ``topology.zero`` says.
-Activations: see ``plan/activations.py``.
+What lies outside of it is `Cluster.reserved`: the CUDA context, NCCL, libraries' own workspaces, and what the
+allocator holds without using it. State: below. Activations: ``activations.py``, ``layer_memory.py`` and, for
+moments, ``workspace.py``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megaplug.plan.activations import stage_activations
+from megaplug.plan.activations import offloaded, stage_activations
+from megaplug.plan.in_flight import chunks_of
 from megaplug.plan.parameters import RankParameters, stage_parameters
-from megaplug.plan.workload import Workload
+from megaplug.plan.workload import Precision, Workload
 
 GIB = 1024**3
 
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Modelled bytes of a rank of one pipeline stage, a lower estimate."""
+    """Modelled bytes of a rank of one pipeline stage.
+
+    Attributes:
+        stage: Which.
+        weights: As they are computed with.
+        gradients: As they are summed up.
+        optimizer: Its state, and fp32 weights beside narrower ones.
+        activations: Kept for the backward pass, of all microbatches in flight.
+        logits: Of one microbatch, on the last stage.
+        workspace: Whatever else is there at the fullest moment: temporary gradients, the loss's copies, a
+            layer that is computed again, buffers of tensor and expert parallelism, weights that ZeRO-3 gathers.
+        on_cpu: Of optimizer and activations, offloaded.
+    """
 
     stage: int
     weights: int
@@ -25,20 +39,26 @@ class StageMemory:
     optimizer: int
     activations: int
     logits: int
+    workspace: int = 0
     on_cpu: int = 0
+
+    @property
+    def state(self) -> int:
+        """What lies there between two steps."""
+        return self.weights + self.gradients + self.optimizer
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return self.state + self.activations + self.logits + self.workspace
 
     def __str__(self) -> str:
         on_cpu = f"; on the CPU {self.on_cpu / GIB:.2f}" if self.on_cpu else ""
         return (
-            f"at least {self.total / GIB:.2f} GiB a rank (modelled; weights {self.weights / GIB:.2f}, "
+            f"{self.total / GIB:.2f} GiB a rank (modelled; weights {self.weights / GIB:.2f}, "
             f"gradients {self.gradients / GIB:.2f}, optimizer {self.optimizer / GIB:.2f}, activations "
-            f"{self.activations / GIB:.2f}, logits {self.logits / GIB:.2f}; pipeline stage "
-            f"{self.stage}{on_cpu})"
+            f"{self.activations / GIB:.2f}, logits {self.logits / GIB:.2f}, workspace "
+            f"{self.workspace / GIB:.2f}; pipeline stage {self.stage}{on_cpu})"
         )
 
 
@@ -55,6 +75,10 @@ def estimate(workload: Workload) -> StageMemory:
 def stage_memory(workload: Workload, stage: int) -> StageMemory:
     """The modelled memory of any rank of one pipeline stage.
 
+    State has the bytes of Megatron's ``docs/user-guide/features/dist_optimizer.md``, cut over the
+    data-parallel ranks (``dp x cp``; an expert's over expert data parallelism) as ZeRO's level says
+    (Rajbhandari et al. 2020).
+
     Raises:
         UserError: If the layers cannot be dealt out to the stages.
     """
@@ -62,26 +86,29 @@ def stage_memory(workload: Workload, stage: int) -> StageMemory:
     precision = workload.precision
     held = stage_parameters(shape, topology, stage)
     cut = held.dense / (topology.dp * topology.cp) + held.expert / topology.expert_dp
-    num_layers = topology.layers_of_stage(shape.num_layers)[stage]
-    logits = 0
-    if stage == topology.pp - 1:
-        # bf16 logits and their fp32 copy; in fp32 the loss works in place
-        vocab = shape.padded_vocab_size(topology.tp) // topology.tp
-        logits = vocab * workload.tokens * (6 if precision.parameter == 2 else 4)
+    num_layers = sum(len(chunk) for chunk in chunks_of(workload, stage))
     optimizer = (cut if sharing.zero >= 1 else held.total) * precision.optimizer
-    kept = stage_activations(workload, stage) * precision.parameter / 2
-    moved = kept * min(1.0, sharing.layers_on_cpu / num_layers)
+    found = stage_activations(workload, stage)
+    moved = offloaded(workload, stage, found.kept)
     return StageMemory(
         stage=stage,
-        weights=round(_weights(held, cut, sharing.zero, num_layers) * precision.parameter),
+        weights=round((cut if sharing.zero == 3 else held.total) * precision.parameter),
         gradients=round((cut if sharing.zero >= 2 else held.total) * precision.gradient),
         optimizer=round(optimizer * (1 - sharing.optimizer_on_cpu)),
-        activations=round(kept - moved),
-        logits=logits,
+        activations=round(found.kept - moved),
+        logits=round(found.logits),
+        workspace=round(found.workspace + _gathered(held, cut, sharing.zero, num_layers, precision)),
         on_cpu=round(optimizer * sharing.optimizer_on_cpu + moved),
     )
 
 
-def _weights(held: RankParameters, cut: float, zero: int, num_layers: int) -> float:
-    """Weights that lie on a rank: under ZeRO-3 its part of all, and the whole of one layer (the mean one)."""
-    return min(held.total, cut + held.total / num_layers) if zero == 3 else held.total
+def _gathered(held: RankParameters, cut: float, zero: int, num_layers: int, precision: Precision) -> float:
+    """What lies whole on a rank for a while, of the mean layer.
+
+    ZeRO-3: its weights, and those of the layer that comes next (Megatron-FSDP gathers one ahead). ZeRO-2 and
+    3: its gradients, until they are summed up and cut.
+    """
+    if zero < 2:
+        return 0.0
+    mean = (held.total - cut) / max(1, num_layers)
+    return mean * (precision.gradient + (2 * precision.parameter if zero == 3 else 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from megaplug.job.checks import job_batch
+from megaplug.job.packages import resolve_backend
 from megaplug.job.recompute import granularity, method_and_layers
 from megaplug.job.schema import Job
 from megaplug.topology import Batch, ModelShape, Topology
@@ -92,6 +93,28 @@ class Overlaps:
 
 
 @dataclass(frozen=True)
+class Implementation:
+    """Whose code computes a layer and the loss: what of it is kept for backward differs.
+
+    Attributes:
+        backend: ``native`` (torch's kernels and Megatron's linear layers) or ``te`` (Transformer Engine).
+        device: ``cuda`` or ``cpu``, where activation functions are not fused.
+        fused_loss: Whether the logits become their own gradient (ours); False for Megatron's cross-entropy,
+            which keeps their softmax in fp32.
+        grouped_experts: Whether all experts of a rank are one matrix product.
+        hidden_dropout: Probability; where it is not 0 the masks are kept.
+        attention_dropout: Likewise, of unfused attention's scores.
+    """
+
+    backend: str = "native"
+    device: str = "cuda"
+    fused_loss: bool = True
+    grouped_experts: bool = False
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
 class Workload:
     """A legal job, as the models of memory and of time see it.
 
@@ -104,6 +127,7 @@ class Workload:
         sharing: What is cut over data-parallel ranks or offloaded.
         overlaps: Which communication is hidden where it can be.
         fused_attention: Whether attention keeps no scores (flash); False for Megatron's unfused one.
+        code: Whose code computes the layers.
     """
 
     topology: Topology
@@ -114,6 +138,7 @@ class Workload:
     sharing: Sharing = field(default_factory=Sharing)
     overlaps: Overlaps = field(default_factory=Overlaps)
     fused_attention: bool = True
+    code: Implementation = field(default_factory=Implementation)
 
     @property
     def num_microbatches(self) -> int:
@@ -170,4 +195,12 @@ def workload_of(job: Job, topology: Topology, shape: ModelShape) -> Workload:
             tp=overlap.tp_comm_overlap is True,
         ),
         fused_attention=job.attention.name != "local",
+        code=Implementation(
+            backend=resolve_backend(job.backend, job.cluster.device, job.kernels.te),
+            device=job.cluster.device,
+            fused_loss=not job.megatron.get("cross_entropy_loss_fusion"),
+            grouped_experts=bool(job.megatron.get("moe_grouped_gemm")),
+            hidden_dropout=job.model.hidden_dropout,
+            attention_dropout=job.model.attention_dropout,
+        ),
     )

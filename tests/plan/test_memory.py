@@ -1,4 +1,4 @@
-"""The modelled lower estimate of a rank's memory, against counts by hand and published measurements."""
+"""The modelled memory of a rank, against counts by hand and published measurements."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from megaplug.plan.memory import GIB, estimate
+from megaplug.plan.in_flight import held_microbatches
+from megaplug.plan.memory import GIB, estimate, stage_memory
 from megaplug.plan.parameters import total_parameters
-from megaplug.plan.workload import Precision, Recompute, Sharing, Workload
+from megaplug.plan.workload import Implementation, Precision, Recompute, Sharing, Workload
+from megaplug.plan.workspace import layer_memory
 from megaplug.topology import Batch, ModelShape, Topology
 
 TINY = ModelShape(4, 256, 688, 8, 2, 32, 256, 256)
@@ -50,34 +52,61 @@ def test_expert_state_is_cut_over_expert_data_parallelism_only():
     assert split == (whole - experts) // 4 + experts // 4  # a quarter of the experts, kept whole
 
 
+def layer_by_hand(tokens=256, hidden=256, heads=8, qkv=256 + 2 * 64, ffn=688, size=2):
+    """Two norms' inputs, outputs and statistics; queries, keys, values; attention's output; the MLP."""
+    stream = 4 * size * tokens * hidden + 2 * 4 * tokens
+    attention = size * tokens * (qkv + 256) + 4 * tokens * heads
+    return stream + attention + size * tokens * ffn * 3
+
+
+LAST_NORM = 2 * 2 * 256 * 256  # into and out of it, in bf16
+
+
 def test_activations_of_one_layer_are_the_formula():
     one = replace(TINY, num_layers=1)
-    tokens, hidden, qkv, ffn = 256, 256, 256 + 2 * 64, 688
-    by_hand = 8 * tokens * hidden + 2 * tokens * qkv + 2 * tokens * 256 + 2 * tokens * ffn * 3
-    assert needed(topology(), one, Batch(1, 1), precision=Precision.of(bf16=True)).activations == by_hand
-    assert needed(topology(), one, Batch(2, 2)).activations == 4 * by_hand  # fp32, two sequences
+    bf16 = Precision.of(bf16=True)
+    found = needed(topology(), one, Batch(1, 1), precision=bf16).activations
+    assert found == layer_by_hand() + LAST_NORM
+    both = needed(topology(), one, Batch(2, 2)).activations  # fp32, two sequences
+    assert both == layer_by_hand(tokens=512, size=4) + 4 * LAST_NORM
 
 
 def test_the_first_stage_keeps_as_many_microbatches_as_there_are_stages():
-    one = needed(topology(), TINY, Batch(1, 8)).activations
-    first = needed(topology(pp=2), replace(TINY, vocab_size=1), Batch(1, 8))
-    assert first.stage == 0
-    assert first.activations == one  # two microbatches of half the layers
-    assert needed(topology(pp=2), replace(TINY, vocab_size=1), Batch(1, 1)).activations == one // 2
-    interleaved = needed(topology(pp=2, vpp=2), replace(TINY, vocab_size=1), Batch(1, 8))
-    assert interleaved.activations == pytest.approx(one * 1.25)  # L (1 + (p - 1) / (p v))
+    def first(batch, **sizes):
+        return stage_memory(Workload(topology(**sizes), TINY, Batch(1, batch)), 0).activations
+
+    layer = layer_by_hand(size=4)
+    assert first(8, pp=2) == 2 * 2 * layer  # two microbatches of half the layers
+    assert first(1, pp=2) == 2 * layer
+    assert first(8, pp=2, vpp=2) == 5 * layer  # L (1 + (p - 1) / (p v))
+    assert first(8, pp=4) == 4 * layer
 
 
-def test_full_recompute_keeps_a_layer_input_each_and_one_layer():
-    none = needed(topology(), TINY, Batch(1, 1)).activations
-    full = estimate(
-        Workload(topology(), TINY, Batch(1, 1), recompute=Recompute("full", "uniform", 1))
-    ).activations
-    assert full == 4 * 4 * 256 * 256 + none // 4
-    block = estimate(
-        Workload(topology(), TINY, Batch(1, 1), recompute=Recompute("full", "block", 2))
-    ).activations
-    assert full < block < none + none // 4
+def test_virtual_stages_of_unlike_layers_are_counted_by_what_each_holds():
+    """Stage 0 of two, with a dense and a layer of experts as its virtual stages: three and two in flight."""
+    shape = replace(TINY, num_experts=4, moe_ffn_hidden_size=344, moe_layer_freq="[0, 0, 1, 1]")
+    load = Workload(topology(pp=2, vpp=2), shape, Batch(1, 8))
+    dense = layer_memory(load, has_experts=False).kept
+    experts = layer_memory(load, has_experts=True).kept
+    assert held_microbatches(load, 0) == [3, 2]
+    assert stage_memory(load, 0).activations == round(3 * dense + 2 * experts)
+
+
+def test_full_recompute_keeps_a_layer_input_each_and_makes_layers_anew_in_the_workspace():
+    def found(*recompute, stage=0):
+        load = Workload(topology(pp=2), TINY, Batch(1, 1), recompute=Recompute(*recompute))
+        return stage_memory(load, stage)
+
+    stream, layer = 4 * 256 * 256, layer_by_hand(size=4)
+    plain, every, pairs = found(), found("full", "uniform", 1), found("full", "uniform", 2)
+    assert plain.activations == 2 * layer
+    assert every.activations == 2 * stream
+    assert pairs.activations == stream
+    assert every.workspace == plain.workspace + layer
+    assert pairs.workspace == plain.workspace + 2 * layer
+    block = found("full", "block", 1)
+    assert block.activations == stream + layer
+    assert plain.workspace <= block.workspace < every.workspace
 
 
 def test_sequence_and_tensor_parallelism_cut_activations():
@@ -89,27 +118,37 @@ def test_sequence_and_tensor_parallelism_cut_activations():
 
 
 def test_logits_are_on_the_last_stage_only():
+    bf16 = Precision.of(bf16=True)
     assert needed(topology(), TINY, Batch(1, 1)).logits == 256 * 256 * 4
-    assert needed(topology(), TINY, Batch(1, 1), precision=Precision.of(bf16=True)).logits == 256 * 256 * 6
-    assert needed(topology(pp=4), TINY, Batch(1, 8)).logits == 0  # the first stage is the fullest
+    ours = needed(topology(), TINY, Batch(1, 1), precision=bf16)
+    assert ours.logits == 256 * 256 * 2
+    assert ours.workspace >= 2 * 256 * 256 * 4  # the loss works on fp32 copies
+    megatrons = Implementation(fused_loss=False)
+    assert needed(topology(), TINY, Batch(1, 1), precision=bf16, code=megatrons).logits == 256 * 256 * 6
+    assert stage_memory(Workload(topology(pp=4), TINY, Batch(1, 8)), 0).logits == 0
 
 
 def test_the_estimate_says_that_it_is_modelled():
     text = str(needed(topology(), LLAMA_8B, Batch(1, 1), precision=Precision.of(bf16=True)))
-    assert "modelled" in text and "at least" in text
+    assert "modelled" in text and "workspace" in text
     assert needed(topology(), LLAMA_8B, Batch(1, 1)).total > 100 * GIB
 
 
 @pytest.mark.parametrize(
-    ("zero", "weights", "gradients", "optimizer"),
-    [(0, 4, 4, 8), (1, 4, 4, 2), (2, 4, 1, 2), (3, 1 + 4 / 4, 1, 2)],
+    ("zero", "weights", "gradients", "optimizer", "gathered"),
+    [(0, 4, 4, 8, 0), (1, 4, 4, 2, 0), (2, 4, 1, 2, 3 / 4), (3, 1, 1, 2, 3 * 3 / 4)],
 )
-def test_each_zero_level_cuts_what_it_shares_out(zero, weights, gradients, optimizer):
-    """Bytes a parameter in fp32 on four ranks; level 3 has one of the four layers gathered."""
+def test_each_zero_level_cuts_what_it_shares_out(zero, weights, gradients, optimizer, gathered):
+    """Bytes a parameter in fp32 on four ranks; of one of four layers the other ranks' parts come whole.
+
+    Level 2 has such a layer's gradients, level 3 also its weights and the next one's.
+    """
     parameters = total_parameters(TINY)
     found = needed(topology(dp=4), TINY, Batch(1, 4), sharing=Sharing(zero=zero))
     expected = [weights * parameters, gradients * parameters, optimizer * parameters]
     assert [found.weights, found.gradients, found.optimizer] == [round(size) for size in expected]
+    without = needed(topology(dp=4), TINY, Batch(1, 4), sharing=Sharing(zero=1))
+    assert found.workspace - without.workspace == pytest.approx(gathered * parameters, abs=1)
 
 
 def test_fp16_has_twenty_bytes_a_parameter_and_sixteen_of_them_are_shared_out():
@@ -129,15 +168,20 @@ def test_what_is_offloaded_is_counted_on_the_cpu_and_not_on_the_rank():
     assert "on the CPU" in str(layers) and "on the CPU" not in str(plain)
 
 
-def test_a_recomputed_module_is_kept_of_one_layer_only():
-    def kept(*modules, shape=TINY):
+def test_a_recomputed_module_is_made_anew_in_the_workspace():
+    def found(*modules, shape=TINY):
         recompute = Recompute("selective", modules=modules)
-        return needed(topology(), shape, Batch(1, 1), recompute=recompute).activations
+        return stage_memory(Workload(topology(pp=2), shape, Batch(1, 1), recompute=recompute), 0)
 
-    plain, mlp, normed = kept(), 4 * 256 * 688 * 3, 2 * 4 * 256 * 256
-    assert kept("core_attn") == plain
-    assert plain - kept("mlp") == 3 * mlp
-    assert plain - kept("mlp", "layernorm") == 3 * (mlp + normed)
-    moe = replace(TINY, num_experts=4, moe_ffn_hidden_size=344)
-    assert kept("mlp", shape=moe) == kept(shape=moe)
-    assert kept("moe", shape=moe) < kept("moe_act", shape=moe) < kept(shape=moe)
+    plain, mlp, normed = found(), 4 * 256 * 688 * 3, 2 * 4 * 256 * 256
+    assert plain.activations - found("mlp").activations == 2 * mlp
+    assert plain.activations - found("mlp", "layernorm").activations == 2 * (mlp + normed)
+    # What comes out of the MLP is made anew, too.
+    assert found("mlp").workspace == plain.workspace + mlp + 4 * 256 * 256
+    assert plain.activations - found("core_attn").activations == 2 * 4 * 256 * 8  # flash keeps no scores
+    moe = replace(TINY, num_experts=4, moe_ffn_hidden_size=344, moe_shared_expert_intermediate_size=344)
+    assert found("mlp", shape=moe) == found(shape=moe)
+    by_module = [found(*names, shape=moe).activations for names in (["moe"], ["moe_act"], [])]
+    assert by_module == sorted(by_module) and len(set(by_module)) == 3
+    shared = found(shape=moe).activations - found("shared_experts", shape=moe).activations
+    assert shared == 2 * 4 * 256 * 344 * 3
