@@ -84,7 +84,10 @@ def _live(workload: Workload, chunk: Chunk, kinds: dict[bool, LayerMemory]) -> f
     if recompute.granularity == "full":
         span = min(recompute.num_layers or 1, len(chunk))
         if recompute.method != "block":
-            return _sum_of_kinds(chunk[-span:], whole) + most(last.backward, last.forward - last.input)
+            # A layer's dispatcher holds its probabilities, and with them its input's gradient, until it runs
+            # again (``MoEAlltoAllTokenDispatcher.probs``): all but one lie there in the end.
+            left = max(0, sum(chunk) - 1) * last.input
+            return _sum_of_kinds(chunk[-span:], whole) + most(last.backward, last.forward) + left
         rest = _sum_of_kinds(chunk[span:], whole)
         again = kinds[chunk[span - 1]]
         return most(last.backward if rest else 0.0, again.whole + again.backward - rest)

@@ -29,7 +29,7 @@ class StageMemory:
         activations: Kept for the backward pass, of all microbatches in flight.
         logits: Of one microbatch, on the last stage.
         workspace: Whatever else is there at the fullest moment: temporary gradients, the loss's copies, a
-            layer that is computed again, buffers of tensor and expert parallelism, weights that ZeRO-3 gathers.
+            layer that is computed again, buffers of tensor and expert parallelism, what ZeRO-3 gathers.
         on_cpu: Of optimizer and activations, offloaded.
     """
 

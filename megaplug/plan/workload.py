@@ -170,6 +170,8 @@ def workload_of(job: Job, topology: Topology, shape: ModelShape) -> Workload:
         shape: Its model, with the vocabulary that it will have.
     """
     train, optimizer, overlap = job.train, job.optimizer, job.overlap
+    on_cpu = job.device == "cpu" or (job.device == "auto" and job.cluster.device == "cpu")
+    device = "cpu" if on_cpu else "cuda"
     return Workload(
         topology,
         shape,
@@ -196,8 +198,8 @@ def workload_of(job: Job, topology: Topology, shape: ModelShape) -> Workload:
         ),
         fused_attention=job.attention.name != "local",
         code=Implementation(
-            backend=resolve_backend(job.backend, job.cluster.device, job.kernels.te),
-            device=job.cluster.device,
+            backend=resolve_backend(job.backend, device, job.kernels.te),
+            device=device,
             fused_loss=not job.megatron.get("cross_entropy_loss_fusion"),
             grouped_experts=bool(job.megatron.get("moe_grouped_gemm")),
             hidden_dropout=job.model.hidden_dropout,

@@ -80,6 +80,8 @@ def layer_memory(workload: Workload, *, has_experts: bool) -> LayerMemory:
             again += parts["shared_experts"] if "shared_experts" in modules else 0
         forward = _experts_forward(workload, stream)
         backward += _experts_backward(workload)
+        if "moe" in modules:
+            backward = most(backward, stream + forward)
     else:
         mlp = mlp_kept(workload, shape.ffn_hidden_size / workload.topology.tp, workload.tokens)
         if "mlp" in modules:
@@ -182,10 +184,12 @@ def loss_memory(workload: Workload) -> tuple[float, float]:
 
 
 def embedding_gradient(workload: Workload) -> float:
-    """The gradient of the word embedding, and of what came out of it where it is gathered."""
+    """The gradient of the word embedding, and of what comes out of it: as it came, and gathered or copied."""
     shape, tp, size = workload.shape, workload.topology.tp, workload.precision.parameter
-    gathered = size * workload.tokens * shape.hidden_size * (workload.sequence_cut > 1)
-    return size * shape.padded_vocab_size(tp) / tp * shape.hidden_size + gathered
+    whole = size * workload.tokens * shape.hidden_size
+    return size * shape.padded_vocab_size(tp) / tp * shape.hidden_size + whole * (
+        1 + 1 / workload.sequence_cut
+    )
 
 
 def standing_buffers(workload: Workload) -> float:
