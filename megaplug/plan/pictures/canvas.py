@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from megaplug.errors import UserError
-from megaplug.runs.atomic import disk_errors, write_bytes_atomic, write_json_atomic
+from megaplug.runs.atomic import disk_errors, strict_json, write_bytes_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,6 +102,14 @@ def save(figure: Figure, png: Path, data: Mapping[str, Any]) -> Path:
     figure.savefig(content, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
     with disk_errors(png.parent, "make the folder", SETTING):
         png.parent.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(png.with_suffix(".json"), data, SETTING)
+    write_text_atomic(png.with_suffix(".json"), _readable(data), SETTING)
     write_bytes_atomic(png, content.getvalue(), SETTING)
     return png
+
+
+def _readable(data: Mapping[str, Any]) -> str:
+    """Indented JSON whose lists of plain values stand on one line each."""
+    text = json.dumps(strict_json(data), indent=1, allow_nan=False)
+    # No string holds a line's end: JSON writes it as backslash n.
+    lists = re.compile(r"\[\n([^\[\]{}]*)\n *\]")
+    return lists.sub(lambda found: f"[{re.sub(r'\n\s*', ' ', found[1]).strip()}]", text) + "\n"

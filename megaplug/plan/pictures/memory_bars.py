@@ -76,7 +76,7 @@ def draw_memory(
     rows = data["stages"]
     figure = canvas.new_figure(9, 4.8)
     axes = figure.add_subplot()
-    _bars(axes, rows)
+    _bars(axes, rows, data["device_gib"])
     _lines(axes, data, device)
     fullest = max(rows, key=lambda row: row["total_gib"])
     verdict = "fits" if fullest["fits"] else "does not fit"
@@ -94,7 +94,7 @@ def draw_memory(
     return canvas.save(figure, png, data)
 
 
-def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
+def _bars(axes: Any, rows: list[dict[str, Any]], device: float) -> None:
     places = range(len(rows))
     highest = max(row["total_gib"] for row in rows)
     floor = [0.0] * len(rows)
@@ -109,10 +109,13 @@ def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
             _write_inside(axes, floor, heights, highest)
         floor = [low + height for low, height in zip(floor, heights, strict=True)]
     small = 9 if len(rows) <= 16 else 6.5
+    top = _ceiling(rows, device)
     for place, row in zip(places, rows, strict=True):
+        # A figure that would lie on the device's line stands above it.
+        near = 0.94 * device < row["total_gib"] <= device
         axes.annotate(
             f"{row['total_gib']:.1f}" if row["total_gib"] < 99.95 else f"{row['total_gib']:.0f}",
-            (place, row["total_gib"]),
+            (place, device + 0.004 * top if near else row["total_gib"]),
             xytext=(0, 2),
             textcoords="offset points",
             ha="center",
@@ -145,9 +148,13 @@ def _write_inside(axes: Any, floor: list[float], heights: list[float], highest: 
             )
 
 
+def _ceiling(rows: list[dict[str, Any]], device: float) -> float:
+    """Where the axis ends."""
+    return 1.12 * max(device, *(row["total_gib"] for row in rows))
+
+
 def _lines(axes: Any, data: dict[str, Any], device: str) -> None:
-    highest = max(row["total_gib"] for row in data["stages"])
-    axes.set_ylim(0, 1.12 * max(highest, data["device_gib"]))
+    axes.set_ylim(0, _ceiling(data["stages"], data["device_gib"]))
     axes.axhline(
         data["device_gib"],
         color=canvas.VERMILION,
