@@ -159,14 +159,19 @@ def topology_problems(job: Job, *, suggest: bool = True) -> list[Problem]:
     problems = [*problems, *meshes.violations(topology, shape, batch, overlap_p2p_comm=overlap)]
     if not problems or not suggest:
         return problems
+    last = problems[-1]
+    hints = [last.hint] if last.hint else []
     near = meshes.nearest_legal(topology, shape, batch, request=job.topology)
     typed = [" ".join(meshes.overrides(found, job.topology)) for found in near]
-    if not any(typed):
-        return problems
-    last = problems[-1]
-    nearest = "nearest that fit: " + "  |  ".join(words for words in typed if words)
-    hint = f"{last.hint}; {nearest}" if last.hint else nearest
-    return [*problems[:-1], Problem(last.key, last.message, hint)]
+    if any(typed):
+        hints.append("nearest that fit: " + "  |  ".join(words for words in typed if words))
+    larger = meshes.smallest_world(topology, shape, request=job.topology)
+    if larger is not None and job.topology.world_size is not None and larger.world_size > topology.world_size:
+        words = meshes.overrides(larger, job.topology)
+        if batch.global_batch_size % (step := batch.micro_batch_size * larger.dp):
+            words.append(f"train.global_batch_size={-(-batch.global_batch_size // step) * step}")
+        hints.append(f"smallest world for {larger.label}: {larger.world_size} ranks, {' '.join(words)}")
+    return [*problems[:-1], Problem(last.key, last.message, "; ".join(hints))]
 
 
 def kernel_problems(job: Job, device: str | None) -> list[Problem]:

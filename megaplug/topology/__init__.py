@@ -17,6 +17,7 @@ from megaplug.topology.mesh import Topology, TopologyRequest, resolve
 from megaplug.topology.nearest import nearest_legal, overrides
 from megaplug.topology.rules import violations
 from megaplug.topology.shape import Batch, ModelShape
+from megaplug.topology.smallest import smallest_world
 from megaplug.topology.stages import layer_ids
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "overrides",
     "rank_groups",
     "resolve",
+    "smallest_world",
     "stays_in_node",
     "violations",
 ]

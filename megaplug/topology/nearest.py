@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 from megaplug.topology.mesh import Topology, TopologyRequest
 from megaplug.topology.rules import expert_problems, tensor_problems, violations
 from megaplug.topology.shape import Batch, ModelShape
-from megaplug.topology.stages import layer_problems
+from megaplug.topology.stages import layer_problems, uneven_layout
 
 Mesh = tuple[int, int, int, int, int, int]
 """Sizes of tp, pp, cp, ep, etp, dp."""
 
 NEIGHBOURS = 4
 """How many sizes to each side of the wanted one are tried where the world size is free."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A number of pipeline stages with a way to deal out the layers to them.
+
+    Attributes:
+        pp: How many stages.
+        layout: A topology with that way; its sizes mean nothing.
+        changes: 1 if what was asked for (interleaving, uneven stages) was given up.
+        ratio: 1 if the stages are uneven and were not asked to be, as much as a size twice as large.
+    """
+
+    pp: int
+    layout: Topology
+    changes: int = 0
+    ratio: float = 0.0
 
 
 def nearest_legal(
@@ -28,9 +45,9 @@ def nearest_legal(
 ) -> list[Topology]:
     """The legal meshes with the fewest changed dimensions, and among those the smallest changes.
 
-    A change is counted for each of tp, pp, cp, ep, etp (unless it only follows tp) and dp (unless it follows
-    from the world size); giving up interleaving and uneven stages counts as one too. Sizes are compared by
-    their ratio.
+    A change is counted for each of tp, pp, cp, ep, for etp and dp if they were asked for, and for giving up
+    interleaving or uneven stages. Sizes are compared by their ratio. Layers that the stages cannot share
+    evenly are dealt out as `uneven_layout` says, which is no change, but counts like a size twice as large.
 
     Args:
         topology: What was asked for, as `resolve` returns it.
@@ -38,40 +55,41 @@ def nearest_legal(
         batch: The batch sizes, which limit dp.
         limit: How many to return at most.
         request: What ``topology`` was resolved from. It tells whether the world size was given, and so has to
-            stay, and whether dp was. Without it the world size stays and dp follows.
+            stay, and whether dp and etp were. Without it the world size stays, dp follows, and etp was asked
+            for if it is not tp.
 
     Returns:
         Legal topologies, nearest first; nothing if the model or the batch fits no mesh at all.
     """
-    plain = replace(
-        topology,
-        vpp=None,
-        decoder_first_pipeline_num_layers=None,
-        decoder_last_pipeline_num_layers=None,
-        account_for_embedding_in_pipeline_split=False,
-        account_for_loss_in_pipeline_split=False,
-    )
-    if violations(_with_mesh(plain, (1, 1, 1, 1, 1, 1), shape), shape, Batch(1, 1)):
+    plain = _plain(topology)
+    if violations(with_mesh(plain, (1, 1, 1, 1, 1, 1), shape), shape, Batch(1, 1)):
         return []
     keep_world_size = request is None or request.world_size is not None
     wanted_dp = 0 if request is None else request.dp or 0
+    asked_etp = etp_asked(topology, request)
+    if keep_world_size:
+        meshes = _fixed_world(topology, shape)
+    else:
+        meshes = _free_world(topology, shape, batch, wanted_dp)
     found = []
-    for dropped, layout in enumerate([topology] if plain == topology else [topology, plain]):
-        if keep_world_size:
-            meshes = _fixed_world(layout, shape)
-        else:
-            meshes = _free_world(layout, shape, batch, wanted_dp)
-        for mesh in meshes:
-            changes, ratio = _distance(topology, mesh, wanted_dp)
-            found.append((changes + dropped, ratio, mesh, dropped))
+    for number, (stages, mesh) in enumerate(meshes):
+        changes, ratio = distance(topology, mesh, wanted_dp, asked_etp)
+        found.append((changes + stages.changes, ratio + stages.ratio, mesh, number, stages))
     legal: list[Topology] = []
-    for _, _, mesh, dropped in sorted(found):
-        candidate = _with_mesh(plain if dropped else topology, mesh, shape)
+    for _, _, mesh, _, stages in sorted(found, key=lambda entry: entry[:4]):
+        candidate = with_mesh(stages.layout, mesh, shape)
         if not violations(candidate, shape, batch):
             legal.append(candidate)
             if len(legal) == limit:
                 break
     return legal
+
+
+def etp_asked(topology: Topology, request: TopologyRequest | None) -> int | None:
+    """The expert tensor parallelism that was asked for; None if it only follows tp."""
+    if request is not None:
+        return request.etp
+    return None if topology.etp == topology.tp else topology.etp
 
 
 def overrides(topology: Topology, request: TopologyRequest) -> list[str]:
@@ -99,25 +117,55 @@ def overrides(topology: Topology, request: TopologyRequest) -> list[str]:
     ]
 
 
-def _fixed_world(layout: Topology, shape: ModelShape) -> Iterator[Mesh]:
+def stage_options(topology: Topology, pps: Iterable[int], num_layers: int) -> list[Stages]:
+    """The ways in which some numbers of stages can hold the layers."""
+    plain, options = _plain(topology), []
+    given_up = int(plain != topology)
+    for pp in pps:
+        if not layer_problems(replace(topology, pp=pp), num_layers):
+            options.append(Stages(pp, topology))
+        if not layer_problems(replace(plain, pp=pp), num_layers):
+            if given_up:
+                options.append(Stages(pp, plain, 1))
+        elif uneven := uneven_layout(pp, num_layers):
+            options.append(Stages(pp, replace(plain, **uneven), given_up, 1.0))  # type: ignore[arg-type]
+    return options
+
+
+def _plain(topology: Topology) -> Topology:
+    """Without interleaving and uneven stages."""
+    return replace(
+        topology,
+        vpp=None,
+        decoder_first_pipeline_num_layers=None,
+        decoder_last_pipeline_num_layers=None,
+        account_for_embedding_in_pipeline_split=False,
+        account_for_loss_in_pipeline_split=False,
+    )
+
+
+def _fixed_world(topology: Topology, shape: ModelShape) -> Iterator[tuple[Stages, Mesh]]:
     """Every mesh of the same number of ranks that passes the rules of a single dimension."""
-    world_size = layout.world_size
+    world_size = topology.world_size
     sizes = _divisors(world_size)
-    pps = [pp for pp in sizes if not layer_problems(replace(layout, pp=pp), shape.num_layers)]
+    options = stage_options(topology, [pp for pp in sizes if pp <= shape.num_layers + 2], shape.num_layers)
     cps = [cp for cp in sizes if cp == 1 or shape.seq_length % (2 * cp) == 0]
-    eps, etps = _expert_sizes(layout, shape, sizes)
-    for tp in _tp_sizes(layout, shape, sizes):
-        for pp in pps:
+    eps, etps = expert_sizes(topology, shape, sizes)
+    for tp in tp_sizes(topology, shape, sizes):
+        for stages in options:
+            pp = stages.pp
             for cp in cps:
                 if world_size % (tp * pp * cp) == 0:
                     dp = world_size // (tp * pp * cp)
                     for ep in eps:
                         for etp in etps or [tp]:
                             if world_size % (ep * etp * pp) == 0:
-                                yield tp, pp, cp, ep, etp, dp
+                                yield stages, (tp, pp, cp, ep, etp, dp)
 
 
-def _free_world(layout: Topology, shape: ModelShape, batch: Batch, wanted_dp: int) -> Iterator[Mesh]:
+def _free_world(
+    topology: Topology, shape: ModelShape, batch: Batch, wanted_dp: int
+) -> Iterator[tuple[Stages, Mesh]]:
     """The meshes whose sizes are among the nearest legal ones, each dimension for itself.
 
     Without a wanted dp it is the smallest that the experts allow, as in `resolve`.
@@ -128,28 +176,37 @@ def _free_world(layout: Topology, shape: ModelShape, batch: Batch, wanted_dp: in
         or batch.global_batch_size % batch.micro_batch_size
     ):
         return
-    tps = _near(_tp_sizes(layout, shape, _divisors(shape.num_attention_heads)), layout.tp)
-    stages = range(1, shape.num_layers + 3)
-    pps = _near([p for p in stages if not layer_problems(replace(layout, pp=p), shape.num_layers)], layout.pp)
-    cps = _near([1, *_divisors(shape.seq_length // 2)] if shape.seq_length % 2 == 0 else [1], layout.cp)
+    tps = _near(tp_sizes(topology, shape, _divisors(shape.num_attention_heads)), topology.tp)
+    options = near_stages(topology, shape.num_layers)
+    cps = _near([1, *_divisors(shape.seq_length // 2)] if shape.seq_length % 2 == 0 else [1], topology.cp)
     dps = _near(_divisors(batch.global_batch_size // batch.micro_batch_size), wanted_dp) if wanted_dp else []
-    eps, etps = _expert_sizes(layout, shape, _divisors(shape.num_experts or 1))
+    eps, etps = expert_sizes(topology, shape, _divisors(shape.num_experts or 1))
     for tp in tps:
-        near_etps = sorted({tp, 1, *(etp for etp in etps if etp == layout.etp)}) if etps else [tp]
-        for pp in pps:
+        near_etps = sorted({tp, 1, *(etp for etp in etps if etp == topology.etp)}) if etps else [tp]
+        for stages in options:
             for cp in cps:
-                for ep in _near(eps, layout.ep):
+                for ep in _near(eps, topology.ep):
                     for etp in near_etps:
                         for dp in dps or [math.lcm(tp * cp, etp * ep) // (tp * cp)]:
                             if (tp * cp * dp) % (ep * etp) == 0:
-                                yield tp, pp, cp, ep, etp, dp
+                                yield stages, (tp, stages.pp, cp, ep, etp, dp)
 
 
-def _tp_sizes(layout: Topology, shape: ModelShape, sizes: Iterable[int]) -> list[int]:
+def near_stages(topology: Topology, num_layers: int) -> list[Stages]:
+    """The numbers of stages nearest to the wanted one, that one itself with uneven stages if need be."""
+    options = stage_options(topology, range(1, num_layers + 3), num_layers)
+    near = {*_near([option.pp for option in options if not option.ratio], topology.pp), topology.pp}
+    return [
+        option for option in options if option.pp in near and (not option.ratio or option.pp == topology.pp)
+    ]
+
+
+def tp_sizes(layout: Topology, shape: ModelShape, sizes: Iterable[int]) -> list[int]:
+    """Those tensor-parallel sizes that heads, groups and MLP allow."""
     return [tp for tp in sizes if not any(tensor_problems(replace(layout, tp=tp), shape))]
 
 
-def _expert_sizes(layout: Topology, shape: ModelShape, sizes: Iterable[int]) -> tuple[list[int], list[int]]:
+def expert_sizes(layout: Topology, shape: ModelShape, sizes: Iterable[int]) -> tuple[list[int], list[int]]:
     """Legal ep and etp; no etp where it has to follow tp, as it has no meaning without experts."""
     if not shape.is_moe:
         return [1], []
@@ -159,7 +216,8 @@ def _expert_sizes(layout: Topology, shape: ModelShape, sizes: Iterable[int]) -> 
     return eps, sorted({*etps, 1})
 
 
-def _with_mesh(layout: Topology, mesh: Mesh, shape: ModelShape) -> Topology:
+def with_mesh(layout: Topology, mesh: Mesh, shape: ModelShape) -> Topology:
+    """A layout with the sizes of a mesh, and with the sequence parallelism that goes with them."""
     tp, pp, cp, ep, etp, dp = mesh
     wanted = layout.sequence_parallel or layout.tp == 1 or shape.is_moe
     return replace(
@@ -175,15 +233,20 @@ def _with_mesh(layout: Topology, mesh: Mesh, shape: ModelShape) -> Topology:
     )
 
 
-def _distance(topology: Topology, mesh: Mesh, wanted_dp: int) -> tuple[int, float]:
-    """Changed dimensions, and how far they went in powers of two; dp counts if one is wanted."""
+def distance(topology: Topology, mesh: Mesh, wanted_dp: int, asked_etp: int | None) -> tuple[int, float]:
+    """Changed dimensions, and how far they went in powers of two; dp and etp count if they were asked for.
+
+    An etp that was not asked for and does not follow tp weighs a quarter: it has to be typed.
+    """
     tp, pp, cp, ep, etp, dp = mesh
-    etp_wanted = tp if topology.etp == topology.tp else topology.etp
-    pairs = [(topology.tp, tp), (topology.pp, pp), (topology.cp, cp), (topology.ep, ep), (etp_wanted, etp)]
+    pairs = [(topology.tp, tp), (topology.pp, pp), (topology.cp, cp), (topology.ep, ep)]
+    if asked_etp is not None:
+        pairs.append((asked_etp, etp))
     if wanted_dp:
         pairs.append((wanted_dp, dp))
     changed = [abs(math.log2(size / wanted)) for wanted, size in pairs if size != wanted]
-    return len(changed), round(sum(changed), 6)
+    typed = 0.25 if asked_etp is None and etp != tp else 0.0
+    return len(changed), round(sum(changed), 6) + typed
 
 
 def _near(sizes: Iterable[int], wanted: int) -> list[int]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 FIRST = "topology.decoder_first_pipeline_num_layers"
 LAST = "topology.decoder_last_pipeline_num_layers"
+EMBEDDING = "account_for_embedding_in_pipeline_split"
+LOSS = "account_for_loss_in_pipeline_split"
 
 
 def layer_problems(topology: Topology, num_layers: int) -> list[Problem]:
@@ -170,29 +172,39 @@ def _layout_hint(pp: int, num_layers: int, extra: int) -> str:
     return "; ".join(hints)
 
 
+def uneven_layout(pp: int, num_layers: int) -> dict[str, int | bool]:
+    """Uneven stages for layers that ``pp`` stages cannot share evenly, under the field names of a topology.
+
+    Embedding and loss count as layers where that makes the shares even; otherwise first and last stage hold
+    equally many, at least half of what the others do and no more.
+
+    Returns:
+        Nothing where neither works, or where the shares are even already.
+    """
+    if num_layers % pp == 0:
+        return {}
+    both = {EMBEDDING: True, LOSS: True}
+    for flags in (both, {LOSS: True}) if pp > 1 else ():
+        padded = num_layers + len(flags)
+        if padded % pp == 0 and padded > pp:
+            return dict(flags)
+    for end in range(num_layers // 2, 0, -1) if pp > 2 else ():
+        middle, rest = divmod(num_layers - 2 * end, pp - 2)
+        if rest == 0 and end <= middle <= 2 * end:
+            return {FIRST.split(".")[1]: end, LAST.split(".")[1]: end}
+    return {}
+
+
 def _uneven_hints(pp: int, num_layers: int) -> list[str]:
-    hints = []
-    if (num_layers + 2) % pp == 0:
-        hints.append(
-            "with topology.account_for_embedding_in_pipeline_split=true and "
-            "topology.account_for_loss_in_pipeline_split=true "
-            f"it is {num_layers + 2} = {pp} x {(num_layers + 2) // pp}"
-        )
-    elif (num_layers + 1) % pp == 0:
-        hints.append(
-            f"with topology.account_for_loss_in_pipeline_split=true it is {num_layers + 1} = "
-            f"{pp} x {(num_layers + 1) // pp}"
-        )
-    ends = [
-        (max(end, (num_layers - 2 * end) // (pp - 2)), end)
-        for end in range(1, num_layers // 2)
-        if pp > 2 and num_layers - 2 * end >= pp - 2 and (num_layers - 2 * end) % (pp - 2) == 0
-    ]
-    if ends:
-        end = min(ends)[1]
-        middle = (num_layers - 2 * end) // (pp - 2)
-        hints.append(f"uneven: {FIRST}={end} and {LAST}={end} leave {pp - 2} stages of {middle}")
-    return hints
+    layout = uneven_layout(pp, num_layers)
+    if not layout:
+        return []
+    typed = " and ".join(f"topology.{key}={str(value).lower()}" for key, value in layout.items())
+    if LOSS in layout:
+        padded = num_layers + len(layout)
+        return [f"with {typed} it is {padded} = {pp} x {padded // pp}"]
+    end = next(iter(layout.values()))
+    return [f"uneven: {typed} leave {pp - 2} stages of {(num_layers - 2 * end) // (pp - 2)}"]
 
 
 def _listed(sizes: list[int]) -> str:

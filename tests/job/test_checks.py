@@ -24,6 +24,17 @@ def test_several_impossible_topology_values_are_listed_at_once() -> None:
     assert "nearest that fit: topology." in text
 
 
+def test_a_world_too_small_for_all_that_is_wanted_is_told_the_smallest_that_is_not() -> None:
+    words = [f"topology.{size}" for size in ("tp=4", "pp=4", "ep=16", "dp=2", "world_size=16")]
+    (product, experts) = check(
+        small_job(*words, "moe=small", "moe.num_experts=16", "model.num_query_groups=8")
+    )
+    assert "4 x pp 4 x cp 1 x dp 2 = 32" in product.message
+    assert "nearest that fit: topology.pp=2 topology.ep=8 topology.etp=1  |  " in experts.hint
+    smallest = "smallest world for TP4 PP4 CP2 EP16 ETP1 DP2: 64 ranks, topology.cp=2 topology.world_size=64"
+    assert smallest in experts.hint
+
+
 def test_topology_and_schedule_and_passthrough_faults_come_together() -> None:
     keys = keys_of("topology.tp=3", "lr.lr_warmup_iters=5", "megatron.nothing=1", "train.tokens=100")
     assert {"topology.tp", "lr.lr_warmup_iters", "megatron.nothing", "train"} <= set(keys)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from megaplug.job.schema import TopologyConfig
-from megaplug.topology import Batch, ModelShape, nearest_legal, overrides, resolve, violations
+from megaplug.topology import Batch, ModelShape, resolve, violations
 
 SEED_30B = ModelShape(16, 1024, 14336, 16, 16, 64, 2048, 32000, num_experts=64, swiglu=False)
 SEED_200B = ModelShape(96, 12288, 49152, 96, 12, 128, 2048, 32000)
@@ -211,50 +211,3 @@ def test_two_stages_interleave_only_with_overlapped_communication():
     topology, _ = resolve(TopologyConfig(pp=2, vpp=2))
     assert violations(topology, TINY, BATCH) == []
     assert "pp > 2" in violations(topology, TINY, BATCH, overlap_p2p_comm=False)[0].message
-
-
-def test_the_nearest_mesh_keeps_what_was_asked_for():
-    request = TopologyConfig(tp=4, pp=4, ep=16, etp=1, dp=2, world_size=16)
-    topology, _ = resolve(request)
-    nearest = nearest_legal(topology, SEED_30B, BATCH, request=request)
-    assert overrides(nearest[0], request) == ["topology.pp=2", "topology.ep=8"]  # keeps TP4 and DP2
-    assert overrides(nearest[2], request) == ["topology.pp=1", "topology.dp=4"]  # keeps TP4 and EP16
-    for mesh in nearest:
-        assert mesh.world_size == 16
-        assert violations(mesh, SEED_30B, BATCH) == []
-
-
-@pytest.mark.parametrize(
-    ("shape", "request_", "typed"),
-    [
-        (SEED_200B, {"tp": 8, "pp": 8, "world_size": 256}, ["topology.tp=4"]),
-        (SEED_400B, {"tp": 8, "pp": 16, "world_size": 128}, ["topology.pp=8"]),
-        (SEED_400B, {"tp": 8, "pp": 16}, ["topology.pp=15"]),
-        (SEED_1T, {"tp": 16, "pp": 32, "etp": 1, "ep": 128}, ["topology.tp=4", "topology.pp=30"]),
-        (TINY, {"tp": 3}, ["topology.tp=4"]),
-        (TINY, {"ep": 2}, ["topology.ep=1"]),
-        (TINY_MOE, {"tp": 2, "sequence_parallel": False}, ["topology.sequence_parallel=true"]),
-    ],
-)
-def test_what_is_suggested_first(shape, request_, typed):
-    request = TopologyConfig(**request_)
-    topology, _ = resolve(request)
-    nearest = nearest_legal(topology, shape, BATCH, request=request)
-    assert overrides(nearest[0], request) == typed
-
-
-def test_nothing_is_suggested_where_no_mesh_can_help():
-    topology, _ = resolve(TopologyConfig(tp=2))
-    assert nearest_legal(topology, replace(TINY, num_query_groups=3), BATCH) == []
-    assert nearest_legal(topology, TINY, Batch(2, 9)) == []
-
-
-@pytest.mark.parametrize("free", [True, False])
-def test_suggestions_for_a_large_cluster_come_at_once(free):
-    import time
-
-    request = TopologyConfig(tp=16, pp=32, ep=128, world_size=None if free else 4096)
-    topology, _ = resolve(request)
-    start = time.perf_counter()
-    assert len(nearest_legal(topology, SEED_1T, BATCH, request=request)) == 3
-    assert time.perf_counter() - start < 2.0
