@@ -62,6 +62,11 @@ ACTIONS: dict[str, Action] = {
         "parameters, memory of every stage, step time, days and money of a job (the default)",
         ("tokens", "ranks"),
     ),
+    "rehearse": Action(
+        "megaplug.commands.plan_rehearse",
+        "chosen ranks of the real model without numbers: memory, FLOPs and bytes, beside the plan's",
+        ("ranks",),
+    ),
     "doctor": Action(
         "megaplug.commands.plan_doctor",
         "what this machine has, what is wrong and the cure; ends with 1 if it cannot train",

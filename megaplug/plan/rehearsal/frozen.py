@@ -11,7 +11,7 @@ from megaplug.job.checks import check, resolve_topology
 from megaplug.job.derive import derive
 from megaplug.job.facts import DataFacts
 from megaplug.job.freeze import FrozenJob, write_frozen
-from megaplug.job.schema import Job, KernelsConfig
+from megaplug.job.schema import AttentionConfig, CudaGraphConfig, Job, KernelsConfig
 from megaplug.job.translate import megatron_arguments
 from megaplug.runs.folder import RunFolder
 
@@ -23,16 +23,58 @@ def rehearsed_job(job: Job) -> Job:
     """The job as it is rehearsed: on CUDA, with what torch alone brings.
 
     Raises:
-        UserError: The vocabulary is not known.
+        UserError: The vocabulary is not known, or the job has something that cannot be rehearsed.
     """
     if job.model.vocab_size is None:
         raise UserError(
             "a rehearsal needs model.vocab_size, which is null: it would follow from the tokenizer",
             hint="give model.vocab_size=<number of token ids>, such as model.vocab_size=128256",
         )
+    _refuse(job)
+    attention = AttentionConfig("flash") if job.attention.name == "te" else job.attention
     return dataclasses.replace(
-        job, device="cuda", backend="native", kernels=KernelsConfig(apex="off", te="off")
+        job,
+        device="cuda",
+        backend="native",
+        attention=attention,
+        kernels=KernelsConfig(apex="off", te="off"),
+        cuda_graph=CudaGraphConfig(),
     )
+
+
+def differences(job: Job) -> list[str]:
+    """What a run of the job has that its rehearsal has not, a sentence each."""
+    said = [
+        "workspaces of cuBLAS and NCCL, the CUDA context and the allocator's unused rest are not counted",
+        "what Megatron compiles counts as one kernel; a compiler may keep less for the backward pass",
+    ]
+    if job.backend == "te" or job.attention.name == "te" or "require" in (job.kernels.te, job.kernels.apex):
+        said.append("Transformer Engine and Apex are replaced by torch's own kernels")
+    if job.moe.num_experts:
+        said.append("routing is balanced: every expert gets an even share of each rank's tokens")
+    if job.cuda_graph.cuda_graph_impl != "none":
+        said.append("CUDA graphs are left out, and so are their memory pools")
+    return said
+
+
+def _refuse(job: Job) -> None:
+    """What the pretence does not reach."""
+    topology, wanted = job.topology, []
+    if topology.cp > 1:
+        wanted.append(f"topology.cp={topology.cp}, whose attention is Transformer Engine's")
+    if topology.zero >= 2:
+        wanted.append(f"topology.zero={topology.zero}, which is FSDP's")
+    if job.precision.fp8_format is not None:
+        wanted.append("precision=fp8, whose layers are Transformer Engine's")
+    if job.optimizer.optimizer_cpu_offload:
+        wanted.append("optimizer.optimizer_cpu_offload")
+    if job.train.cpu_offloading_num_layers or job.train.fine_grained_activation_offloading:
+        wanted.append("the offload of activations")
+    if wanted:
+        raise UserError(
+            "these cannot be rehearsed: " + "; ".join(wanted),
+            hint="action=plan models them; leave them out to rehearse the rest",
+        )
 
 
 def freeze(job: Job, path: Path) -> FrozenJob:
