@@ -8,16 +8,17 @@ import re
 from benchmarks.published.models import NOT_SHIPPED, shape_of
 from benchmarks.published.record import Measured, batch, grid, rows_of
 from megaplug.plan.workload import Overlaps, Precision, Sharing, Workload
-from megaplug.topology import ModelShape, Topology
+from megaplug.topology import LaidOutTopology, ModelShape, Topology
 
 # "FP8" alone is FP8 with current scaling; in the releases that put a second figure in parentheses, that
 # one is MXFP8, as 25.11 says in its column and 25.09 with figures near the same.
 PRECISIONS = {"BF16": "bf16", "FP8": "fp8-cs", "FP8-CS": "fp8-cs", "FP8-MX": "mxfp8", "MXFP8": "mxfp8"}
 PRECISIONS["NVFP4"] = "nvfp4"
 COMPUTE = {"bf16": "bf16", "fp8-cs": "fp8", "mxfp8": "fp8", "nvfp4": "nvfp4"}
-# DeepSeek-V3 and Kimi K2 have 61 layers, and lie on the stages by a --pipeline-model-parallel-layout that
-# holds 64 places: the embedding, 61 layers, the prediction of a second token, the loss.
-LAID_OUT = {2: (32, 29), 4: (16, 13), 8: (8, 5), 16: (4, 1)}
+# DeepSeek-V3 and Kimi K2 have 61 layers, and lie on the stages by a --pipeline-model-parallel-layout: by
+# (virtual) stages in all, their layers (Bridge's recipes for the two models). What is missing in the last one
+# is the prediction of a second token and the loss.
+LAYOUTS = {8: (8, *[8] * 6, 5), 16: (4, *[4] * 14, 1), 32: (1, *[2] * 30, 0)}
 
 
 def bridge() -> list[Measured]:
@@ -52,8 +53,7 @@ def _measured(line: str, row: dict[str, str], *, second: bool) -> Measured:
         gpus=number("gpus"), tp=tp, pp=pp, cp=number("CP"), ep=number("EP"), vpp=number("VP"),
         sequence_parallel=tp > 1,
     )  # fmt: skip
-    topology, how = _stages(topology, shape)
-    assumed += how
+    topology = _stages(topology, shape)
     mtp = int(model == "DeepSeekV3" and "w/o MTP" not in row["model"])
     if mtp:
         assumed.append("the layer of multi-token prediction counts in FLOPs, and is not in the workload")
@@ -84,24 +84,16 @@ def _measured(line: str, row: dict[str, str], *, second: bool) -> Measured:
     )
 
 
-def _stages(topology: Topology, shape: ModelShape) -> tuple[Topology, list[str]]:
-    """Uneven pipeline stages as Bridge's recipes have them, and what of it our topology cannot say."""
+def _stages(topology: Topology, shape: ModelShape) -> Topology:
+    """Uneven pipeline stages as Bridge's recipes have them."""
     pp, vpp, layers = topology.pp, topology.vpp or 1, shape.num_layers
-    if layers == 61 and pp > 1:
-        first, last = LAID_OUT[pp]
-        how = ["interleaving left out: our topology has no pipeline layouts"] if vpp > 1 else []
-        return dataclasses.replace(
-            topology,
-            vpp=None,
-            decoder_first_pipeline_num_layers=first,
-            decoder_last_pipeline_num_layers=last,
-        ), how
     if layers % (pp * vpp) == 0:
-        return topology, []
-    both = dataclasses.replace(
+        return topology
+    if layers == 61:
+        return LaidOutTopology(**vars(topology), layout=LAYOUTS[pp * vpp])
+    return dataclasses.replace(
         topology, account_for_embedding_in_pipeline_split=True, account_for_loss_in_pipeline_split=True
     )
-    return both, []
 
 
 def _model(row: dict[str, str]) -> str:

@@ -13,7 +13,7 @@ from megaplug.topology.groups import (
     rank_groups,
     stays_in_node,
 )
-from megaplug.topology.mesh import Topology, TopologyRequest, resolve
+from megaplug.topology.mesh import LaidOutTopology, Topology, TopologyRequest, resolve
 from megaplug.topology.nearest import nearest_legal, overrides
 from megaplug.topology.rules import violations
 from megaplug.topology.shape import Batch, ModelShape
@@ -23,6 +23,7 @@ from megaplug.topology.stages import layer_ids
 __all__ = [
     "GROUPS",
     "Batch",
+    "LaidOutTopology",
     "ModelShape",
     "Topology",
     "TopologyRequest",

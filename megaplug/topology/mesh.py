@@ -55,6 +55,11 @@ class Topology:
     account_for_loss_in_pipeline_split: bool = False
 
     @property
+    def pipeline_layout(self) -> tuple[int, ...] | None:
+        """The layers of each virtual stage where they are named one by one; see `LaidOutTopology`."""
+        return None
+
+    @property
     def expert_dp(self) -> int:
         """Data-parallel size of the expert mesh."""
         return self.world_size // (self.etp * self.ep * self.pp)
@@ -81,6 +86,22 @@ class Topology:
     def layers_of_stage(self, num_layers: int) -> list[int]:
         """How many transformer layers each pipeline stage holds; see `stages.layers_of_stage`."""
         return layers_of_stage(self, num_layers)
+
+
+@dataclass(frozen=True)
+class LaidOutTopology(Topology):
+    """A mesh whose (virtual) stages are dealt out one by one.
+
+    ``layout`` has their layers in the model's order, as Megatron's ``--pipeline-model-parallel-layout`` gives
+    them. No job of ours can ask for it; published runs did.
+    """
+
+    layout: tuple[int, ...] = ()
+
+    @property
+    def pipeline_layout(self) -> tuple[int, ...]:
+        """The layers of each virtual stage."""
+        return self.layout
 
 
 def resolve(request: TopologyRequest) -> tuple[Topology | None, list[Problem]]:

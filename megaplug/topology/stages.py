@@ -6,6 +6,7 @@ Follows ``get_num_layers_to_build`` and ``get_transformer_layer_offset`` of Mega
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from megaplug.errors import Problem, UserError
@@ -21,6 +22,8 @@ LOSS = "account_for_loss_in_pipeline_split"
 
 def layer_problems(topology: Topology, num_layers: int) -> list[Problem]:
     """Whether the layers can be dealt out to the stages, and to their virtual stages."""
+    if topology.pipeline_layout is not None:
+        return _layout_problems(topology, topology.pipeline_layout, num_layers)
     first, last = topology.decoder_first_pipeline_num_layers, topology.decoder_last_pipeline_num_layers
     if first is None and last is None:
         return _even_problems(topology, num_layers)
@@ -37,6 +40,8 @@ def layers_of_stage(topology: Topology, num_layers: int) -> list[int]:
     if problems:
         raise UserError.from_problems(problems)
     pp = topology.pp
+    if topology.pipeline_layout is not None:
+        return [sum(topology.pipeline_layout[stage::pp]) for stage in range(pp)]
     first, last = topology.decoder_first_pipeline_num_layers, topology.decoder_last_pipeline_num_layers
     named = (first is not None) + (last is not None)
     middle = num_layers - (first or 0) - (last or 0) + _extra(topology)
@@ -57,6 +62,12 @@ def layer_ids(topology: Topology, num_layers: int, stage: int) -> list[list[int]
         UserError: If the layers cannot be dealt out so.
     """
     chunks, vpp = [], topology.vpp or 1
+    if topology.pipeline_layout is not None:
+        layers_of_stage(topology, num_layers)
+        ends = list(accumulate(topology.pipeline_layout, initial=0))
+        return [
+            list(range(*ends[chunk : chunk + 2])) for chunk in range(stage, topology.pp * vpp, topology.pp)
+        ]
     padded = layers_of_stage(topology, num_layers)
     padded[0] += topology.account_for_embedding_in_pipeline_split
     padded[-1] += topology.account_for_loss_in_pipeline_split
@@ -72,6 +83,20 @@ def layer_ids(topology: Topology, num_layers: int, stage: int) -> list[list[int]
                 chunks.append(list(range(start, start + size)))
             start += size
     return chunks
+
+
+def _layout_problems(topology: Topology, layout: tuple[int, ...], num_layers: int) -> list[Problem]:
+    chunks = topology.pp * (topology.vpp or 1)
+    if len(layout) == chunks and sum(layout) == num_layers and min(layout) >= 0:
+        return []
+    return [
+        Problem(
+            "topology.pipeline_layout",
+            f"{len(layout)} stages with {sum(layout)} layers are named for {chunks} (pp {topology.pp} x vpp "
+            f"{topology.vpp or 1}) and a model of {num_layers}",
+            "name the layers of every stage",
+        )
+    ]
 
 
 def _extra(topology: Topology) -> int:
