@@ -16,7 +16,7 @@ import torch
 
 from megaplug.job.freeze import FrozenJob
 from megaplug.runtime import cpu, fused_adam, packages, repairs
-from megaplug.runtime.rehearsal import balanced, kernels, world
+from megaplug.runtime.rehearsal import balanced, world
 from megaplug.runtime.rehearsal.book import GRADIENTS, OPTIMIZER, OTHER, WEIGHTS
 from megaplug.runtime.rehearsal.meter import Meter, watching_resizes
 from megaplug.runtime.rehearsal.traffic import sent_bytes
@@ -24,7 +24,11 @@ from megaplug.runtime.rehearsal.traffic import sent_bytes
 
 def prepare() -> None:
     """Put the stand-in and the repairs in place and import Megatron, once for all ranks of the process."""
+    # Megatron asks for the compiler when it is first imported, and our layers import it.
+    assert "megatron.core" not in sys.modules, "Megatron is here already, with its compiled functions"
     _compile_nothing()
+    from megaplug.runtime.rehearsal import kernels
+
     cpu.install_without_numbers()
     for package in ("te", "apex"):
         packages.keep_out(package)
