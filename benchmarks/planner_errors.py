@@ -87,7 +87,12 @@ def by_table(compared: Sequence[Compared]) -> dict[str, dict[str, Any]]:
 
 
 def by_constants(compared: Sequence[Compared]) -> dict[str, dict[str, Any]]:
-    """For each GPU generation, precision, software generation and kind of model; see `Measured.family`."""
+    """For each set of constants: a GPU generation, a number format, a software generation."""
+    return _grouped(compared, lambda one: one.constants)
+
+
+def by_kind(compared: Sequence[Compared]) -> dict[str, dict[str, Any]]:
+    """For each GPU, precision as published, software (see `Measured.family`) and kind of model."""
 
     def name(one: Compared) -> str:
         kind = "MoE" if one.measured.workload.shape.is_moe else "dense"
@@ -150,6 +155,7 @@ def report(compared: Sequence[Compared]) -> dict[str, Any]:
         "what": "modelled step times against published ones; error = modelled / published - 1",
         "tables": by_table(compared),
         "constants": by_constants(compared),
+        "kinds": by_kind(compared),
         "ranking": ranking(compared),
         "left_out": bridge.left_out(),
         "points": [
@@ -172,12 +178,17 @@ def report(compared: Sequence[Compared]) -> dict[str, Any]:
 def printed(found: dict[str, Any]) -> str:
     """The report as a person reads it."""
     lines = []
-    for title, key in (("by table", "tables"), ("by GPU, precision and software", "constants")):
+    titles = {
+        "tables": "by table",
+        "constants": "by set of constants",
+        "kinds": "by GPU, precision and software",
+    }
+    for key, title in titles.items():
         lines += [f"{title}: absolute relative error on rows that nothing was fitted on", HEADER]
         for name, group in found[key].items():
             numbers = group["not_fitted"]
             shown = _numbers(numbers) if numbers else "(every row was fitted on)"
-            lines.append(f"  {name:<44} {len(group['fitted_on']):>6}  {shown}")
+            lines.append(f"  {name:<46} {len(group['fitted_on']):>6}  {shown}")
         lines.append("")
     lines.append("ranking within one model, GPU count and batch (three candidates or more)")
     for name, table in found["ranking"].items():
@@ -189,7 +200,7 @@ def printed(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-HEADER = f"  {'':<44} {'fitted':>6}  {'rows':>5} {'mean':>7} {'median':>7} {'p90':>7} {'max':>7} {'bias':>7}"
+HEADER = f"  {'':<46} {'fitted':>6}  {'rows':>5} {'mean':>7} {'median':>7} {'p90':>7} {'max':>7} {'bias':>7}"
 
 
 def _numbers(found: dict[str, float]) -> str:

@@ -12,6 +12,13 @@ The convention, in full:
 * Of experts only those that a token is sent to count (``moe_router_topk``), beside router and shared expert.
 * The output layer counts with the vocabulary as padded; the embedding is a look-up and does not count.
 
+Published TFLOP/s follow one of three other conventions, and stand beside ours only under their names. All
+three leave the router out (``as_megatron``):
+
+* **causal**: Megatron-core since 0.12 and Megatron-Bridge: half the square of scores, s / 2.
+* **full** (``causal=False``): the whole square. Megatron before, PaLM, NeMo's summaries.
+* **full with recompute**: SC21's formula, which counts the second forward pass of each layer too.
+
 Sources: Chowdhery et al. 2022 (PaLM), appendix B; Korthikanti et al. 2022, appendix A.
 """
 

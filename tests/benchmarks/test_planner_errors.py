@@ -11,6 +11,7 @@ from benchmarks import planner_errors
 from benchmarks.planner_errors import (
     Compared,
     by_constants,
+    by_kind,
     by_table,
     compare,
     ranking,
@@ -56,10 +57,18 @@ def test_rows_that_constants_were_fitted_on_are_told_and_kept_out_of_the_error()
 
 def test_a_group_is_a_gpu_a_precision_a_software_and_a_kind_of_model():
     compared = compare([*sc21(), *vtrain()[:3]], constant_efficiency)
-    assert list(by_constants(compared)) == [
+    assert list(by_kind(compared)) == [
         "a100_80gb fp16 megatron dense",
         "a100_80gb fp16 megatron-deepspeed dense",
     ]
+
+
+def test_a_set_of_constants_is_judged_on_all_rows_that_it_is_used_for():
+    row = sc21()[0]
+    two = [Compared(row, row.seconds * 1.1, True, "one"), Compared(row, row.seconds * 0.7, False, "one")]
+    found = by_constants([*two, Compared(row, row.seconds, False, "other")])
+    assert {name: group["all"]["rows"] for name, group in found.items()} == {"one": 2, "other": 1}
+    assert found["one"]["not_fitted"]["mean"] == pytest.approx(0.3)
 
 
 def test_only_jobs_that_could_replace_each_other_are_ranked():
