@@ -114,6 +114,7 @@ def build(shape: ModelShape, mesh: Topology, vp_stage: int | None):
             "moe_shared_expert_intermediate_size": shape.moe_shared_expert_intermediate_size,
             "moe_layer_freq": [int(flag) for flag in shape.moe_layers],
             "moe_router_topk": shape.moe_router_topk,
+            "moe_router_pre_softmax": shape.moe_router_topk == 1,
         }
     latent = {}
     if shape.multi_latent_attention:
@@ -148,13 +149,13 @@ def build(shape: ModelShape, mesh: Topology, vp_stage: int | None):
         **experts,
         **latent,
     )
-    if shape.is_moe:
+    if latent:
+        # Megatron's own local layers cannot be built so: their core attention takes no sizes of heads.
+        spec = transformer_layer_spec("flash", {}, "native")(config, vp_stage)
+    elif shape.is_moe:
         spec = get_gpt_decoder_block_spec(
             config, use_transformer_engine=False, normalization=shape.normalization, vp_stage=vp_stage
         )
-    elif latent:
-        # Megatron's own local layers cannot be built so: their core attention takes no sizes of heads.
-        spec = transformer_layer_spec("flash", {}, "native")(config, vp_stage)
     else:
         spec = get_gpt_layer_local_spec(normalization=shape.normalization, qk_layernorm=shape.qk_layernorm)
     return GPTModel(
