@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from megaplug.commands.plan_words import Asked
 from megaplug.errors import Problem, UserError
-from megaplug.job.checks import check, job_shape, resolve_topology
+from megaplug.job.checks import job_shape, resolve_topology
 from megaplug.job.schema import Job
 from megaplug.launchers.machine import gpu_name
 from megaplug.plan.cluster import AUTO, Cluster, cluster_of
@@ -16,7 +16,7 @@ from megaplug.plan.plan import Plan, make_plan
 from megaplug.plan.plan_json import plan_json, problems_json
 from megaplug.plan.plan_text import plan_text
 from megaplug.plan.rank_table import rank_rows, table
-from megaplug.plan.remedies import Remedy, nearest_jobs, too_few_ranks
+from megaplug.plan.remedies import Remedy, legal_problems, nearest_jobs, too_few_ranks
 from megaplug.plan.workload import workload_of
 from megaplug.topology import resolve
 
@@ -27,7 +27,7 @@ def answer(asked: Asked) -> int:
     cluster = cluster_here(job)
     vocab_size = vocabulary(job)
     device = _device(job, cluster)
-    if check(job, device=device, suggest=False):
+    if legal_problems(job, device):
         return _impossible(asked, device, cluster, vocab_size)
     topology = resolve_topology(job)
     ranks = asked.ranks(topology.world_size)
@@ -112,7 +112,7 @@ def _impossible(asked: Asked, device: str, cluster: Cluster, vocab_size: int) ->
     job = asked.job
     remedies = nearest_jobs(job, cluster, vocab_size)
     # The nearest legal layouts are named only where none of them fits the cluster, too.
-    problems = check(job, device=device, suggest=not remedies)
+    problems = legal_problems(job, device, suggest=not remedies)
     topology, _ = resolve(job.topology)
     if topology is not None:
         problems += too_few_ranks(job, topology.world_size, job_shape(job, vocab_size), cluster)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megaplug.commands.planned import planned_json
 from megaplug.commands.resolved import Resolved
 from megaplug.job.packages import packages_line
 from megaplug.job.plain_command import command_script
@@ -29,6 +30,7 @@ def preview_json(resolved: Resolved, folder_name: str, megatron_args: list[str])
         "data": dataclasses.asdict(resolved.facts),
         "parameters": resolved.parameters,
         "memory_bytes_per_rank_modelled": resolved.memory.total,
+        "plan": planned_json(resolved),
         "rank_groups": rank_groups(resolved.topology),
         # Whose they are; which they are is known once the model is built: the run's kernels.json.
         "kernels": packages_line(

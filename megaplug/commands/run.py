@@ -13,6 +13,7 @@ import megaplug
 from megaplug.commands import cli
 from megaplug.commands.cli import CommandLine
 from megaplug.commands.failure import failure_details
+from megaplug.commands.planned import plan_rows
 from megaplug.commands.preview import preview_json, preview_text
 from megaplug.commands.resolved import Resolved, resolve
 from megaplug.errors import UserError
@@ -240,7 +241,7 @@ def _header(resolved: Resolved, folder: RunFolder | None = None, iteration: int 
         ("topology", ranks),
         ("device", f"{derived.device}, {layers}, {number_format}"),
         ("kernels", packages_line(job.kernels.apex, job.kernels.te, derived.device, derived.backend)),
-        ("memory", str(resolved.memory)),
+        *plan_rows(resolved),
         ("data", f"{facts.source}: {count(facts.num_tokens['train'])} training tokens"),
         ("training", f"{derived.iters:,} steps of {count(derived.tokens_per_iter)} tokens, {length}"),
     ]

@@ -6,6 +6,7 @@ modelled; `Plan.time` carries the error of its model. No torch, no data.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from megaplug.errors import Problem
@@ -82,6 +83,18 @@ class Plan:
     def spare_memory(self) -> float:
         """Bytes of a GPU that the fullest rank leaves free; negative where it does not fit."""
         return self.cluster.usable_memory - self.fullest.memory.total
+
+    @property
+    def bubble(self) -> float:
+        """Part of a step that a pipeline of equal stages waits: ``(p - 1) / (v m + p - 1)``."""
+        stages, chunks = self.workload.topology.pp, self.workload.topology.vpp or 1
+        return (stages - 1) / (chunks * self.workload.num_microbatches + stages - 1)
+
+    def microbatches_for(self, bubble: float) -> int:
+        """The fewest microbatches whose bubble is at most this part of a step; rounds of ``pp`` with VPP."""
+        stages, chunks = self.workload.topology.pp, self.workload.topology.vpp or 1
+        least = math.ceil((stages - 1) * (1 / bubble - 1) / chunks - 1e-9)
+        return least if chunks == 1 else -(-least // stages) * stages
 
     @property
     def flops_per_token(self) -> dict[str, float]:

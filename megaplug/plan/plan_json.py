@@ -39,6 +39,11 @@ def plan_json(plan: Plan, rows: Sequence[RankRow] = ()) -> dict[str, Any]:
             "seq_length": job.shape.seq_length,
             "tokens_per_step": job.tokens_per_step,
         },
+        "pipeline": {
+            "label": "counted",
+            "bubble_of_equal_stages": plan.bubble,
+            "num_microbatches_for_5_percent": plan.microbatches_for(0.05),
+        },
         "cluster": asdict(cluster) | {"label": "published", "units": "bytes, bytes/s, FLOP/s"},
         "parameters": {
             "label": "counted",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 from megaplug.plan.memory import StageMemory
@@ -14,6 +14,8 @@ WIDTH = 92
 # Stages that have a column of their own; more are shown by the first, the fullest and the last.
 _COLUMNS = 8
 _LABEL = 15
+# A bubble below which nothing is proposed.
+_LITTLE = 0.05
 _ON_CPU = "on the CPU"
 
 PARTS = tuple(field.name for field in fields(StageMemory) if field.name not in ("stage", "on_cpu"))
@@ -48,19 +50,21 @@ def plan_text(plan: Plan) -> str:
     )
 
 
+def rank_memory(plan: Plan) -> str:
+    """What the fullest rank holds, in a line."""
+    memory = plan.fullest.memory
+    unit, of_unit = _memory_unit(plan)
+    parts = [f"{name} {of_unit(getattr(memory, name))}" for name in PARTS if getattr(memory, name)]
+    if memory.on_cpu:
+        parts.append(f"and on the CPU {of_unit(memory.on_cpu)}")
+    where = f" of stage {plan.fullest.stage}" if len(plan.stages) > 1 else ""
+    return f"{of_unit(memory.total)} {unit} a rank{where} (modelled; {', '.join(parts)})"
+
+
 def short_rows(plan: Plan) -> list[tuple[str, str]]:
-    """The plan in three or four rows, for the header of a run."""
-    fullest = plan.fullest
-    unit = _unit(plan)
-    parts = ", ".join(
-        f"{name} {gib(getattr(fullest.memory, name))}" for name in PARTS if getattr(fullest.memory, name)
-    )
-    on_cpu = f"; on the CPU {gib(fullest.memory.on_cpu)}" if fullest.memory.on_cpu else ""
-    where = f"stage {fullest.stage}" if len(plan.stages) > 1 else "each rank"
-    need = (
-        f"{gib(fullest.memory.total)} of {gib(plan.cluster.usable_memory)} GiB a {plan.cluster.name} {unit}"
-    )
-    rows = [("memory", f"{need} (modelled; {where}: {parts}{on_cpu})")]
+    """The plan in a few rows, for the header of a run."""
+    fits = f"{gib(plan.cluster.usable_memory)} GiB usable on {plan.cluster.name}"
+    rows = [("memory", f"{rank_memory(plan)}; {fits}")]
     if plan.time is not None:
         speed = f"{short(plan.tokens_per_second or 0)} tokens/s, MFU {percent(plan.mfu['causal'])} causal"
         bubble = f"bubble {percent(plan.time.bubble / plan.time.total)}, " if len(plan.stages) > 1 else ""
@@ -99,7 +103,7 @@ def _size_rows(plan: Plan) -> list[tuple[str, str]]:
     many = job.num_microbatches
     microbatches = f"{many:,} microbatches" if many > 1 else "one microbatch"
     each = f" on each of {job.topology.dp:,} replicas" if job.topology.dp > 1 else ""
-    return [
+    rows = [
         ("parameters", f"{in_words(plan.parameters)}{active}{ranks} (counted)"),
         (
             "batch",
@@ -107,12 +111,28 @@ def _size_rows(plan: Plan) -> list[tuple[str, str]]:
             f"{microbatches} of {job.batch.micro_batch_size:,}{each}",
         ),
     ]
+    return [*rows, ("pipeline", _pipeline(plan))] if len(plan.stages) > 1 else rows
+
+
+def _pipeline(plan: Plan) -> str:
+    """What of a step is waiting, and the batch with which that is little."""
+    job = plan.workload
+    many = job.num_microbatches
+    text = (
+        f"{percent(plan.bubble)} of a step is bubble (waiting): {many:,} microbatches in "
+        f"{job.topology.pp} stages"
+    )
+    if plan.bubble <= _LITTLE:
+        return text
+    enough = plan.microbatches_for(_LITTLE)
+    batch = enough * job.batch.micro_batch_size * job.topology.dp
+    return f"{text}; 5 % takes {enough:,} microbatches: train.global_batch_size={batch}"
 
 
 def _memory_table(plan: Plan) -> list[str]:
     groups = _shown(_groups(plan.stages), plan.fullest)
     shown = [max(group, key=lambda stage: stage.memory.total) for group in groups]
-    unit, of_unit = ("MiB", mib) if plan.fullest.memory.total < GIB else ("GiB", gib)
+    unit, of_unit = _memory_unit(plan)
     rows: list[tuple[str, list[str]]] = []
     title = f"{unit} of a rank (modelled)"
     if len(plan.stages) > 1:
@@ -164,9 +184,9 @@ def _time_lines(plan: Plan) -> list[str]:
     cells = [
         f"{words} {span(seconds)} ({percent(seconds / total)})" for words, seconds in parts if seconds > 0
     ]
-    text = textwrap.wrap(
-        " | ".join(cell.replace(" ", "\0") for cell in cells), WIDTH - _LABEL, break_on_hyphens=False
-    )
+    # A part is not broken, and a line does not begin with a bar.
+    joined = " ".join(cell.replace(" ", "\0") + "\0|" for cell in cells)
+    text = textwrap.wrap(joined, WIDTH - _LABEL, break_on_hyphens=False, break_long_words=False)
     return lines + [f"{'':<{_LABEL}}{line.replace(chr(0), ' ').removesuffix(' |')}" for line in text]
 
 
@@ -208,6 +228,10 @@ def _cost_rows(plan: Plan) -> list[tuple[str, str]]:
         if plan.dollars is None:
             rows.append(("", "add cluster.price_per_gpu_hour=2.5 to see the money"))
     return rows
+
+
+def _memory_unit(plan: Plan) -> tuple[str, Callable[[float], str]]:
+    return ("MiB", mib) if plan.fullest.memory.total < GIB else ("GiB", gib)
 
 
 def _unit(plan: Plan) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -22,9 +23,11 @@ from megaplug.plan.units import gib, in_words
 from megaplug.plan.workload import workload_of
 from megaplug.topology import Batch, ModelShape, Topology, nearest_legal, overrides, resolve, violations
 
-# More ranks than these many times those that hold the state, and more layouts of one world, are not tried.
+# More ranks than these many times those that hold the state, and more layouts of one world, are not tried;
+# of those that could fit, the nearest are kept.
 _MOST_TIMES = 8
 _MESHES = 2000
+_KEPT = 40
 # Sequences are not made shorter than this.
 _SHORTEST = 4096
 _ONE_RANK = Topology(1, 1, None, 1, 1, 1, 1, 1)
@@ -71,30 +74,49 @@ def nearest_jobs(job: Job, cluster: Cluster, vocab_size: int, *, limit: int = 2)
     topology, _ = resolve(job.topology)
     if topology is None:
         return []
-    length, shape = job.model.seq_length, job_shape(job, vocab_size)
+    shape = job_shape(job, vocab_size)
     worlds = [
         # What does not fit with the shortest sequences is not asked about longer ones.
-        [mesh for mesh in meshes if _least_needed(job, mesh, vocab_size) <= cluster.usable_memory]
+        list(
+            islice((mesh for mesh in meshes if _fits(_cut(job, _SHORTEST), mesh, cluster, vocab_size)), _KEPT)
+        )
         for size in _worlds(topology.world_size, least_ranks(job, shape, cluster), cluster)
         for meshes in [_meshes(job, topology, shape, size, cluster)]
     ]
-    for seq_length in [length, *(length >> by for by in range(1, 20) if length >> by >= _SHORTEST)]:
-        cut = dataclasses.replace(job, model=dataclasses.replace(job.model, seq_length=seq_length))
+    layouts = [mesh for world in worlds for mesh in world]
+    length = job.model.seq_length
+    lengths = [length, *(length >> by for by in range(1, 32) if length >> by >= _SHORTEST)]
+    # What fits also fits with shorter sequences: the first length at which anything does is bisected.
+    first = bisect_left(
+        lengths,
+        True,
+        key=lambda one: any(_fits(_cut(job, one), mesh, cluster, vocab_size) for mesh in layouts),
+    )
+    for seq_length in lengths[first : first + 1]:
         words = () if seq_length == length else (f"model.seq_length={seq_length}",)
-        for layouts in worlds:
-            tried = (_mildest(cut, mesh, words, vocab_size, cluster) for mesh in layouts)
+        for world in worlds:
+            tried = (_mildest(_cut(job, seq_length), mesh, words, vocab_size, cluster) for mesh in world)
             if found := list(islice((remedy for remedy in tried if remedy and remedy.words), limit)):
                 return found
     return []
 
 
-def _least_needed(job: Job, mesh: Topology, vocab_size: int) -> float:
-    """Bytes with everything done to need few."""
-    short = dataclasses.replace(
-        job, model=dataclasses.replace(job.model, seq_length=min(job.model.seq_length, _SHORTEST))
-    )
-    frugal = _train(short, micro_batch_size=1, **_RECOMPUTE, recompute_modules=None)
-    return _needed(frugal, mesh, job_shape(frugal, vocab_size))
+def legal_problems(job: Job, device: str, *, suggest: bool = False) -> list[Problem]:
+    """What is wrong with a job wherever it runs: packages that only this machine lacks are not."""
+    problems = check(job, device=device, suggest=suggest)
+    return [problem for problem in problems if "not installed" not in problem.message]
+
+
+def _cut(job: Job, seq_length: int) -> Job:
+    """The job with sequences of at most this length."""
+    length = min(job.model.seq_length, seq_length)
+    return dataclasses.replace(job, model=dataclasses.replace(job.model, seq_length=length))
+
+
+def _fits(job: Job, mesh: Topology, cluster: Cluster, vocab_size: int) -> bool:
+    """Whether a layout fits with everything done that needs less memory."""
+    frugal = _train(job, micro_batch_size=1, **_RECOMPUTE, recompute_modules=None)
+    return _needed(frugal, mesh, job_shape(frugal, vocab_size)) <= cluster.usable_memory
 
 
 def state_bytes(job: Job, shape: ModelShape) -> float:
@@ -124,8 +146,8 @@ def too_few_ranks(job: Job, world_size: int, shape: ModelShape, cluster: Cluster
             "topology.world_size",
             f"weights, gradients and optimizer of {in_words(parameters)} parameters are {gib(state)} GiB "
             f"({state / parameters:.0f} bytes each), {gib(state / world_size)} for each of {world_size:,} "
-            f"ranks even if all is shared out evenly; a {cluster.name} "
-            f"{unit} has {gib(cluster.usable_memory)}",
+            f"ranks even if all is shared out evenly; {cluster.name} "
+            f"has {gib(cluster.usable_memory)} a {unit}",
             f"at least {least:,} such {unit}s, without a single activation",
         )
     ]
@@ -154,22 +176,18 @@ def _meshes(
         # Nobody has said how many ranks: those follow from the sizes that are nearest.
         start, request = asked, job.topology
     widest = max(asked.tp, cluster.link_domain)
+    precision = workload_of(job, _ONE_RANK, shape).precision
+    # If stages were equal, weights and gradients alone: quickly told.
+    held = total_parameters(shape) * (precision.parameter + precision.gradient)
     in_two = dataclasses.replace(job, topology=dataclasses.replace(job.topology, cp=2))
     cuts_sequences = all(problem.key != "topology.cp" for problem in attention_problems(in_two))
     for mesh in nearest_legal(start, shape, batch, _MESHES, request=request):
         possible = mesh.tp <= widest and (mesh.cp == 1 or cuts_sequences)
-        if mesh != asked and possible and _state_of_rank(job, mesh, shape) < cluster.usable_memory:
+        cut = (
+            mesh.world_size if job.topology.zero > 1 else mesh.tp * mesh.pp * (mesh.ep if shape.is_moe else 1)
+        )
+        if mesh != asked and possible and held / cut < cluster.usable_memory:
             yield mesh
-
-
-def _state_of_rank(job: Job, mesh: Topology, shape: ModelShape) -> float:
-    """Weights and gradients of a rank if stages were equal, with its part of the optimizer: quickly told."""
-    if job.topology.zero > 1:
-        return state_bytes(job, shape) / mesh.world_size
-    precision = workload_of(job, _ONE_RANK, shape).precision
-    whole = total_parameters(shape)
-    cut = mesh.tp * mesh.pp * (mesh.ep if shape.is_moe else 1)
-    return whole * (precision.parameter + precision.gradient) / cut
 
 
 def _mildest(
@@ -196,7 +214,7 @@ def _mildest(
         if rest := found.train.global_batch_size % step:
             size = found.train.global_batch_size + step - rest
             found, typed = _train(found, global_batch_size=size), (*typed, f"train.global_batch_size={size}")
-        if not check(found, device=cluster.device, suggest=False):
+        if not legal_problems(found, cluster.device):
             return Remedy(typed, found, mesh.world_size, int(memory), mesh.label)
     return None
 
