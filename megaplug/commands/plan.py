@@ -60,7 +60,7 @@ ACTIONS: dict[str, Action] = {
     "plan": Action(
         "megaplug.commands.plan_job",
         "parameters, memory of every stage, step time, days and money of a job (the default)",
-        ("tokens", "ranks"),
+        ("tokens", "ranks", "pictures"),
     ),
     "rehearse": Action(
         "megaplug.commands.plan_rehearse",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from megaplug.commands.plan_words import Asked
 from megaplug.errors import Problem, UserError
@@ -23,7 +24,7 @@ from megaplug.topology import resolve
 
 def answer(asked: Asked) -> int:
     """Show the plan; 2 where the job cannot be, or does not fit the cluster."""
-    job = asked.job
+    job, folder = asked.job, asked.folder("pictures")
     cluster = cluster_here(job)
     vocab_size = vocabulary(job)
     device = _device(job, cluster)
@@ -37,14 +38,19 @@ def answer(asked: Asked) -> int:
     if problems:
         problems += too_few_ranks(job, topology.world_size, plan.workload.shape, cluster)
     remedies = nearest_jobs(job, cluster, vocab_size) if problems else []
+    pictures = _draw(plan, folder, job.model.name) if folder is not None else []
     if asked.as_json:
         content = plan_json(plan, rows) | {"problems": problems_json(problems)}
         content |= {"nearest_that_work": [_remedy_json(found) for found in remedies]}
+        content |= {"pictures": [str(picture) for picture in pictures]} if pictures else {}
         print(json.dumps(content, indent=2))
         return 2 if problems else 0
     print(f"{job.model.name} on {plan_text(plan)}")
     if rows:
         print(f"\n{table(rows)}")
+    if pictures:
+        without = f" ({plan.no_time}: no others)" if plan.no_time else ""
+        print(f"\npictures       {folder}: {', '.join(picture.name for picture in pictures)}{without}")
     if job.cluster.name == AUTO:
         print(f"\nplanned for this machine ({cluster.name}); cluster=h100 plans for others: --help cluster")
     if problems:
@@ -101,6 +107,12 @@ def vocabulary(job: Job) -> int:
         raise UserError(
             f"the vocabulary is the tokenizer's, and it cannot be read: {error.message}", hint=hint
         ) from error
+
+
+def _draw(plan: Plan, folder: Path, name: str) -> list[Path]:
+    from megaplug.plan.pictures import draw_plan_pictures
+
+    return draw_plan_pictures(plan.workload, plan.cluster, folder, name)
 
 
 def _device(job: Job, cluster: Cluster) -> str:

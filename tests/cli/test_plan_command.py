@@ -174,3 +174,29 @@ def test_no_torch_is_needed_for_a_plan():
         [sys.executable, "-c", code, "cluster=h100"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_pictures_are_drawn_where_the_user_says_and_listed(tmp_path, capsys):
+    folder = tmp_path / "new" / "pictures"
+    words = ["model=llama3_8b", "topology=tp4_pp2", "precision=bf16", "cluster=h100", f"pictures={folder}"]
+    plan.main(words)
+    assert f"{folder}: memory.png, timeline.png, heat_map.png, scaling.png" in capsys.readouterr().out
+    plan.main([*words, "output=json"])
+    said = json.loads(capsys.readouterr().out)
+    assert said["pictures"] == [
+        str(folder / f"{name}.png") for name in ("memory", "timeline", "heat_map", "scaling")
+    ]
+    assert {path.suffix for path in folder.iterdir()} == {".png", ".json"}
+
+
+def test_of_cpu_ranks_only_the_memory_is_drawn(tmp_path, capsys):
+    assert plan.main(["model=tiny", "cluster=cpu2", f"pictures={tmp_path}"]) == 0
+    assert "memory.png (the time of CPU ranks is not modelled: no others)" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["memory.json", "memory.png"]
+
+
+def test_a_folder_of_pictures_that_is_a_file_is_told_before_anything_is_planned(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert plan.main(["model=tiny", f"pictures={tmp_path / 'file'}"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "is not a folder" in said.err

@@ -41,23 +41,26 @@ def draw_plan_pictures(workload: Workload, cluster: Cluster, directory: Path, na
 
     Returns:
         The pictures: ``memory.png``, ``timeline.png``, ``heat_map.png``, ``scaling.png``; the numbers of each
-        lie beside it, as ``memory.json`` and so on.
+        lie beside it, as ``memory.json`` and so on. Of CPU ranks, whose time is not modelled, the first only.
 
     Raises:
         UserError: The disk refused, or the cluster has no peak for the number format.
     """
     topology, num_gpus = workload.topology, workload.topology.world_size
     job = f"{name}, {topology.label}"
+    memory = draw_memory(
+        [stage_memory(workload, stage) for stage in range(topology.pp)],
+        directory / "memory.png",
+        job=f"{job} on {num_gpus:,} {cluster.name}",
+        device=cluster.name,
+        memory=cluster.memory,
+        usable=cluster.usable_memory,
+        layers=topology.layers_of_stage(workload.shape.num_layers),
+    )
+    if cluster.device != "cuda":
+        return [memory]
     return [
-        draw_memory(
-            [stage_memory(workload, stage) for stage in range(topology.pp)],
-            directory / "memory.png",
-            job=f"{job} on {num_gpus:,} {cluster.name}",
-            device=cluster.name,
-            memory=cluster.memory,
-            usable=cluster.usable_memory,
-            layers=topology.layers_of_stage(workload.shape.num_layers),
-        ),
+        memory,
         draw_timeline(
             schedule_panels(workload, cluster), directory / "timeline.png", job=job, cluster=cluster.name
         ),

@@ -92,7 +92,9 @@ def _size(workload: Workload, cluster: Cluster, dp: int, batches: Batches) -> Si
     seconds = step_time(moved, cluster).total
     vocab = moved.shape.padded_vocab_size(job.tp)
     flops = training_flops_per_token(moved.shape, vocab_size=vocab) * moved.tokens_per_step
-    peak = cluster.peak_flops[moved.precision.compute]
+    # As `Plan.peak_format`: only part of a step in fp8 runs in fp8.
+    compute = moved.precision.compute
+    peak = cluster.peak_flops["bf16" if compute == "fp8" else compute]
     memory = estimate(moved).total
     return Size(
         batches,

@@ -41,7 +41,7 @@ def memory_data(
         row: dict[str, Any] = {"stage": stage.stage}
         if layers is not None:
             row["layers"] = layers[index]
-        row |= {f"{part}_gib": getattr(stage, part, 0) / GIB for part in PARTS}
+        row |= {f"{part}_gib": getattr(stage, part) / GIB for part in PARTS}
         rows.append(row | {"total_gib": stage.total / GIB, "fits": stage.total <= usable})
     return {"label": "modelled", "device_gib": memory / GIB, "usable_gib": usable / GIB, "stages": rows}
 
