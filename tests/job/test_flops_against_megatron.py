@@ -17,7 +17,12 @@ from megaplug.job.compose import ConfigSource, group_options
 from megaplug.job.flops import training_flops_per_token
 from megaplug.job.translate import megatron_arguments
 
-MODELS = group_options(ConfigSource())["model"]
+# One of each kind; all the others are slow tests.
+KINDS = ("tiny", "llama3_8b", "gpt3_175b", "nemotron4_340b", "mixtral_8x7b", "deepseek_v3", "gpt_oss_120b")
+MODELS = [
+    name if name in KINDS else pytest.param(name, marks=pytest.mark.slow)
+    for name in group_options(ConfigSource())["model"]
+]
 
 
 def of_megatron(
