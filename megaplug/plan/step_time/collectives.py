@@ -37,14 +37,18 @@ def ring_seconds(whole: Number, size: Number, stride: Number, rates: Rates) -> N
     return np.where(size > 1, rates.constants.collective_seconds + moved, 0.0)
 
 
-def all_to_all_seconds(sent: Number, size: Number, stride: Number, rates: Rates) -> Number:
-    """An exchange in which every rank sends equal parts of ``sent`` bytes to all of its group and itself.
+def exchange_seconds(tokens: Number, copies: Number, size: Number, stride: Number, rates: Rates) -> Number:
+    """Every rank sends ``copies`` of ``tokens`` bytes to ranks of its group, balanced: tokens to their experts.
 
-    What stays inside the NVLink domain and what leaves it run beside each other.
+    A token goes to another NVLink domain once, however many of its experts are there, and is spread inside
+    (DeepEP, HybridEP): with N domains to (N - 1)(1 - (1 - 1/N)^copies) others on average. The links inside
+    and the network between work beside each other.
     """
     near_ranks = ranks_in_domain(size, stride, rates)
-    near = sent * (near_ranks - 1) / size / rates.link
-    far = sent * (size - near_ranks) / size / rates.network
+    domains = size / near_ranks
+    others = (domains - 1) * (1 - (1 - 1 / domains) ** copies)
+    near = tokens * copies * (near_ranks - 1) / near_ranks / rates.link
+    far = tokens * others / rates.network
     return np.where(size > 1, rates.constants.collective_seconds + np.maximum(near, far), 0.0)
 
 

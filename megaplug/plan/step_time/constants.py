@@ -29,6 +29,7 @@ class Constants:
         score_passes: Reads and writes of the scores by unfused attention's softmax and dropout in forward.
         head_efficiency: Of the peak, of the product with the vocabulary.
         launch_seconds: Below which a layer's forward pass does not come: the CPU starting its kernels.
+        moe_launch_seconds: The same of a layer with experts, which starts more kernels and waits for counts of tokens.
         link_efficiency: Of the bandwidth inside a node, of collectives.
         network_efficiency: Of the bandwidth between nodes.
         collective_seconds: Latency of a collective.
@@ -47,6 +48,7 @@ class Constants:
     score_passes: float = 6.0
     head_efficiency: float = 0.6
     launch_seconds: float = 8e-4
+    moe_launch_seconds: float = 2e-3
     link_efficiency: float = 0.7
     network_efficiency: float = 0.7
     collective_seconds: float = 2e-5

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megaplug.plan.step_time.collectives import all_to_all_seconds, ring_seconds
+from megaplug.plan.step_time.collectives import exchange_seconds, ring_seconds
 from megaplug.plan.step_time.kernels import (
     WIRE_BYTES,
     Work,
@@ -84,7 +84,8 @@ def layer_seconds(terms: Terms, rates: Rates, *, moe: bool) -> LayerSeconds:
     ring, ring_back = _context_parallel(terms, rates, core)
     exchange = _expert_parallel(terms, rates) if moe else 0.0
     ep_again = np.maximum(terms.again_layer, terms.again_moe) if moe else 0.0
-    floor = rates.constants.launch_seconds * np.ones_like(work.forward)
+    starting = rates.constants.moe_launch_seconds if moe else rates.constants.launch_seconds
+    floor = starting * np.ones_like(work.forward)
     return LayerSeconds(
         _pass(floor, work.forward, tp, ring, exchange),
         _pass(
@@ -136,7 +137,7 @@ def _context_parallel(terms: Terms, rates: Rates, core: Work) -> tuple[Number, N
 
 def _expert_parallel(terms: Terms, rates: Rates) -> Number:
     """Tokens to their experts and back; with etp a gather and a scatter of them inside its group."""
-    sent = WIRE_BYTES * terms.tokens / terms.cut * terms.topk * terms.hidden
-    there = all_to_all_seconds(sent, terms.ep, terms.etp, rates)
-    spread = ring_seconds(sent * terms.etp, terms.etp, 1, rates)
+    tokens = WIRE_BYTES * terms.tokens / terms.cut * terms.hidden
+    there = exchange_seconds(tokens, terms.topk, terms.ep, terms.etp, rates)
+    spread = ring_seconds(tokens * terms.topk * terms.etp, terms.etp, 1, rates)
     return 2 * (there + spread)

@@ -36,9 +36,10 @@ def data_parallel_seconds(terms: Terms, rates: Rates, pipeline: PipelineSeconds)
     reduce = np.where(terms.zero >= 1, reduce, 2 * reduce)
     times = np.where(sharded, terms.microbatches, 1)
     gather = gather * np.where(sharded, 2, 1)
-    behind_gather = window * (pipeline.forward + np.where(sharded, pipeline.backward, 0.0))
-    exposed_gather = _exposed(gather, behind_gather * terms.overlap_gather)
-    exposed_reduce = _exposed(reduce, window * pipeline.backward * terms.overlap_reduce)
+    # Interleaving ends (and begins) each virtual stage in turn, pp microbatches apart.
+    turns = np.where(terms.vpp > 1, np.minimum(terms.pp, terms.microbatches), 1)
+    exposed_gather = _exposed(gather, window * turns * pipeline.forward * terms.overlap_gather)
+    exposed_reduce = _exposed(reduce, window * turns * pipeline.backward * terms.overlap_reduce)
     together = _exposed(gather + reduce, window * (pipeline.forward + pipeline.backward))
     return times * np.where(sharded, together, exposed_gather + exposed_reduce)
 
