@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from megaplug.plan.step_time.rates import Rates
 from megaplug.plan.step_time.terms import Number, Terms
 
-#: Activations lie in memory, and cross the network, in two bytes.
-WIRE_BYTES = 2
 #: Fused attention computes the scores again in backward: 5 products where forward has 2.
 FUSED_BACKWARD = 2.5
 #: A causal mask leaves half of the scores; fused attention leaves the rest out, unfused one does not.
@@ -47,10 +45,16 @@ def product(
     """
     computing = 2 * rows * columns * inner / rates.products
     weights = copies * columns * inner
-    ends = (rows * inner * terms.operand_bytes + rows * columns * WIRE_BYTES) / rates.memory
+    ends = (rows * inner * terms.operand_bytes + rows * columns * terms.activation_bytes) / rates.memory
     read = weights * terms.operand_bytes / rates.memory
     added = weights * 2 * terms.gradient_bytes / rates.memory
-    return Work(computing + ends + read, 2 * computing + 2 * ends + read + added)
+    # Below two bytes an operand is read, and written as it stands and transposed, before it is used.
+    narrow = terms.operand_bytes < terms.activation_bytes
+    cast = narrow * (terms.activation_bytes + 2 * terms.operand_bytes) / rates.memory
+    return Work(
+        computing + ends + read + cast * rows * inner,
+        2 * computing + 2 * ends + read + added + cast * rows * columns,
+    )
 
 
 def projections(terms: Terms, rates: Rates) -> Work:
@@ -75,7 +79,7 @@ def attention_core(terms: Terms, rates: Rates) -> Work:
     flops = 2 * terms.tokens * terms.seq * (terms.query + terms.attended) / terms.tp
     fused = flops * CAUSAL / rates.attention
     # Unfused: of the whole square, and the scores of every head pass to and from memory several times.
-    scores = WIRE_BYTES * terms.tokens * terms.seq * terms.heads / terms.tp / rates.memory
+    scores = terms.activation_bytes * terms.tokens * terms.seq * terms.heads / terms.tp / rates.memory
     moved = rates.constants.score_passes * scores
     unfused = flops / rates.products
     return Work(
@@ -97,15 +101,15 @@ def experts(terms: Terms, rates: Rates) -> Work:
     work = product(own, terms.experts, terms.hidden, terms, rates)
     work += _feed_forward(routed, terms.expert_ffn / terms.etp, terms, rates, copies=local)
     # Tokens are copied into the order of experts and back, and weighed.
-    copied = 3 * 2 * WIRE_BYTES * routed * terms.hidden / rates.memory
+    copied = 3 * 2 * terms.activation_bytes * routed * terms.hidden / rates.memory
     work += Work(copied, copied)
     return work + _feed_forward(terms.tokens, terms.shared_ffn / terms.tp, terms, rates)
 
 
 def elements(terms: Terms, rates: Rates) -> Work:
     """Norms, residuals, dropout and biases: passes over the residual stream; rotation of queries and keys."""
-    stream = WIRE_BYTES * terms.tokens * terms.hidden / terms.cut
-    heads = WIRE_BYTES * 2 * terms.tokens * (terms.query + terms.key) / terms.tp
+    stream = terms.activation_bytes * terms.tokens * terms.hidden / terms.cut
+    heads = terms.activation_bytes * 2 * terms.tokens * (terms.query + terms.key) / terms.tp
     seconds = (rates.constants.element_passes * stream + heads) / rates.memory
     return Work(seconds, seconds)
 
@@ -113,5 +117,5 @@ def elements(terms: Terms, rates: Rates) -> Work:
 def _feed_forward(tokens: Number, ffn: Number, terms: Terms, rates: Rates, copies: Number = 1) -> Work:
     into = product(tokens, terms.gates * ffn, terms.hidden, terms, rates, copies)
     out = product(tokens, terms.hidden, ffn, terms, rates, copies)
-    activation = WIRE_BYTES * tokens * ffn * (terms.gates + 1) / rates.memory
+    activation = terms.activation_bytes * tokens * ffn * (terms.gates + 1) / rates.memory
     return into + out + Work(activation, 2 * activation)

@@ -18,7 +18,6 @@ import numpy as np
 
 from megaplug.plan.step_time.collectives import exchange_seconds, ring_seconds
 from megaplug.plan.step_time.kernels import (
-    WIRE_BYTES,
     Work,
     attention_core,
     elements,
@@ -115,7 +114,7 @@ def _tensor_parallel(terms: Terms, rates: Rates, *, forward: bool) -> Number:
 
     In backward, sequence parallelism gathers once more the inputs for the weights' gradient.
     """
-    whole = WIRE_BYTES * terms.tokens * terms.hidden
+    whole = terms.activation_bytes * terms.tokens * terms.hidden
     once = ring_seconds(whole, terms.tp, 1, rates)
     gathers = np.where((terms.cut > 1) & (not forward), 6, 4)
     # Userbuffers pipeline the ring with the product it feeds; the first and last chunk stay visible.
@@ -125,7 +124,7 @@ def _tensor_parallel(terms: Terms, rates: Rates, *, forward: bool) -> Number:
 
 def _context_parallel(terms: Terms, rates: Rates, core: Work) -> tuple[Number, Number]:
     """What the ring of keys and values takes longer than attention, forward and backward."""
-    kv = WIRE_BYTES * terms.tokens * (terms.key + terms.value) / terms.tp
+    kv = terms.activation_bytes * terms.tokens * (terms.key + terms.value) / terms.tp
     ring = ring_seconds(kv * terms.cp, terms.cp, terms.tp, rates)
     visible = 1 - rates.constants.overlap
 
@@ -137,7 +136,7 @@ def _context_parallel(terms: Terms, rates: Rates, core: Work) -> tuple[Number, N
 
 def _expert_parallel(terms: Terms, rates: Rates) -> Number:
     """Tokens to their experts and back; with etp a gather and a scatter of them inside its group."""
-    tokens = WIRE_BYTES * terms.tokens / terms.cut * terms.hidden
+    tokens = terms.activation_bytes * terms.tokens / terms.cut * terms.hidden
     there = exchange_seconds(tokens, terms.topk, terms.ep, terms.etp, rates)
     spread = ring_seconds(tokens * terms.topk * terms.etp, terms.etp, 1, rates)
     return 2 * (there + spread)

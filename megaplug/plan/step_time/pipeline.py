@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from megaplug.plan.step_time.collectives import send_seconds
-from megaplug.plan.step_time.kernels import WIRE_BYTES
 from megaplug.plan.step_time.layer import LayerSeconds
 from megaplug.plan.step_time.rates import Rates
 from megaplug.plan.step_time.terms import Number, Terms
@@ -101,13 +100,13 @@ def head_seconds(terms: Terms, rates: Rates) -> Number:
     flops = 6 * terms.tokens * terms.hidden * terms.vocab / terms.tp
     # bf16 out, fp32 copy, maximum, exponentials and sum, and the gradient on its way back.
     logits = 24 * terms.tokens * terms.vocab / terms.tp
-    gather = 2 * WIRE_BYTES * terms.tokens * terms.hidden * (terms.tp - 1) / terms.tp / rates.link
+    gather = 2 * terms.activation_bytes * terms.tokens * terms.hidden * (terms.tp - 1) / terms.tp / rates.link
     return flops / rates.head + logits / rates.memory + gather
 
 
 def embedding_seconds(terms: Terms, rates: Rates) -> Number:
     """Looking tokens up and adding up their gradients."""
-    return 8 * WIRE_BYTES * terms.tokens * terms.hidden / rates.memory
+    return 8 * terms.activation_bytes * terms.tokens * terms.hidden / rates.memory
 
 
 def _transfers(terms: Terms, rates: Rates) -> Number:
@@ -117,7 +116,7 @@ def _transfers(terms: Terms, rates: Rates) -> Number:
     computing; filling and emptying the pipeline stays visible.
     """
     # Without sequence parallelism, too, each rank of a tp group sends its part (Narayanan et al. 2021, 4.1).
-    sent = WIRE_BYTES * terms.tokens * terms.hidden / terms.tp
+    sent = terms.activation_bytes * terms.tokens * terms.hidden / terms.tp
     once = send_seconds(sent, terms.pp, terms.tp * terms.cp * terms.dp, rates)
     hidden = terms.overlap_p2p * (terms.vpp > 1) * rates.constants.overlap
     return 2 * once * (terms.microbatches * terms.vpp * (1 - hidden) + terms.pp - 1)

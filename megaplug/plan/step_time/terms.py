@@ -34,6 +34,7 @@ class Terms:
         dense_layers, moe_layers: Of all stages.
         dense_parameters, expert_parameters: Of the fullest stage's rank.
         parameter_bytes, gradient_bytes, optimizer_bytes: As in ``Precision``.
+        activation_bytes: Of an activation, in memory and on the wire.
         operand_bytes: Of a matrix product's operands: 1 in fp8.
         again_layer, again_core, again_mlp, again_moe, again_elements: Parts (0 to 1) of the layers' whole
             forward pass, of core attention, of MLPs, of experts, of element-wise kernels computed again.
@@ -80,6 +81,7 @@ class Terms:
     parameter_bytes: Number
     gradient_bytes: Number
     optimizer_bytes: Number
+    activation_bytes: Number
     operand_bytes: Number
     again_layer: Number
     again_core: Number
@@ -153,6 +155,7 @@ def terms_of(workload: Workload) -> Terms:
         parameter_bytes=precision.parameter,
         gradient_bytes=precision.gradient,
         optimizer_bytes=precision.optimizer,
+        activation_bytes=precision.parameter,
         operand_bytes=1 if precision.compute not in ("fp32", "tf32", "fp16", "bf16") else precision.parameter,
         zero=workload.sharing.zero,
         fused=float(workload.fused_attention),
