@@ -5,35 +5,49 @@ from __future__ import annotations
 from dataclasses import replace
 
 from megaplug.plan.cluster import Cluster
-from megaplug.plan.step_time.constants import GENERATIONS, Constants, constants_names, load_constants
+from megaplug.plan.step_time.constants import Constants, constants_names, load_constants
 
-#: What is fitted apart from each other, as the end of a set's name; others follow bf16.
+#: What is fitted apart from each other; others follow bf16.
 FORMATS = {"fp8": "fp8", "mxfp8": "fp8", "nvfp4": "nvfp4"}
+#: The set that plans are made with, of those of a GPU and format: the newest software whose rows have dense
+#: models too. On B200 in bf16 only GPT-OSS was published, on B300 only models with experts: no measure for
+#: others, so that they get the nearest generation's.
+CHOSEN = {
+    ("a100", "bf16"): "a100_bf16",
+    ("h100", "bf16"): "h100_bf16_core-0.8",
+    ("h100", "fp8"): "h100_fp8_bridge-26.04",
+    ("b200", "fp8"): "b200_fp8_bridge-25.11",
+    ("gb200", "bf16"): "gb200_bf16_bridge-25.11",
+    ("gb200", "fp8"): "gb200_fp8_bridge-26.04",
+    ("gb200", "nvfp4"): "gb200_nvfp4_bridge-26.04",
+    ("gb300", "bf16"): "gb300_bf16_bridge-25.11",
+    ("gb300", "fp8"): "gb300_fp8_bridge-26.04",
+    ("gb300", "nvfp4"): "gb300_nvfp4_bridge-26.04",
+}
+#: Generations in order of age: where there is no set, the nearest one's is taken, and that is said.
+GENERATIONS = ("a100", "h100", "h200", "b200", "gb200", "b300", "gb300")
 
 
 def constants_for(cluster: Cluster, compute: str) -> Constants:
-    """The set ``<cluster.constants>_<format>``, or the nearest generation's with a note and no error.
+    """The constants of a cluster in a number format, or the nearest generation's with a note and no error.
 
     Args:
-        cluster: The machines; ``Cluster.constants`` names the generation, or a set in full.
+        cluster: The machines; ``Cluster.constants`` names a set in full, or begins with a GPU generation.
         compute: What matrix products are computed in.
     """
-    names = constants_names()
-    if cluster.constants in names:
+    if cluster.constants in constants_names():
         return load_constants(cluster.constants)
-    suffix = FORMATS.get(compute, "bf16")
+    format_ = FORMATS.get(compute, "bf16")
     generation = next((known for known in GENERATIONS if cluster.constants.startswith(known)), "")
-    own = f"{generation}_{suffix}"
-    if own in names:
+    own = CHOSEN.get((generation, format_))
+    if own is not None:
         return load_constants(own)
-    nearest = min(names, key=lambda name: _distance(name, generation, suffix))
-    note = f"no constants of {cluster.constants} in {suffix}: those of {nearest}, with an unknown error"
+    nearest = CHOSEN[min(CHOSEN, key=lambda key: _distance(key, generation, format_))]
+    note = f"no constants of {cluster.constants} in {format_}: those of {nearest}, with an unknown error"
     return replace(load_constants(nearest), error=None, note=note)
 
 
-def _distance(name: str, generation: str, suffix: str) -> tuple[int, int, str]:
-    """How far a set is from what is asked for: generations apart, then another number format."""
-    of_set, _, format_ = name.partition("_")
-    wanted = GENERATIONS.index(generation) if generation in GENERATIONS else 0
-    found = GENERATIONS.index(of_set) if of_set in GENERATIONS else len(GENERATIONS)
-    return abs(found - wanted), int(format_ != suffix), name
+def _distance(key: tuple[str, str], generation: str, format_: str) -> tuple[int, int]:
+    """How far a set is from what is asked for: another number format, then generations apart."""
+    wanted = GENERATIONS.index(generation) if generation else GENERATIONS.index("h100")
+    return int(key[1] != format_), abs(GENERATIONS.index(key[0]) - wanted)

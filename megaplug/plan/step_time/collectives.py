@@ -38,7 +38,7 @@ def ring_seconds(whole: Number, size: Number, stride: Number, rates: Rates) -> N
 
 
 def exchange_seconds(tokens: Number, copies: Number, size: Number, stride: Number, rates: Rates) -> Number:
-    """Every rank sends ``copies`` of ``tokens`` bytes to ranks of its group, balanced: tokens to their experts.
+    """Every rank sends ``copies`` of ``tokens`` bytes to ranks of its group, balanced: to experts.
 
     A token goes to another NVLink domain once, however many of its experts are there, and is spread inside
     (DeepEP, HybridEP): with N domains to (N - 1)(1 - (1 - 1/N)^copies) others on average. The links inside

@@ -29,7 +29,9 @@ class Constants:
         score_passes: Reads and writes of the scores by unfused attention's softmax and dropout in forward.
         head_efficiency: Of the peak, of the product with the vocabulary.
         launch_seconds: Below which a layer's forward pass does not come: the CPU starting its kernels.
-        moe_launch_seconds: The same of a layer with experts, which starts more kernels and waits for counts of tokens.
+        moe_launch_seconds: The same of a layer with experts: more kernels, and a wait for counts of tokens.
+        expert_passes: Reads and writes of a token's copies, one for each of its experts, in forward: putting
+            them in order and back, weighing, adding.
         link_efficiency: Of the bandwidth inside a node, of collectives.
         network_efficiency: Of the bandwidth between nodes.
         collective_seconds: Latency of a collective.
@@ -48,7 +50,8 @@ class Constants:
     score_passes: float = 6.0
     head_efficiency: float = 0.6
     launch_seconds: float = 8e-4
-    moe_launch_seconds: float = 2e-3
+    moe_launch_seconds: float = 2.5e-3
+    expert_passes: float = 6.0
     link_efficiency: float = 0.7
     network_efficiency: float = 0.7
     collective_seconds: float = 2e-5
@@ -58,10 +61,6 @@ class Constants:
     error: float | None = None
     name: str = "unfitted"
     note: str = ""
-
-
-#: Generations in order: where a cluster has no set of its own, the nearest is taken, and said.
-GENERATIONS = ("a100", "h100", "h200", "b200", "gb200", "gb300")
 
 
 @cache

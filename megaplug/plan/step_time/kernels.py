@@ -101,7 +101,7 @@ def experts(terms: Terms, rates: Rates) -> Work:
     work = product(own, terms.experts, terms.hidden, terms, rates)
     work += _feed_forward(routed, terms.expert_ffn / terms.etp, terms, rates, copies=local)
     # Tokens are copied into the order of experts and back, and weighed.
-    copied = 3 * 2 * terms.activation_bytes * routed * terms.hidden / rates.memory
+    copied = rates.constants.expert_passes * terms.activation_bytes * routed * terms.hidden / rates.memory
     work += Work(copied, copied)
     return work + _feed_forward(terms.tokens, terms.shared_ffn / terms.tp, terms, rates)
 

@@ -1,0 +1,101 @@
+"""Which sets of step-time constants there are: the rows each is for, and what of it is fitted.
+
+A set belongs to a GPU generation, a number format and a software generation. Megatron-Bridge's tables make
+three of those: 25.09, whose MoE models drop tokens; 25.11 and 26.02, which do not; and 26.02.01 with 26.04,
+where the MoE models became up to twice as fast with the same layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from benchmarks.published.record import Measured
+
+# Of a fitted number: where the search begins, how far from there (in e-folds) costs something, and what it
+# cannot exceed.
+Prior = tuple[float, float, float]
+
+VTRAIN: dict[str, Prior] = {
+    "gemm_efficiency": (0.75, 0.3, 0.9),
+    "memory_efficiency": (0.8, 0.2, 0.92),
+    "element_passes": (20.0, 0.6, 200.0),
+    "score_passes": (8.0, 0.4, 30.0),
+    "head_efficiency": (0.6, 0.6, 0.9),
+    "launch_seconds": (8e-4, 1.0, 1.0),
+    "link_efficiency": (0.75, 0.3, 0.95),
+    "collective_seconds": (2e-5, 1.0, 1.0),
+    "microbatch_seconds": (1e-3, 1.0, 1.0),
+    "step_seconds": (2e-3, 1.0, 1.0),
+}
+UNFUSED: dict[str, Prior] = {"gemm_efficiency": (0.8, 0.25, 0.9)}
+DENSE: dict[str, Prior] = {"gemm_efficiency": (0.65, 0.25, 0.95), "attention_efficiency": (0.45, 0.2, 0.8)}
+EXPERTS: dict[str, Prior] = {"gemm_efficiency": DENSE["gemm_efficiency"], "expert_passes": (8.0, 0.6, 200.0)}
+# Of Hopper and Blackwell with Transformer Engine, where it is not A100's and is not fitted: set by hand.
+NEWER = {
+    "attention_efficiency": 0.45,
+    "memory_efficiency": 0.85,
+    "head_efficiency": 0.6,
+    "launch_seconds": 6e-4,
+    "moe_launch_seconds": 2.5e-3,
+    "link_efficiency": 0.75,
+    "network_efficiency": 0.75,
+    "microbatch_seconds": 5e-4,
+}
+
+
+@dataclass(frozen=True)
+class SetOfConstants:
+    """One set.
+
+    Attributes:
+        name: File under ``megaplug/plan/step_time/constants``.
+        covers: Attributes that a row must have, any one of the lists being enough.
+        free: What is fitted.
+        base: Values that are not fitted and not A100's.
+        most: Rows that it may be fitted on.
+    """
+
+    name: str
+    covers: tuple[dict[str, str], ...]
+    free: dict[str, Prior]
+    base: dict[str, float] = field(default_factory=lambda: dict(NEWER))
+    most: int = 3
+
+    def has(self, measured: Measured) -> bool:
+        """Whether a row belongs to it."""
+        return any(
+            all(getattr(measured, key) == value for key, value in wanted.items()) for wanted in self.covers
+        )
+
+
+def _bridge(gpu: str, format_: str, name: str, releases: tuple[str, ...]) -> SetOfConstants:
+    precisions = {"fp8": ("fp8-cs", "mxfp8")}.get(format_, (format_,))
+    covers = [
+        {"cluster": gpu, "precision": precision, "software": f"bridge-{release}"}
+        for release in releases
+        for precision in precisions
+    ]
+    return SetOfConstants(f"{gpu}_{format_}_{name}", tuple(covers), DENSE if format_ == "nvfp4" else EXPERTS)
+
+
+RELEASES = {
+    "bridge-25.09": ("25.09",),
+    "bridge-25.11": ("25.11", "26.02"),
+    "bridge-26.04": ("26.02.01", "26.04"),
+}
+VTRAIN_SET = SetOfConstants("a100_bf16", ({"table": "vtrain"},), VTRAIN, base={}, most=360)
+SETS = (
+    SetOfConstants(
+        "a100_bf16_megatron-2021", ({"table": "sc21"}, {"table": "korthikanti"}), UNFUSED, base={}
+    ),
+    SetOfConstants("h100_bf16_core-0.8", ({"table": "readme_h100"},), DENSE),
+    SetOfConstants("h100_fp8_nemo-24.07", ({"table": "nemo2407"},), DENSE),
+    SetOfConstants("h100_fp8_nemo-long", ({"table": "nemo_long", "cluster": "h100"},), DENSE),
+    SetOfConstants("b200_fp8_nemo-long", ({"table": "nemo_long", "cluster": "b200"},), DENSE),
+    *(
+        _bridge(gpu, format_, name, releases)
+        for gpu in ("h100", "b200", "b300", "gb200", "gb300")
+        for format_ in ("bf16", "fp8", "nvfp4")
+        for name, releases in RELEASES.items()
+    ),
+)
