@@ -7,7 +7,7 @@ the rows of the same set that they were not fitted on. Nothing is drawn anew fro
 give the same files. ``--check`` writes nothing and repeats each fit with other rows: how much the choice
 matters.
 
-A100: ten numbers on 360 of the 1,440 rows of vTrain, drawn with seed 0. Other sets take most numbers from there
+A100: ten numbers on 360 of the 1,440 rows of vTrain, drawn with seed 0. Others take most numbers from there
 or from ``step_time_sets.NEWER`` and fit one or two on at most three rows: those of the smallest, the middle
 and the largest model by FLOPs a token. Least are absolute errors of the logarithm of time, so that one odd
 row among three does not bend the rest, and a little for every fitted number that leaves where it began.
@@ -163,7 +163,8 @@ def main() -> None:
         write(VTRAIN_SET.name, a100)
     for one in SETS:
         mine = [row for row in table if one.has(row)]
-        if not mine or (arguments.only and one.name not in arguments.only):
+        # A single row would leave none to judge by.
+        if len(mine) < 2 or (arguments.only and one.name not in arguments.only):
             continue
         rows = Rows.of(mine)
         base = base_of(one, a100)
