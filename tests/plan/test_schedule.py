@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import pairwise, product
+from itertools import pairwise, product, takewhile
 from types import SimpleNamespace
 
 import pytest
 
+from megaplug.plan.in_flight import held_microbatches
 from megaplug.plan.schedule import Pass, forward_order, passes, simulate, warmup_passes
+from megaplug.plan.workload import Workload
+from megaplug.topology import Batch, ModelShape, Topology
 
 # Stages, microbatches, chunks; interleaving needs a multiple of the group.
 PLAIN = list(product((1, 2, 3, 4, 8, 16), (1, 2, 3, 7, 16, 32)))
@@ -161,3 +164,20 @@ def test_an_unknown_schedule_is_refused():
         passes("zigzag", 2, 0, 4)
     with pytest.raises(ValueError, match="one chunk"):
         passes("1f1b", 2, 0, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cases"), [("1f1b", [(p, m, 1) for p, m in PLAIN]), ("interleaved", INTERLEAVED)]
+)
+def test_the_memory_model_holds_the_microbatches_that_the_schedule_does(kind, cases):
+    """`held_microbatches` is a closed form; here every pass before the first backward one is counted."""
+    for num_stages, num_microbatches, num_chunks in cases:
+        vpp = num_chunks if kind == "interleaved" else None
+        mesh = Topology(1, num_stages, vpp, 1, 1, 1, 1, num_stages)
+        shape = ModelShape(num_stages * num_chunks, 64, 64, 4, 4, None, 64, 128)
+        load = Workload(mesh, shape, Batch(1, num_microbatches))
+        for stage in range(num_stages):
+            order = passes(kind, num_stages, stage, num_microbatches, num_chunks)
+            before = list(takewhile(lambda done: done.forward, order))
+            held = [sum(done.chunk == chunk for done in before) for chunk in range(num_chunks)]
+            assert held_microbatches(load, stage) == held

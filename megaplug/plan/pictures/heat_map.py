@@ -49,7 +49,7 @@ def draw_heat_map(
     own = next((cell for cell in cells if cell.own), None)
     for framed, colour in ((own, canvas.INK), (best, canvas.VERMILION)):
         if framed is not None:
-            inside = framed is best and framed.own
+            inside = colour == canvas.VERMILION and framed.own
             _frame(axes, tps.index(framed.tp), pps.index(framed.pp), colour, inside=inside)
     # One column alone is not to be as wide as the picture.
     margin = max(0.0, (4 - len(tps)) / 2)
