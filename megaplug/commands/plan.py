@@ -67,6 +67,11 @@ ACTIONS: dict[str, Action] = {
         "chosen ranks of the real model without numbers: memory, FLOPs and bytes, beside the plan's",
         ("ranks",),
     ),
+    "search": Action(
+        "megaplug.commands.plan_search",
+        "the best topologies of a model on a cluster, with what reproduces each; typed sizes stay",
+        ("top",),
+    ),
     "doctor": Action(
         "megaplug.commands.plan_doctor",
         "what this machine has, what is wrong and the cure; ends with 1 if it cannot train",

@@ -34,7 +34,8 @@ def _main(words: Sequence[str]) -> int:
         return _print_config(command)
     if command.multirun:
         return _sweep(command)
-    return _run(compose_job(command.overrides, command.source), command)
+    job = _with_topology(compose_job(command.overrides, command.source), command.overrides)
+    return _run(job, command)
 
 
 def _front_page(command: cli.CommandLine) -> str:
@@ -51,6 +52,15 @@ def _print_config(command: cli.CommandLine) -> int:
     config = compose_config(command.overrides, command.source)
     to_job(config)
     return cli.show(OmegaConf.to_yaml(config, resolve=command.resolve).rstrip())
+
+
+def _with_topology(job: Job, words: Sequence[str]) -> Job:
+    """The job with its topology chosen where that is asked for (``topology=auto``)."""
+    if not job.topology.auto:
+        return job
+    from megaplug.commands.searched import choose
+
+    return choose(job, words)
 
 
 def _run(job: Job, command: cli.CommandLine) -> int:
@@ -77,7 +87,7 @@ def _sweep(command: cli.CommandLine) -> int:
     legal: list[tuple[list[str], Job]] = []
     for point in points:
         try:
-            job = compose_job(point, command.source)
+            job = _with_topology(compose_job(point, command.source), point)
             problems = check_job(job)
         except UserError as error:
             print(f"not possible: {' '.join(point)}\n  {error}", file=sys.stderr)

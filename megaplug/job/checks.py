@@ -151,6 +151,9 @@ def job_batch(job: Job) -> Batch:
 
 def topology_problems(job: Job, *, suggest: bool = True) -> list[Problem]:
     """What is wrong with the rank grid for this model and batch, with the nearest grids that are right."""
+    if job.topology.auto:
+        hint = "launch/train.py chooses them; launch/plan.py action=search shows the best"
+        return [Problem("topology.auto", "the sizes of this topology are not chosen yet", hint)]
     topology, problems = meshes.resolve(job.topology)
     if topology is None:
         return problems

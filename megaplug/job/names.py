@@ -26,7 +26,7 @@ ALIASES = {
 OURS = frozenset(
     {
         "model.name", "model.vocab_size", "topology.dp", "topology.world_size", "topology.zero",
-        "topology.fsdp", "train.tokens", "train.epochs", "train.stop_at", "checkpoint.keep",
+        "topology.fsdp", "topology.auto", "train.tokens", "train.epochs", "train.stop_at", "checkpoint.keep",
         "logging.progress", "logging.tensorboard", "logging.level", "logging.mlflow_tracking_uri",
         "logging.mlflow_experiment", "logging.communication", "logging.peak_tflops",
     }

@@ -76,6 +76,7 @@ class TopologyConfig:
     account_for_loss_in_pipeline_split: bool = False
     zero: int = 1
     fsdp: str = "megatron"
+    auto: bool = False
 
 
 @dataclass

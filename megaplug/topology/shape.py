@@ -112,7 +112,9 @@ class ModelShape:
         another vocabulary, and another loss, under every ``tp``. Here the two only differ where ``tp`` does
         not divide ``make_vocab_size_divisible_by``.
         """
-        multiple = math.lcm(self.make_vocab_size_divisible_by, tp)
+        multiple = self.make_vocab_size_divisible_by
+        if multiple % tp:
+            multiple = math.lcm(multiple, tp)
         return -(-self.vocab_size // multiple) * multiple
 
 

@@ -8,7 +8,7 @@ those that answer alike, and the formula is asked for each part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,15 @@ class Column(np.ndarray):
             raise _Parted(same)
         return values[0].item()
 
+    # A number that is added to is another number: nothing else may change with it.
+    __iadd__ = np.ndarray.__add__  # type: ignore[assignment]
+    __isub__ = np.ndarray.__sub__  # type: ignore[assignment]
+    __imul__ = np.ndarray.__mul__  # type: ignore[assignment]
+    __itruediv__ = np.ndarray.__truediv__  # type: ignore[assignment]
+    __ifloordiv__ = np.ndarray.__floordiv__  # type: ignore[assignment]
+    __imod__ = np.ndarray.__mod__  # type: ignore[assignment]
+    __ipow__ = np.ndarray.__pow__  # type: ignore[assignment]
+
     def __bool__(self) -> bool:
         return bool((self != 0).view(Column)._agreed())
 
@@ -68,31 +77,35 @@ class Column(np.ndarray):
         return np.trunc(self).view(Column)
 
 
-def by_columns(
-    formula: Callable[..., Sequence[Any]], columns: Mapping[str, NDArray[Any]], num_results: int
-) -> list[Numbers]:
-    """What a formula says of every configuration.
+def in_parts(
+    formula: Callable[..., Any], columns: Mapping[str, NDArray[Any]]
+) -> Iterator[tuple[NDArray[np.intp], Any]]:
+    """What a formula says, for one part after the other of the configurations.
 
     Args:
-        formula: Takes each column by its name and returns numbers; it is asked again wherever configurations
-            have to be parted, so it must have no effect but its result.
+        formula: Takes each column by its name; it is asked again wherever configurations have to be parted,
+            so it must have no effect but its result.
         columns: Values by name, equally many of each.
-        num_results: How many numbers it returns.
 
-    Returns:
-        A column for each number.
+    Yields:
+        The rows of a part, and what the formula returned for them.
     """
-    size = len(next(iter(columns.values())))
-    found = [np.empty(size) for _ in range(num_results)]
     floats = {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
+    size = len(next(iter(floats.values())))
     parts: list[NDArray[np.intp]] = [np.arange(size)] if size else []
     while parts:
         part = parts.pop()
         try:
-            answers = formula(**{name: values[part].view(Column) for name, values in floats.items()})
+            answer = formula(**{name: values[part].view(Column) for name, values in floats.items()})
         except _Parted as parted:
             parts += [part[~parted.mask], part[parted.mask]]
             continue
-        for result, answer in zip(found, answers, strict=True):
-            result[part] = np.asarray(answer)
+        yield part, answer
+
+
+def by_columns(formula: Callable[..., Any], columns: Mapping[str, NDArray[Any]]) -> Numbers:
+    """The number that a formula gives for every configuration; see `in_parts`."""
+    found = np.empty(len(next(iter(columns.values()))))
+    for part, answer in in_parts(formula, columns):
+        found[part] = np.asarray(answer)
     return found

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megaplug.plan.memory import stage_memory
 from megaplug.plan.numbers import most
-from megaplug.plan.search.columns import Numbers, by_columns
-from megaplug.plan.search.grids import NAMES, Family, Legal
+from megaplug.plan.search.clock import Clock
+from megaplug.plan.search.columns import Numbers, by_columns, in_parts
+from megaplug.plan.search.grids import Family, Legal
 from megaplug.plan.search.space import Space
 from megaplug.plan.workload import Recompute, Workload
 from megaplug.topology import ModelShape, Topology, layer_ids
 
-Clock = Callable[[Workload], Any]
-"""Seconds of a step: a number for one workload, a column for one with columns in it."""
+Formula = Callable[[Workload], Any]
+"""A number of a workload, or a column of them for one with columns in it."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,19 @@ def score(
     """
     scored = []
     for family in found.families:
-        stages = telling_stages(family, space)
+        fullest = _fullest(telling_stages(family, space))
         for recompute in space.recomputes:
-            memory = _of_all(space, family, recompute, template, _fullest(stages))
-            seconds = np.full(len(family), np.nan)
+            at = partial(workload_at, space, family, recompute, template)
+            memory = by_columns(lambda at=at, fullest=fullest, **sizes: fullest(at(**sizes)), family.sizes)
+            scored.append(Scored(family, recompute, memory, np.full(len(family), np.nan)))
             fits = np.flatnonzero(memory <= usable_memory)
             if clock is not None and len(fits):
-                seconds[fits] = _of_all(space, family, recompute, template, clock, fits)
-            scored.append(Scored(family, recompute, memory, seconds))
+                sizes = {name: values[fits] for name, values in family.sizes.items()}
+                for part, terms in in_parts(lambda at=at, **sizes: clock.terms(at(**sizes)), sizes):
+                    clock.ask(terms, scored[-1].seconds, fits[part])
             progress(len(family))
+    if clock is not None:
+        clock.answer()
     return scored
 
 
@@ -89,7 +94,7 @@ def workload_at(
 def telling_stages(family: Family, space: Space) -> list[int]:
     """The stages one of which is the fullest.
 
-    Of stages that hold as many layers, with and without experts, in each of their chunks, and are alike in
+    Of stages that hold the same layers, with and without experts, in each of their chunks, and are alike in
     being the first or the last or neither, the earliest has the most microbatches in flight.
     """
     only = family.topology(family.pp, tp=1, cp=1, dp=1, ep=1, etp=1)
@@ -103,12 +108,12 @@ def stages_unlike(topology: Topology, shape: ModelShape) -> list[int]:
     last = topology.pp - 1
     for stage in range(topology.pp):
         chunks = layer_ids(topology, shape.num_layers, stage)
-        held = tuple((len(chunk), sum(experts[layer] for layer in chunk)) for chunk in chunks)
+        held = tuple(tuple(experts[layer] for layer in chunk) for chunk in chunks)
         kinds.setdefault((held, stage == 0, stage == last), stage)
     return sorted(kinds.values())
 
 
-def _fullest(stages: list[int]) -> Clock:
+def _fullest(stages: list[int]) -> Formula:
     def fullest(workload: Workload) -> Any:
         found: Any = 0
         for stage in stages:
@@ -116,20 +121,3 @@ def _fullest(stages: list[int]) -> Clock:
         return found
 
     return fullest
-
-
-def _of_all(
-    space: Space,
-    family: Family,
-    recompute: Recompute,
-    template: Workload,
-    formula: Clock,
-    rows: NDArray[np.intp] | None = None,
-) -> Numbers:
-    """What a formula says of every configuration of a family, or of some rows of it."""
-
-    def asked(**sizes: int) -> tuple[Any]:
-        return (formula(workload_at(space, family, recompute, template, **sizes)),)
-
-    columns = {name: family.sizes[name] if rows is None else family.sizes[name][rows] for name in NAMES}
-    return by_columns(asked, columns, 1)[0]

@@ -1,0 +1,121 @@
+"""A search for a job as it was typed: for ``action=search``, and for ``topology=auto``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megaplug.commands.plan_job import cluster_here, vocabulary
+from megaplug.errors import Problem, UserError
+from megaplug.job import overrides
+from megaplug.job.checks import check, job_shape
+from megaplug.job.schema import Job
+from megaplug.plan.cluster import Cluster
+from megaplug.plan.search.answer import Answer, Row, find
+from megaplug.plan.search.chosen import as_job, words
+from megaplug.plan.search.limits import limited
+from megaplug.plan.search.nothing import error_of
+from megaplug.plan.search.request import space_of
+from megaplug.plan.search.text import layout
+from megaplug.plan.workload import workload_of
+from megaplug.topology import Topology
+
+_ONE_RANK = Topology(1, 1, None, 1, 1, 1, 1, 1)
+_SILENT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What was found for a job.
+
+    Attributes:
+        answer: Its rows; there is at least one.
+        cluster: The machines.
+    """
+
+    answer: Answer
+    cluster: Cluster
+
+
+def search(job: Job, typed_words: Sequence[str], *, top: int = 10, device: str | None = None) -> Searched:
+    """The best configurations of a job.
+
+    Args:
+        job: As composed.
+        typed_words: Its overrides; the keys among them stay as they are.
+        top: How many are wanted.
+        device: ``cpu`` or ``cuda`` where the job is to run; that of the cluster if not given.
+
+    Raises:
+        UserError: Nothing is legal, nothing fits, or what was typed cannot be.
+    """
+    cluster = cluster_here(job)
+    shape = job_shape(job, vocabulary(job))
+    typed = {found.key_or_group for found in overrides.parse(typed_words)}
+    space = space_of(job, shape, typed, cluster.num_gpus)
+    template = workload_of(job, _ONE_RANK, shape)
+    device = device or (cluster.device if job.device == "auto" else job.device)
+    refusals: list[str] = []
+
+    def problems_of(candidate: Job) -> list[Problem]:
+        return check(candidate, device=device, suggest=False)
+
+    def possible(row: Row) -> bool:
+        problems = problems_of(as_job(row.workload, job))
+        refusals.extend(str(problem) for problem in problems[:1])
+        return not problems
+
+    kept, space = space, limited(space, job, template, problems_of)
+    with _Progress() as progress:
+        answer = find(space, template, cluster, top=top, possible=possible, progress=progress.show)
+    if not answer.num_fit:
+        raise error_of(answer, space, kept, template, cluster)
+    if not answer.rows:
+        raise UserError(
+            f"{answer.num_fit:,} configurations fit, but none of the best can be run: {refusals[0]}"
+        )
+    return Searched(answer, cluster)
+
+
+def choose(job: Job, typed_words: Sequence[str]) -> Job:
+    """The job with the best topology found for it, which is shown.
+
+    The search is deterministic, and the job becomes the one that typing the chosen sizes gives: the same
+    command finds its run again.
+
+    Raises:
+        UserError: As `search`.
+    """
+    found = search(job, typed_words, top=1)
+    answer, row = found.answer, found.answer.rows[0]
+    shown = " ".join(words(row.workload, job))
+    seconds = "" if row.time is None else f", {row.time.total:.3g} s a step (modelled)"
+    print(
+        f"topology=auto: {layout(row)}{seconds}, the first of {answer.num_fit:,} that fit "
+        f"{found.cluster.name} of {answer.num_legal:,} legal ones, by {answer.ranked_by}: {shown}",
+        file=sys.stderr,
+    )
+    return as_job(row.workload, job)
+
+
+class _Progress:
+    """How far a search has come, on a terminal and where it takes more than a second."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._shown = False
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def show(self, done: int, total: int) -> None:
+        """Say how many of how many configurations are scored."""
+        if sys.stderr.isatty() and time.perf_counter() - self._started > _SILENT_S:
+            self._shown = True
+            print(f"\r{done:,} of {total:,} configurations", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
