@@ -110,7 +110,7 @@ def _grouped(compared: Sequence[Compared], key: Callable[[Compared], str]) -> di
         others = [one for one in members if not one.fitted]
         found[name] = {
             "constants": sorted({one.constants for one in members}),
-            "fitted_on": [one.measured.row_id for one in members if one.fitted],
+            "fitted_on": sum(one.fitted for one in members),
             "all": statistics_of(members),
             "not_fitted": statistics_of(others) if others else None,
         }
@@ -158,20 +158,12 @@ def report(compared: Sequence[Compared]) -> dict[str, Any]:
         "kinds": by_kind(compared),
         "ranking": ranking(compared),
         "left_out": bridge.left_out(),
-        "points": [
-            {
-                "table": one.measured.table,
-                "row": one.measured.row_id,
-                "topology": one.measured.workload.topology.label,
-                "published_s": one.measured.seconds,
-                "modelled_s": one.predicted,
-                "error": one.error,
-                "fitted": one.fitted,
-                "constants": one.constants,
-                "assumed": list(one.measured.assumed),
-            }
-            for one in compared
-        ],
+        "assumed": {
+            table: sorted(
+                {word for one in compared if one.measured.table == table for word in one.measured.assumed}
+            )
+            for table in by_table(compared)
+        },
     }
 
 
@@ -188,7 +180,7 @@ def printed(found: dict[str, Any]) -> str:
         for name, group in found[key].items():
             numbers = group["not_fitted"]
             shown = _numbers(numbers) if numbers else "(every row was fitted on)"
-            lines.append(f"  {name:<46} {len(group['fitted_on']):>6}  {shown}")
+            lines.append(f"  {name:<46} {group['fitted_on']:>6}  {shown}")
         lines.append("")
     lines.append("ranking within one model, GPU count and batch (three candidates or more)")
     for name, table in found["ranking"].items():
@@ -228,6 +220,13 @@ def step_time_model() -> Model:
     return model
 
 
+def rounded(value: Any) -> Any:
+    """The same with four decimals, in all that lies in it."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+
 def draw(compared: Sequence[Compared], png: Path) -> Path:
     """Predicted against measured, all points."""
     from megaplug.plan.pictures.predicted import Point, draw_predicted
@@ -235,7 +234,7 @@ def draw(compared: Sequence[Compared], png: Path) -> Path:
     points = [
         Point(
             one.measured.table,
-            one.measured.row_id,
+            f"{one.measured.row_id}, {one.measured.workload.topology.label}, {one.constants}",
             measured=one.measured.seconds,
             predicted=one.predicted,
             fitted=one.fitted,
@@ -259,7 +258,7 @@ def main() -> None:
     print(printed(found))
     arguments.out.mkdir(parents=True, exist_ok=True)
     target = arguments.out / "planner_errors.json"
-    target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    target.write_text(json.dumps(rounded(found), indent=1) + "\n", encoding="utf-8")
     print(f"wrote {target}")
     print(f"drew {draw(compared, arguments.out / 'predicted_against_measured.png')}")
 
