@@ -3,6 +3,7 @@
 A command is a line of a ```bash block; a backslash at its end goes on. A comment above it may say why it is
 not run here, so that a reader knows, too. ``# needs a GPU`` or ``# needs <package>``: a training command must
 at least compose, or be refused for just that. ``# takes ten minutes``: its program must explain itself.
+``# ends with 2: ...``: it is refused, and is meant to be.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # Steps after which a training run of a document is stopped.
 STEPS = 2
-_MARK = re.compile(r"^# (needs|takes) (.+)$")
+_MARK = re.compile(r"^# (needs|takes|ends) (.+)$")
 _SHELL = set("|&;<>$*?`(){}~")
 _ASKS = ("--help", "-h", "--cfg", "-c", "--version", "--completion")
 # Programs that go on until they are stopped: that they are there is all that is asked.
@@ -39,11 +40,13 @@ class Command:
         line: As it stands there.
         needs: What this machine may not have; empty if nothing.
         takes: How long it takes, if that is too long to be run here; else empty.
+        ends: ``with 2`` and why, where it is meant to be refused; else empty.
     """
 
     line: str
     needs: str = ""
     takes: str = ""
+    ends: str = ""
 
     @property
     def words(self) -> list[str]:
@@ -52,6 +55,11 @@ class Command:
         while words and re.match(r"^[A-Z_]+=", words[0]):
             words = words[1:]
         return words
+
+    @property
+    def exit_code(self) -> int:
+        """What it is meant to end with."""
+        return int(self.ends.split()[1].rstrip(":")) if self.ends else 0
 
     @property
     def launched(self) -> str | None:
@@ -135,7 +143,7 @@ def try_command(command: Command, clone: Path) -> str | None:
     words = [word.replace("launch=freeze", "launch=print") for word in command.arguments]
     words += ["launch=print"] if command.trains else []
     code, said = _called(command.launched, words, clone)
-    if code == 0:
+    if code == command.exit_code and "Traceback" not in said:
         return None
     if command.needs and code == 2 and "Traceback" not in said and _is_named(command.needs, said):
         return None
@@ -152,7 +160,7 @@ def run_command(command: Command, clone: Path, env: Mapping[str, str]) -> str | 
     if command.trains:
         line = f"{line} train.stop_at={STEPS}" if "train.stop_at=" not in line else line
         line = re.sub(r"train\.stop_at=\d+", f"train.stop_at={STEPS}", line)
-    return _failed(_run(["bash", "-ec", line], clone, env))
+    return _failed(_run(["bash", "-ec", line], clone, env), command.exit_code)
 
 
 def reader_environment(folder: Path) -> dict[str, str]:
@@ -232,7 +240,7 @@ def _run(
     return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=280)
 
 
-def _failed(done: subprocess.CompletedProcess[str]) -> str | None:
-    if done.returncode == 0:
+def _failed(done: subprocess.CompletedProcess[str], exit_code: int = 0) -> str | None:
+    if done.returncode == exit_code:
         return None
     return f"ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}"

@@ -69,7 +69,7 @@ def test_keys_of_the_job_say_where_the_disk_is_looked_at(monkeypatch, tmp_path):
         (["ranks=first"], "ranks=first cannot be read", "ranks=0-15"),
         (["cluster=h1000"], "there is no option 'h1000'", "h100"),
         (["cluster=h100", "cluster.memory_gib=-1"], "cluster.memory_gib: must be above 0", ""),
-        (["topology.pp=3"], "4 layers cannot be dealt out evenly to 3 stages", "topology.pp=2"),
+        (["topology.pp=3"], "4 layers cannot be dealt out evenly to 3 stages", "topology.pp=4"),
         (["tokenizer=sentencepiece"], "tokenizer's, and it cannot be read", "model.vocab_size=32000"),
         (["--multirun"], "flags of launch/train.py", "--help"),
         (["action=docter"], "action=docter does not exist", "did you mean doctor?"),
@@ -97,7 +97,7 @@ FRUGAL = [
 def test_a_plan_is_one_screen_in_which_every_figure_has_its_unit_and_its_label(capsys):
     assert plan.main([*LARGE, *FRUGAL, "cluster=h100", "tokens=15T", "cluster.price_per_gpu_hour=2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 26
+    assert len(lines) <= 28
     assert max(map(len, lines)) <= 100
     text = "\n".join(lines)
     for word in ("GiB", "tokens/s", "TFLOP/s", "causal", "full square", "days", "GPU-hours", "US dollars"):
@@ -161,6 +161,9 @@ def test_help_names_every_action_and_every_word_of_its_own(capsys):
     for name, action in plan.ACTIONS.items():
         assert f"  {name} " in page
         assert all(f"  {word}=" in page for word in action.words)
+    assert plan.main(["--help", "plan"]) == 0
+    page = capsys.readouterr().out
+    assert "pipeline parallel" in page and "MFU" in page and "tokens=15T" in page
     assert plan.main(["--complete", "to"]) == 0
     assert "tokens=" in capsys.readouterr().out
 

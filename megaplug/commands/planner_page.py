@@ -1,0 +1,63 @@
+"""Renews the answers in docs/planner.md: ``python -m megaplug.commands.planner_page``.
+
+Every block of text that follows a block with a command of ``launch/plan.py`` is what that command answers; a
+test compares them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from megaplug.commands import cli, plan
+from megaplug.job.compose import conf_dir
+from megaplug.runs.atomic import write_text_atomic
+
+RENEW = "python -m megaplug.commands.planner_page"
+_EXAMPLE = re.compile(
+    r"(^```bash\n(?:# [^\n]*\n)?python launch/plan\.py(?P<words>.*?)\n```\n\n```text\n).*?(^```\n)",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def page_file() -> Path:
+    """Where the page stands in a clone."""
+    return conf_dir().parent / "docs" / "planner.md"
+
+
+def renewed(text: str) -> str:
+    """The page with the answers of today."""
+    return _EXAMPLE.sub(lambda found: f"{found[1]}{_answer(found['words'])}{found[3]}", text)
+
+
+def _answer(words: str) -> str:
+    """What the command writes, its errors after the rest."""
+    said, errors, name = io.StringIO(), io.StringIO(), sys.argv[0]
+    sys.argv[0] = "launch/plan.py"
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
+            plan.main(shlex.split(words.replace("\\\n", " ")))
+    finally:
+        sys.argv[0] = name
+    text = "\n".join(part.strip("\n") for part in (said.getvalue(), errors.getvalue()) if part.strip())
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def main() -> int:
+    """Write the page; returns the exit code."""
+
+    def write() -> int:
+        file = page_file()
+        write_text_atomic(file, renewed(file.read_text(encoding="utf-8")))
+        print(f"wrote {file}")
+        return 0
+
+    return cli.guarded(write)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
