@@ -13,6 +13,7 @@ from megaplug.plan.workspace import (
     embedding_gradient,
     layer_memory,
     loss_memory,
+    optimizer_step,
     standing_buffers,
 )
 
@@ -59,6 +60,7 @@ def stage_activations(workload: Workload, stage: int) -> Activations:
         needed = most(loss, needed - logits - 2 * stream)
     if is_first:
         needed = most(needed, embedding_gradient(workload) - of_chunk[0] - logits)
+    needed = most(needed, optimizer_step(workload, is_end=is_first or is_last) - kept - logits)
     return Activations(kept, logits, most(needed, 0) + standing_buffers(workload))
 
 

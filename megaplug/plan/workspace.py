@@ -25,7 +25,7 @@ _FP32 = 4
 # Elements of the logits that our loss works on at a time on CUDA and on a CPU, and fp32 copies of such a
 # piece: torch's ``logsumexp`` makes another one. See ``layers/cross_entropy.py``.
 _LOSS_ELEMENTS = {"cuda": 1 << 26, "cpu": 1 << 19}
-_LOSS_COPIES = 2
+_LOSS_COPIES = {2: 2, 4: 1}  # by bytes of a logit: fp32 logits are taken as they are
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def loss_memory(workload: Workload) -> tuple[float, float]:
     output = size * words * workload.shape.hidden_size + hidden * (1 + (workload.sequence_cut > 1))
     if code.fused_loss:
         piece = least(count, _LOSS_ELEMENTS[code.device])
-        return size * count, most(_LOSS_COPIES * _FP32 * piece, output)
+        return size * count, most(_LOSS_COPIES[size] * _FP32 * piece, output)
     logits = (size + _FP32) * count if size < _FP32 else size * count
     return logits, most(0, output - (logits - size * count))
 
@@ -190,6 +190,23 @@ def embedding_gradient(workload: Workload) -> float:
     return size * shape.padded_vocab_size(tp) / tp * shape.hidden_size + whole * (
         1 + 1 / workload.sequence_cut
     )
+
+
+def optimizer_step(workload: Workload, *, is_end: bool) -> float:
+    """A copy of the largest gradient, as it is scaled (``multi_tensor_scale`` without Apex's or TE's).
+
+    Args:
+        workload: The job.
+        is_end: Whether the rank holds word embeddings.
+    """
+    shape, topology = workload.shape, workload.topology
+    gates = 2 if shape.swiglu else 1
+    largest = gates * shape.ffn_hidden_size / topology.tp
+    if is_end:
+        largest = most(largest, shape.padded_vocab_size(topology.tp) / topology.tp)
+    # The distributed optimizer cuts each gradient wherever a rank's part of all ends.
+    parts = topology.dp * topology.cp if workload.sharing.zero else 1
+    return _FP32 * largest * shape.hidden_size / parts if workload.code.backend == "native" else 0.0
 
 
 def standing_buffers(workload: Workload) -> float:
