@@ -38,7 +38,7 @@ def install() -> None:
 
 
 def _with_its_copy(logsumexp: Callable[..., Any]) -> Callable[..., Any]:
-    """``logsumexp_out_impl`` makes ``(x - max).exp()`` inside the operator, where nobody sees it allocated."""
+    """``logsumexp_out_impl`` makes ``(x - max).exp()`` inside the operator, where nobody sees it."""
 
     @functools.wraps(logsumexp)
     def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
