@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -108,6 +109,8 @@ def _initialize(frozen: FrozenJob, rank: int) -> tuple[Any, Any]:
     )
     world.install(rank)
     training.initialize_megatron()
+    # Megatron's handler waits for the end of a step; nothing here is worth saving.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     job = frozen.job
     model_config = argument_utils.gpt_config_from_args(args)
     model_config.transformer_layer_spec = transformer_layer_spec(
