@@ -194,12 +194,27 @@ def _moved(self: Any, *args: Any, **kwargs: Any) -> Any:
     return self if _device == _CPU else self.to(_device)
 
 
+def _module_moved(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+    if _device == _CPU:
+        return self
+    for module in self.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.device != _device:
+                # torch would make a new one without the marks that Megatron has put on it.
+                moved = torch.nn.Parameter(parameter.data.to(_device), parameter.requires_grad)
+                moved.__dict__.update(parameter.__dict__)
+                module._parameters[name] = moved
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(_device)
+    return self
+
+
 def _install_tensors() -> None:
     tensor: Any = torch.Tensor
     tensor.cuda = _moved
     tensor.pin_memory = lambda self, *args, **kwargs: self
     module: Any = torch.nn.Module
-    module.cuda = _moved
+    module.cuda = _module_moved
 
     real_type = tensor.type
 

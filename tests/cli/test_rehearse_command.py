@@ -16,8 +16,8 @@ SMALL = ["action=rehearse", "model=tiny", "model.vocab_size=1000", "precision=bf
     [
         (["topology=dp2", "ranks=[0,2]"], "there is no rank 2 among 2"),
         (
-            ["topology=tp8", "topology.world_size=512", "model.num_attention_heads=8", "ranks=all"],
-            "512 ranks",
+            ["topology=dp4", "topology.world_size=128", "train.global_batch_size=512", "ranks=all"],
+            "128 ranks",
         ),
         (["topology=cp2", "attention=te"], "topology.cp=2"),
         (["topology=dp2", "topology.zero=2"], "topology.zero=2"),
