@@ -88,10 +88,11 @@ def fitted(rows: Rows, free: dict[str, Prior], base: Constants, evaluations: int
     return replace(best, **{name: float(f"{getattr(best, name):.4g}") for name in free})
 
 
-def spread_out(measured: Sequence[Measured], most: int) -> list[int]:
+def spread_out(measured: Sequence[Measured], one: SetOfConstants) -> list[int]:
     """Rows of the smallest, middle and largest model; fewer where none would be left to judge by."""
-    order = sorted(range(len(measured)), key=lambda i: (measured[i].flops_per_token, i))
-    count = min(most, max(1, len(order) - 1))
+    open_to_it = [i for i, row in enumerate(measured) if row.table not in one.judged_only]
+    order = sorted(open_to_it, key=lambda i: (measured[i].flops_per_token, i))
+    count = min(one.most, max(1, len(order) - 1))
     places = {1: [len(order) // 2], 2: [0, -1], 3: [0, len(order) // 2, -1]}[count]
     return sorted(order[place] for place in places)
 
@@ -168,7 +169,7 @@ def main() -> None:
             continue
         rows = Rows.of(mine)
         base = base_of(one, a100)
-        found = made(one, rows, spread_out(mine, one.most), base)
+        found = made(one, rows, spread_out(mine, one), base)
         show(one.name, found)
         if not arguments.check:
             write(one.name, found)

@@ -53,6 +53,7 @@ class SetOfConstants:
         free: What is fitted.
         base: Values that are not fitted and not A100's.
         most: Rows that it may be fitted on.
+        judged_only: Tables that it covers and is not fitted on.
     """
 
     name: str
@@ -60,6 +61,7 @@ class SetOfConstants:
     free: dict[str, Prior]
     base: dict[str, float] = field(default_factory=lambda: dict(NEWER))
     most: int = 3
+    judged_only: tuple[str, ...] = ()
 
     def has(self, measured: Measured) -> bool:
         """Whether a row belongs to it."""
@@ -86,7 +88,11 @@ RELEASES = {
 VTRAIN_SET = SetOfConstants("a100_bf16", ({"table": "vtrain"},), VTRAIN, base={}, most=360)
 SETS = (
     SetOfConstants(
-        "a100_bf16_megatron-2021", ({"table": "sc21"}, {"table": "korthikanti"}), UNFUSED, base={}
+        "a100_bf16_megatron-2021",
+        ({"table": "sc21"}, {"table": "korthikanti"}),
+        UNFUSED,
+        base={},
+        judged_only=("korthikanti",),
     ),
     SetOfConstants("h100_bf16_core-0.8", ({"table": "readme_h100"},), DENSE),
     SetOfConstants("h100_fp8_nemo-24.07", ({"table": "nemo2407"},), DENSE),

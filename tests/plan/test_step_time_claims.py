@@ -17,7 +17,7 @@ from megaplug.plan.step_time.choice import CHOSEN
 from megaplug.plan.step_time.constants import constants_names, stored_constants
 
 ALL = {one.name: one for one in (VTRAIN_SET, *SETS)}
-# Sets of which the mean error on the other rows is above 10 %; `docs/planner.md` says why.
+# Sets of which the mean error on the other rows is above 10 %; the README beside them says why.
 ABOVE_TEN_PERCENT = {
     "b200_bf16_bridge-25.11",
     "b200_fp8_bridge-25.09",
@@ -94,7 +94,7 @@ def test_fitting_again_gives_the_stored_constants(name):
     one = ALL[name]
     rows = [row for row in measured() if one.has(row)]
     base = base_of(one, stored_constants("a100_bf16"))
-    again = made(one, Rows.of(rows), spread_out(rows, one.most), base)
+    again = made(one, Rows.of(rows), spread_out(rows, one), base)
     assert again == stored_constants(name)
 
 

@@ -94,6 +94,7 @@ def stored_constants(name: str) -> dict[str, Any]:
     return record
 
 
-def constants_names() -> list[str]:
+@cache
+def constants_names() -> tuple[str, ...]:
     """All sets there are."""
-    return sorted(path.stem for path in FOLDER.glob("*.json"))
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
