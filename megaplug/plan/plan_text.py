@@ -101,7 +101,7 @@ def _size_rows(plan: Plan) -> list[tuple[str, str]]:
     if len(plan.stages) > 1:
         ranks += " at most"
     many = job.num_microbatches
-    microbatches = f"{many:,} microbatches" if many > 1 else "one microbatch"
+    microbatches = _microbatches(many)
     each = f" on each of {job.topology.dp:,} replicas" if job.topology.dp > 1 else ""
     rows = [
         ("parameters", f"{in_words(plan.parameters)}{active}{ranks} (counted)"),
@@ -119,7 +119,7 @@ def _pipeline(plan: Plan) -> str:
     job = plan.workload
     many = job.num_microbatches
     text = (
-        f"{percent(plan.bubble)} of a step is bubble (waiting): {many:,} microbatches in "
+        f"{percent(plan.bubble)} of a step is bubble (waiting): {_microbatches(many)} in "
         f"{job.topology.pp} stages"
     )
     if plan.bubble <= _LITTLE:
@@ -228,6 +228,10 @@ def _cost_rows(plan: Plan) -> list[tuple[str, str]]:
         if plan.dollars is None:
             rows.append(("", "add cluster.price_per_gpu_hour=2.5 to see the money"))
     return rows
+
+
+def _microbatches(many: int) -> str:
+    return f"{many:,} microbatches" if many > 1 else "one microbatch"
 
 
 def _memory_unit(plan: Plan) -> tuple[str, Callable[[float], str]]:

@@ -207,22 +207,27 @@ def _mildest(
     if _needed(tried[-1][0], mesh, shape) > cluster.usable_memory:
         return None
     for found, typed in tried:
+        whole = _whole_batch(found, mesh)
+        if whole.train.global_batch_size != found.train.global_batch_size:
+            found, typed = whole, (*typed, f"train.global_batch_size={whole.train.global_batch_size}")
         memory = _needed(found, mesh, shape)
         if memory > cluster.usable_memory:
             continue
-        step = found.train.micro_batch_size * mesh.dp
-        if rest := found.train.global_batch_size % step:
-            size = found.train.global_batch_size + step - rest
-            found, typed = _train(found, global_batch_size=size), (*typed, f"train.global_batch_size={size}")
         if not legal_problems(found, cluster.device):
             return Remedy(typed, found, mesh.world_size, int(memory), mesh.label)
     return None
 
 
+def _whole_batch(job: Job, mesh: Topology) -> Job:
+    """The job with a batch that its replicas can share out, rounded up."""
+    step = job.train.micro_batch_size * mesh.dp
+    return _train(job, global_batch_size=-(-job.train.global_batch_size // step) * step)
+
+
 def _needed(job: Job, mesh: Topology, shape: ModelShape) -> float:
     """Bytes of the fullest rank."""
     try:
-        return estimate(workload_of(job, mesh, shape)).total
+        return estimate(workload_of(_whole_batch(job, mesh), mesh, shape)).total
     except UserError:
         return math.inf  # the layers cannot be dealt out so
 
