@@ -1,0 +1,182 @@
+"""``launch/plan.py action=search`` and ``topology=auto``: what is shown, what is frozen, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from live_command import train
+
+from megaplug.commands import plan as plan_command
+from megaplug.commands import train as train_command
+from megaplug.commands.searched import choose, search
+from megaplug.job.checks import check, resolve_topology
+from megaplug.job.compose import compose_job
+from megaplug.plan.search.chosen import as_job, words
+
+LLAMA = ("model=llama3_8b", "cluster=h100", "precision=bf16", "train.global_batch_size=64")
+Asked = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ask(capsys) -> Asked:
+    """Answers a search; the exit code, what was shown, and the error."""
+
+    def asked(*typed: str) -> tuple[int, str, str]:
+        code = plan_command.main(["action=search", *typed])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return asked
+
+
+def test_a_table_of_the_best_with_what_reproduces_each(ask):
+    code, shown, _ = ask(*LLAMA, "topology.world_size=32", "top=4")
+    lines = shown.splitlines()
+    assert code == 0
+    assert lines[0].startswith("llama3_8b on 32 GPUs of h100, 64 sequences of 8,192 tokens")
+    assert "legal configurations" in lines[1]
+    names = next(line for line in lines if "step s" in line)
+    assert all(name in names for name in ("tokens/s", "MFU", "GiB", "bubble", "layout", "computed again"))
+    assert sum(line.lstrip()[:1] in "1234" and "topology.world_size=32" in line for line in lines) >= 4
+
+
+def test_every_row_can_be_typed_and_is_that_configuration(ask):
+    typed = [*LLAMA, "topology.world_size=32"]
+    found = search(compose_job(typed), typed, top=15)
+    for row in found.answer.rows + found.answer.front:
+        job = compose_job(typed)
+        again = compose_job([*typed, *words(row.workload, job)])
+        assert check(again, device="cuda") == []
+        assert resolve_topology(again) == row.workload.topology
+        assert as_job(row.workload, job) == again
+
+
+def test_json_has_the_same_rows(ask):
+    code, shown, _ = ask(*LLAMA, "topology.world_size=16", "top=3", "output=json")
+    answer = json.loads(shown)
+    assert code == 0
+    assert len(answer["rows"]) == 3
+    first = answer["rows"][0]
+    assert first["step_seconds_modelled"] <= answer["rows"][1]["step_seconds_modelled"]
+    assert first["within_the_error_of_the_first"] or answer["time_error"] is None
+    assert 0 < first["mfu_causal_modelled"] < 1
+    assert answer["configurations_that_fit"] <= answer["configurations_legal"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        (["topology.tp=8"], {"tp": 8}),
+        (["topology=tp4_pp2"], {"tp": 4, "pp": 2}),
+        (["topology.pp=1", "topology.dp=4"], {"pp": 1, "dp": 4}),
+        (["topology.pp=2", "topology.vpp=null"], {"pp": 2, "vpp": None}),
+    ],
+    ids=str,
+)
+def test_what_was_typed_stays(typed, kept):
+    typed = [*LLAMA, "topology.world_size=16", *typed]
+    for row in search(compose_job(typed), typed, top=5).answer.rows:
+        assert {key: getattr(row.workload.topology, key) for key in kept} == kept
+
+
+def test_a_typed_microbatch_and_recomputation_stay():
+    typed = [*LLAMA, "topology.world_size=16", "train.micro_batch_size=2", "train.recompute_granularity=full"]
+    for row in search(compose_job(typed), typed, top=5).answer.rows:
+        assert row.workload.batch.micro_batch_size == 2
+        assert row.workload.recompute.granularity == "full"
+
+
+@pytest.mark.parametrize(
+    ("typed", "parts"),
+    [
+        (["model=tiny", "cluster=cpu2"], ["topology.world_size is not given", "topology.world_size=64"]),
+        ([*LLAMA, "topology.world_size=0"], ["topology.world_size: must be at least 1, but is 0"]),
+        ([*LLAMA, "topology.world_size=-8"], ["must be at least 1"]),
+        ([*LLAMA, "topology.world_size=67"], ["no topology of 67 ranks", "topology.world_size=6"]),
+        ([*LLAMA, "topology.world_size=16,32"], ["names several values"]),
+        ([*LLAMA, "topology.world_size=many"], ["topology.world_size"]),
+        (
+            [*LLAMA, "topology.world_size=16", "topology.tp=8", "topology.dp=8"],
+            ["with topology.tp=8 topology.dp=8", "leave out some"],
+        ),
+        ([*LLAMA, "topology.world_size=16", "topology.tp=3"], ["with topology.tp=3", "leave out some"]),
+        ([*LLAMA, "topology.world_size=16", "topology.tp=0"], ["topology.tp: must be at least 1, but is 0"]),
+        (
+            [*LLAMA, "topology.world_size=16", "topology.ep=2"],
+            ["no topology of 16 ranks", "topology.ep=2", "leave out some"],
+        ),
+        ([*LLAMA, "topology.world_size=16", "train.micro_batch_size=3"], ["no topology of 16 ranks"]),
+        ([*LLAMA, "topology.world_size=16", "topology.cp=2"], ["cannot split a sequence"]),
+        ([*LLAMA, "topology.world_size=16", "train.recompute_modules=[moe]"], ["the model has none"]),
+        ([*LLAMA, "topology.world_size=16", "top=0"], ["top=0 is not a whole number above 0"]),
+        ([*LLAMA, "topology.world_size=16", "top=few"], ["top=few"]),
+        ([*LLAMA, "topology.world_size=16", "topology.tq=2"], ["topology.tq", "did you mean"]),
+        (
+            ["model=llama3_405b", "cluster=h100", "precision=bf16", "topology.world_size=8",
+             "train.global_batch_size=64"],
+            ["legal configurations fits 8 GPUs of h100", "the first doubling that works"],
+        ),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else None,
+)  # fmt: skip
+def test_a_wrong_question_is_told_what_is_wrong(ask, typed, parts):
+    code, shown, error = ask(*typed)
+    assert code == 2
+    assert shown == ""
+    for part in parts:
+        assert part in error
+
+
+def frozen_of(folder: Path) -> tuple[str, dict]:
+    runs = list(folder.iterdir())
+    assert len(runs) == 1
+    return runs[0].name, yaml.safe_load((runs[0] / "job.yaml").read_text())
+
+
+def test_the_chosen_topology_is_shown_and_frozen_as_if_it_had_been_typed(tmp_path, capsys):
+    common = ["launch=freeze", "topology.world_size=2", "cluster=cpu2", "device=cpu", "logging.progress=none"]
+    assert train_command.main([*common, "topology=auto", f"runs_dir={tmp_path}/auto"]) == 0
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("topology=auto"))
+    chosen = line.rpartition(": ")[2].split()
+    assert "topology.world_size=2" in chosen
+    assert train_command.main([*common, *chosen, f"runs_dir={tmp_path}/typed"]) == 0
+    (name, auto), (other, typed) = frozen_of(tmp_path / "auto"), frozen_of(tmp_path / "typed")
+    assert name == other
+    assert auto["digest"] == typed["digest"]
+    assert auto["job"]["topology"] == typed["job"]["topology"]
+    assert auto["job"]["topology"]["auto"] is False
+    assert auto["topology"] == typed["topology"]
+    # the same command finds its run
+    assert train_command.main([*common, "topology=auto", f"runs_dir={tmp_path}/auto"]) == 0
+    assert frozen_of(tmp_path / "auto")[0] == name
+
+
+def test_a_chosen_topology_keeps_what_was_typed(capsys):
+    typed = ["topology=auto", "topology.world_size=2", "topology.tp=2", "cluster=cpu2", "device=cpu"]
+    job = choose(compose_job(typed), typed)
+    assert (job.topology.tp, job.topology.world_size, job.topology.auto) == (2, 2, False)
+    assert "topology.tp=2" in capsys.readouterr().err
+
+
+def test_without_a_number_of_ranks_nothing_is_chosen(capsys):
+    assert train_command.main(["topology=auto", "device=cpu", "cluster=cpu2"]) == 2
+    assert "topology.world_size is not given" in capsys.readouterr().err
+
+
+def test_a_topology_that_was_never_chosen_is_refused():
+    problems = check(compose_job(["topology=auto", "topology.world_size=2"]))
+    assert [problem.key for problem in problems] == ["topology.auto"]
+
+
+def test_two_ranks_train_with_a_chosen_topology(tmp_path):
+    done = train(
+        "topology=auto", "topology.world_size=2", "device=cpu", "train.iters=2", "train.eval_iters=0",
+        f"runs_dir={tmp_path}", "logging=quiet",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "finished at step 2 of 2" in done.stdout
+    assert "topology=auto: " in done.stderr
