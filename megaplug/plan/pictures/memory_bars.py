@@ -21,6 +21,8 @@ PARTS = {
 
 FEW = 8
 """Up to so many bars are wide enough for figures inside."""
+DWARFED = 0.05
+"""Part of the device's memory below which its line is not drawn to scale."""
 
 
 def memory_data(
@@ -76,46 +78,49 @@ def draw_memory(
     rows = data["stages"]
     figure = canvas.new_figure(9, 4.8)
     axes = figure.add_subplot()
-    _bars(axes, rows, data["device_gib"])
-    _lines(axes, data, device)
+    highest = max(row["total_gib"] for row in rows)
+    unit, scale = ("GiB", 1.0) if highest >= 1 else ("MiB", 1024.0)
+    # A device that is far above the bars would press them flat: its line then is told by the legend only.
+    ceiling = 1.12 * max(highest, data["device_gib"] if highest > DWARFED * data["device_gib"] else 0.0)
+    axes.set_ylim(0, scale * ceiling)
+    _bars(axes, rows, data["device_gib"], ceiling, scale)
+    _lines(axes, data, device, scale)
     fullest = max(rows, key=lambda row: row["total_gib"])
     verdict = "fits" if fullest["fits"] else "does not fit"
     where = f"stage {fullest['stage']} is fullest: " if len(rows) > 1 else ""
     canvas.titled(
         figure,
         f"Memory of a rank: {job}",
-        f"modelled; {where}{fullest['total_gib']:.1f} GiB {verdict} into "
+        f"modelled; {where}{_figure(scale * highest)} {unit} {verdict} into "
         f"{data['usable_gib']:.1f} usable GiB of {device}",
     )
-    axes.set_ylabel("GiB a rank")
+    axes.set_ylabel(f"{unit} a rank")
     axes.set_xlabel("pipeline stage" + (" (layers below)" if layers is not None else ""))
     # In the order in which they lie in the picture.
     canvas.legend_beside(axes, axes.get_legend_handles_labels()[0][::-1])
     return canvas.save(figure, png, data)
 
 
-def _bars(axes: Any, rows: list[dict[str, Any]], device: float) -> None:
+def _bars(axes: Any, rows: list[dict[str, Any]], device: float, ceiling: float, scale: float) -> None:
     places = range(len(rows))
-    highest = max(row["total_gib"] for row in rows)
     floor = [0.0] * len(rows)
     for part, colour in PARTS.items():
-        heights = [row[f"{part}_gib"] for row in rows]
+        heights = [scale * row[f"{part}_gib"] for row in rows]
         if not any(heights):
             continue
         axes.bar(
             places, heights, 0.72, bottom=floor, color=colour, label=part, edgecolor="white", linewidth=0.5
         )
         if len(rows) <= FEW:
-            _write_inside(axes, floor, heights, highest)
+            _write_inside(axes, floor, heights, 0.035 * scale * ceiling)
         floor = [low + height for low, height in zip(floor, heights, strict=True)]
     small = 9 if len(rows) <= 16 else 6.5
-    top = _ceiling(rows, device)
     for place, row in zip(places, rows, strict=True):
         # A figure that would lie on the device's line stands above it.
         near = 0.94 * device < row["total_gib"] <= device
         axes.annotate(
-            f"{row['total_gib']:.1f}" if row["total_gib"] < 99.95 else f"{row['total_gib']:.0f}",
-            (place, device + 0.004 * top if near else row["total_gib"]),
+            _figure(scale * row["total_gib"]),
+            (place, scale * (device + 0.004 * ceiling if near else row["total_gib"])),
             xytext=(0, 2),
             textcoords="offset points",
             ha="center",
@@ -134,13 +139,13 @@ def _bars(axes: Any, rows: list[dict[str, Any]], device: float) -> None:
     axes.tick_params(axis="x", length=0)
 
 
-def _write_inside(axes: Any, floor: list[float], heights: list[float], highest: float) -> None:
+def _write_inside(axes: Any, floor: list[float], heights: list[float], least: float) -> None:
     for place, (low, height) in enumerate(zip(floor, heights, strict=True)):
-        if height > 0.04 * highest:
+        if height > least:
             axes.text(
                 place,
                 low + height / 2,
-                f"{height:.1f}",
+                _figure(height),
                 ha="center",
                 va="center",
                 fontsize=8,
@@ -148,22 +153,20 @@ def _write_inside(axes: Any, floor: list[float], heights: list[float], highest: 
             )
 
 
-def _ceiling(rows: list[dict[str, Any]], device: float) -> float:
-    """Where the axis ends."""
-    return 1.12 * max(device, *(row["total_gib"] for row in rows))
+def _figure(value: float) -> str:
+    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
 
 
-def _lines(axes: Any, data: dict[str, Any], device: str) -> None:
-    axes.set_ylim(0, _ceiling(data["stages"], data["device_gib"]))
+def _lines(axes: Any, data: dict[str, Any], device: str, scale: float) -> None:
     axes.axhline(
-        data["device_gib"],
+        scale * data["device_gib"],
         color=canvas.VERMILION,
         linewidth=1.6,
         label=f"{device}: {data['device_gib']:.1f} GiB",
     )
     if data["usable_gib"] < data["device_gib"]:
         axes.axhline(
-            data["usable_gib"],
+            scale * data["usable_gib"],
             color=canvas.VERMILION,
             linewidth=1,
             linestyle=(0, (4, 3)),

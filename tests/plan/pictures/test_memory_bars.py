@@ -106,3 +106,13 @@ def test_a_file_where_the_folder_should_be_is_told(tmp_path):
 def test_another_ending_than_png_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"memory\.gif"):
         draw(stages_of(topology(), EXPERTS), tmp_path / "memory.gif")
+
+
+def test_bars_far_below_the_device_are_not_pressed_flat(tmp_path):
+    small, large = (
+        draw(stages_of(topology(), EXPERTS, Batch(1, 1)), tmp_path / f"{size}.png", memory=size * GIB)
+        for size in (1, 10_000)
+    )
+    # With the line to scale nothing but figures on the axis would be left, and the file nearly empty.
+    assert large.stat().st_size > 0.8 * small.stat().st_size
+    assert json.loads(large.with_suffix(".json").read_text())["device_gib"] == 10_000
