@@ -11,14 +11,17 @@ from megaplug.plan.step_time.constants import Constants
 
 @dataclass(frozen=True)
 class Rates:
-    """Attributes.
+    """Of one GPU, in one number format.
 
-    products, head: FLOP/s of large matrix products, and of the one with the vocabulary.
-    attention: FLOP/s of fused attention.
-    memory: Bytes/s.
-    link, network: Bytes/s in one direction of a GPU's links inside the domain and of its adapter.
-    link_domain: GPUs that the links join.
-    constants: The seconds and passes among the fitted numbers.
+    Attributes:
+        products: FLOP/s of large matrix products.
+        head: FLOP/s of the product with the vocabulary, which is not cast to fewer bytes.
+        attention: FLOP/s of fused attention, in bf16 too.
+        memory: Bytes/s.
+        link: Bytes/s in one direction inside the NVLink domain.
+        network: Bytes/s in one direction of the adapter.
+        link_domain: GPUs that the links join.
+        constants: The seconds and passes among the fitted numbers.
     """
 
     products: float
