@@ -12,8 +12,10 @@ from typing import cast
 from megaplug.commands import cli
 from megaplug.commands.plan_words import OUTPUTS, WORDS, Asked, choose, split_words
 from megaplug.errors import UserError
-from megaplug.job.compose import compose_job
+from megaplug.job.compose import ConfigSource, compose_job, group_options
+from megaplug.job.keys import is_known
 from megaplug.job.schema import Job
+from megaplug.job.suggest import closest
 
 _HELP = """\
 What a job needs and whether it can exist, before anything is started. Nothing is run, no GPU is needed.
@@ -116,10 +118,21 @@ def _main(words: Sequence[str]) -> int:
         takers = [f"action={other}" for other, found in ACTIONS.items() if strange[0] in found.words]
         hint = f"it belongs to {' and '.join(takers)}" if takers else "see --help"
         raise UserError(f"{strange[0]}=... means nothing to action={name}", hint=hint)
+    _misspelt(rest, command.source)
     # Without further words the doctor composes nothing: it answers where Hydra is missing, too.
     job = compose_job(rest, command.source) if rest or action.needs_job else Job()
     answer = cast(Callable[[Asked], int], importlib.import_module(action.module).answer)
     return answer(Asked(job, typed, command))
+
+
+def _misspelt(words: Sequence[str], source: ConfigSource) -> None:
+    """Words that are no job's and were meant to be of this command."""
+    groups = group_options(source)
+    for word in words:
+        key = word.partition("=")[0]
+        meant = closest(key, ("action", *WORDS))
+        if meant and "." not in key and not is_known(key) and key not in groups:
+            raise UserError(f"{key}: there is no such word, key or group", hint=f"did you mean {meant}?")
 
 
 def help_page(program: str) -> str:

@@ -51,11 +51,11 @@ def answer(asked: Asked) -> int:
     if pictures:
         without = f" ({plan.no_time}: no others)" if plan.no_time else ""
         print(f"\npictures       {folder}: {', '.join(picture.name for picture in pictures)}{without}")
-    if job.cluster.name == AUTO:
-        print(f"\nplanned for this machine ({cluster.name}); cluster=h100 plans for others: --help cluster")
     if problems:
         sys.stdout.flush()
-        raise _error(problems, remedies)
+        raise _error(job, cluster, problems, remedies)
+    if job.cluster.name == AUTO:
+        print(f"\n{_here(cluster)}")
     return 0
 
 
@@ -129,7 +129,7 @@ def _impossible(asked: Asked, device: str, cluster: Cluster, vocab_size: int) ->
     if topology is not None:
         problems += too_few_ranks(job, topology.world_size, job_shape(job, vocab_size), cluster)
     if not asked.as_json:
-        raise _error(problems, remedies)
+        raise _error(job, cluster, problems, remedies)
     content = {
         "possible": False,
         "problems": problems_json(problems),
@@ -139,13 +139,18 @@ def _impossible(asked: Asked, device: str, cluster: Cluster, vocab_size: int) ->
     return 2
 
 
-def _error(problems: Sequence[Problem], remedies: Sequence[Remedy]) -> UserError:
-    error = UserError.from_problems(problems)
-    nearest = "\n    ".join(str(found) for found in remedies)
-    if not remedies:
-        return error
-    text = f"{error}\n  the nearest that work (modelled), to be added to the command:\n    {nearest}"
-    return UserError(text)
+def _error(job: Job, cluster: Cluster, problems: Sequence[Problem], remedies: Sequence[Remedy]) -> UserError:
+    lines = [str(UserError.from_problems(problems))]
+    if remedies:
+        lines.append("  the nearest that work (modelled), to be added to the command:")
+        lines += [f"    {found}" for found in remedies]
+    if job.cluster.name == AUTO:
+        lines.append(f"  {_here(cluster)}")
+    return UserError("\n".join(lines))
+
+
+def _here(cluster: Cluster) -> str:
+    return f"planned for this machine ({cluster.name}); cluster=h100 plans for others: --help cluster"
 
 
 def _remedy_json(remedy: Remedy) -> dict[str, object]:
