@@ -118,6 +118,8 @@ class Meter(TorchDispatchMode):
         if not isinstance(first, torch.Tensor) or first.device.type != "meta":
             return func(*args, **kwargs)
         if func is _aten._local_scalar_dense.default:
+            if (known := first.__dict__.get("known_number")) is not None:
+                return known
             if first.dtype == torch.bool:
                 return False
             return 1.0 if first.is_floating_point() else 1

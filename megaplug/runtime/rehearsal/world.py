@@ -44,12 +44,18 @@ def _same_everywhere(object_list: list[Any], obj: Any, group: Any = None) -> Non
 
 
 def _of_numbers(real: Any) -> Any:
-    """``torch.tensor`` of tensors reads their numbers past every dispatch mode."""
+    """``torch.tensor`` of tensors reads their numbers past every dispatch mode; of a number keeps it."""
 
     @functools.wraps(real)
     def tensor(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        made = real(_numbers(data), *args, **kwargs)
+        numbers = _numbers(data)
+        made = real(numbers, *args, **kwargs)
         assert isinstance(made, torch.Tensor)
+        if made.numel() == 1:
+            # Every rank says the same: a flag is what it was before it is reduced.
+            while isinstance(numbers, list):
+                numbers = numbers[0]
+            made.__dict__["known_number"] = numbers
         return made
 
     return tensor
