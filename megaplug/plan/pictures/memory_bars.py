@@ -80,8 +80,7 @@ def draw_memory(
     axes = figure.add_subplot()
     highest = max(row["total_gib"] for row in rows)
     unit, scale = ("GiB", 1.0) if highest >= 1 else ("MiB", 1024.0)
-    # A device that is far above the bars would press them flat: its line then is told by the legend only.
-    ceiling = 1.12 * max(highest, data["device_gib"] if highest > DWARFED * data["device_gib"] else 0.0)
+    ceiling = axis_end(highest, data["device_gib"])
     axes.set_ylim(0, scale * ceiling)
     _bars(axes, rows, data["device_gib"], ceiling, scale)
     _lines(axes, data, device, scale)
@@ -151,6 +150,14 @@ def _write_inside(axes: Any, floor: list[float], heights: list[float], least: fl
                 fontsize=8,
                 color="black",
             )
+
+
+def axis_end(highest: float, device: float) -> float:
+    """Above the highest bar and the device's line; not above a line so far away that bars would lie flat.
+
+    The legend tells of a line that is beyond the axis.
+    """
+    return 1.12 * max(highest, device if highest > DWARFED * device else 0.0)
 
 
 def _figure(value: float) -> str:

@@ -13,7 +13,7 @@ from megaplug.errors import UserError
 from megaplug.plan.memory import GIB, stage_memory
 from megaplug.plan.pictures import draw_memory
 from megaplug.plan.pictures.canvas import DPI
-from megaplug.plan.pictures.memory_bars import PARTS
+from megaplug.plan.pictures.memory_bars import PARTS, axis_end
 from megaplug.plan.workload import Precision, Workload
 from megaplug.topology import Batch, ModelShape, Topology
 
@@ -109,10 +109,8 @@ def test_another_ending_than_png_is_refused(tmp_path):
 
 
 def test_bars_far_below_the_device_are_not_pressed_flat(tmp_path):
-    small, large = (
-        draw(stages_of(topology(), EXPERTS, Batch(1, 1)), tmp_path / f"{size}.png", memory=size * GIB)
-        for size in (1, 10_000)
-    )
-    # With the line to scale nothing but figures on the axis would be left, and the file nearly empty.
-    assert large.stat().st_size > 0.8 * small.stat().st_size
-    assert json.loads(large.with_suffix(".json").read_text())["device_gib"] == 10_000
+    assert axis_end(70, 80) == pytest.approx(1.12 * 80)
+    assert axis_end(100, 80) == pytest.approx(1.12 * 100)
+    assert axis_end(0.05, 8) == pytest.approx(1.12 * 0.05)
+    png = draw(stages_of(topology(), EXPERTS, Batch(1, 1)), tmp_path / "small.png", memory=10_000 * GIB)
+    assert json.loads(png.with_suffix(".json").read_text())["device_gib"] == 10_000
