@@ -6,7 +6,7 @@ out of them, which the linear layers keep), ``T (q + 2 k) e / t`` (queries, keys
 (what attention gives) and ``T f (g + 1) e / t`` (before and after the activation function; g is 2 for
 SwiGLU). That is Korthikanti et al. 2022, section 4, with grouped queries, SwiGLU and without dropout. What
 differs by code path is named beside each term; all were counted in the modules themselves
-(``tests/plan/test_kept_tensors.py``).
+(``benchmarks/rehearse_random.py``).
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ def attention_kept(workload: Workload) -> AttentionKept:
     ours = workload.code.backend == "native" and rope and not shape.qk_layernorm
     if ours and shape.num_query_groups >= tp:
         # ``_SplitAndRotate`` writes all three anew and lets go of the projection.
+        if grouped and size == _FP32 and workload.batch.micro_batch_size > 1:
+            out *= (
+                2  # In fp32 groups are a batch (``attend_groups_as_batch``): what comes out is sorted back.
+            )
         return AttentionKept(size * tokens * mixed / tp, out, scores)
     if shape.num_query_groups >= tp:
         query, key, projected = shape.query_size / tp, shape.key_size / tp, mixed / tp

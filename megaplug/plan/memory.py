@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from megaplug.plan.activations import offloaded, stage_activations
 from megaplug.plan.in_flight import chunks_of
+from megaplug.plan.numbers import most
 from megaplug.plan.parameters import RankParameters, stage_parameters
 from megaplug.plan.workload import Precision, Workload
 
@@ -89,7 +90,10 @@ def stage_memory(workload: Workload, stage: int) -> StageMemory:
     num_layers = sum(len(chunk) for chunk in chunks_of(workload, stage))
     optimizer = (cut if sharing.zero >= 1 else held.total) * precision.optimizer
     found = stage_activations(workload, stage)
+    # What the optimizer drops (``zero_grad``) before the passes begin makes room for what they need.
+    dropped = optimizer * precision.for_step / precision.optimizer * (1 - sharing.optimizer_on_cpu)
     moved = offloaded(workload, stage, found.kept)
+    workspace = found.workspace + _gathered(held, cut, sharing.zero, num_layers, precision)
     return StageMemory(
         stage=stage,
         weights=round((cut if sharing.zero == 3 else held.total) * precision.parameter),
@@ -97,7 +101,7 @@ def stage_memory(workload: Workload, stage: int) -> StageMemory:
         optimizer=round(optimizer * (1 - sharing.optimizer_on_cpu)),
         activations=round(found.kept - moved),
         logits=round(found.logits),
-        workspace=round(found.workspace + _gathered(held, cut, sharing.zero, num_layers, precision)),
+        workspace=round(most(0, workspace - dropped)),
         on_cpu=round(optimizer * sharing.optimizer_on_cpu + moved),
     )
 

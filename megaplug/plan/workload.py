@@ -19,6 +19,7 @@ class Precision:
         parameter: Of a weight and of an activation.
         gradient: Of a gradient as it is summed over microbatches.
         optimizer: Of all that the optimizer keeps of a parameter.
+        for_step: Of these, those that are dropped before the next forward pass: fp16's copies of gradients.
         compute: ``fp32``, ``bf16``, ``fp16`` or ``fp8``: a key of ``Cluster.peak_tflops``.
     """
 
@@ -26,6 +27,7 @@ class Precision:
     gradient: int = 4
     optimizer: int = 8
     compute: str = "fp32"
+    for_step: int = 0
 
     @classmethod
     def of(
@@ -44,7 +46,7 @@ class Precision:
         ``docs/user-guide/features/dist_optimizer.md``).
         """
         if fp16:
-            return cls(2, 2, 8 + 4 * moments, "fp16")
+            return cls(2, 2, 8 + 4 * moments, "fp16", for_step=4)
         if bf16 or fp8:
             return cls(2, 4 if gradients_in_fp32 else 2, 4 + 4 * moments, "fp8" if fp8 else "bf16")
         return cls(4, 4, 4 * moments, "fp32")
