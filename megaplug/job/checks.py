@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # A vocabulary that is not known before the data is read; any number that breaks no rule.
 _ANY_VOCAB_SIZE = 256
+# Rank grids that are told in place of one that is not possible, and of how many they are chosen.
+_NEAREST_SHOWN, _NEAREST_TRIED = 3, 12
 
 
 def check(job: Job, *, device: str | None = None, suggest: bool = True) -> list[Problem]:
@@ -164,8 +166,12 @@ def topology_problems(job: Job, *, suggest: bool = True) -> list[Problem]:
         return problems
     last = problems[-1]
     hints = [last.hint] if last.hint else []
-    near = meshes.nearest_legal(topology, shape, batch, request=job.topology)
-    typed = [" ".join(meshes.overrides(found, job.topology)) for found in near]
+    near: dict[tuple[int, ...], Topology] = {}
+    for found in meshes.nearest_legal(topology, shape, batch, _NEAREST_TRIED, request=job.topology):
+        # Of those that differ in their etp only, the nearest is enough.
+        near.setdefault((found.tp, found.pp, found.cp, found.ep, found.dp), found)
+    shown = list(near.values())[:_NEAREST_SHOWN]
+    typed = [" ".join(meshes.overrides(found, job.topology)) for found in shown]
     if any(typed):
         hints.append("nearest that fit: " + "  |  ".join(words for words in typed if words))
     larger = meshes.smallest_world(topology, shape, request=job.topology)

@@ -31,6 +31,8 @@ def test_a_world_too_small_for_all_that_is_wanted_is_told_the_smallest_that_is_n
     )
     assert "4 x pp 4 x cp 1 x dp 2 = 32" in product.message
     assert "nearest that fit: topology.pp=2 topology.ep=8 topology.etp=1  |  " in experts.hint
+    suggested = [words.split("topology.etp")[0] for words in experts.hint.split("  |  ")]
+    assert len(suggested) == len(set(suggested)) == 3
     smallest = "smallest world for TP4 PP4 CP2 EP16 ETP1 DP2: 64 ranks, topology.cp=2 topology.world_size=64"
     assert smallest in experts.hint
 
