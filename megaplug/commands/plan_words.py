@@ -38,7 +38,6 @@ WORDS: dict[str, Word] = {
     "ranks": Word("ranks=all|[0,7]|0-15", "a line for each of these ranks, below the plan"),
     "pictures": Word("pictures=DIR", "a folder that receives the pictures"),
     "top": Word("top=10", "how many of the best are listed"),
-    "gpus": Word("gpus=1024", "GPUs that can be had"),
 }
 """Every word of every action; which action takes which stands in ``plan.ACTIONS``."""
 

@@ -1,4 +1,4 @@
-"""Renews the answers in docs/planner.md: ``python -m megaplug.commands.planner_page``.
+"""Renews the planner's answers in README.md and docs: ``python -m megaplug.commands.planner_page``.
 
 Every block of text that follows a block with a command of ``launch/plan.py`` is what that command answers; a
 test compares them.
@@ -24,9 +24,10 @@ _EXAMPLE = re.compile(
 )
 
 
-def page_file() -> Path:
-    """Where the page stands in a clone."""
-    return conf_dir().parent / "docs" / "planner.md"
+def page_files() -> list[Path]:
+    """Where such answers stand in a clone."""
+    root = conf_dir().parent
+    return [root / "README.md", root / "docs" / "planner.md"]
 
 
 def renewed(text: str) -> str:
@@ -51,9 +52,9 @@ def main() -> int:
     """Write the page; returns the exit code."""
 
     def write() -> int:
-        file = page_file()
-        write_text_atomic(file, renewed(file.read_text(encoding="utf-8")))
-        print(f"wrote {file}")
+        for file in page_files():
+            write_text_atomic(file, renewed(file.read_text(encoding="utf-8")))
+            print(f"wrote {file}")
         return 0
 
     return cli.guarded(write)

@@ -1,13 +1,16 @@
-"""docs/planner.md shows what its commands answer today."""
+"""README.md and docs/planner.md show what the planner answers today."""
 
 from __future__ import annotations
+
+import pytest
 
 from megaplug.commands import planner_page
 
 
-def test_the_answers_of_the_page_are_those_of_today():
-    written = planner_page.page_file().read_text()
-    assert written.count("```text\n") >= 10
+@pytest.mark.parametrize(("file", "answers"), list(zip(planner_page.page_files(), (1, 10), strict=True)))
+def test_the_answers_of_a_page_are_those_of_today(file, answers):
+    written = file.read_text()
+    assert written.count("```text\n") >= answers
     assert written == planner_page.renewed(written), f"renew it: {planner_page.RENEW}"
 
 
