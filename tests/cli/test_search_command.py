@@ -16,6 +16,7 @@ from megaplug.commands.searched import choose, search
 from megaplug.job.checks import check, resolve_topology
 from megaplug.job.compose import compose_job
 from megaplug.plan.search.chosen import as_job, words
+from megaplug.plan.workload import workload_of
 
 LLAMA = ("model=llama3_8b", "cluster=h100", "precision=bf16", "train.global_batch_size=64")
 Asked = Callable[..., tuple[int, str, str]]
@@ -44,14 +45,16 @@ def test_a_table_of_the_best_with_what_reproduces_each(ask):
     assert sum(line.lstrip()[:1] in "1234" and "topology.world_size=32" in line for line in lines) >= 4
 
 
-def test_every_row_can_be_typed_and_is_that_configuration(ask):
-    typed = [*LLAMA, "topology.world_size=32"]
-    found = search(compose_job(typed), typed, top=15)
+@pytest.mark.parametrize("model", ["model=llama3_8b", "model=mixtral_8x7b"])
+def test_every_row_can_be_typed_and_is_that_configuration(model):
+    typed = [*LLAMA, model, "model.seq_length=4096", "topology.world_size=32"]
+    found = search(compose_job(typed), typed, top=6)
     for row in found.answer.rows + found.answer.front:
         job = compose_job(typed)
         again = compose_job([*typed, *words(row.workload, job)])
         assert check(again, device="cuda") == []
-        assert resolve_topology(again) == row.workload.topology
+        shape = row.workload.shape
+        assert workload_of(again, resolve_topology(again), shape) == row.workload
         assert as_job(row.workload, job) == again
 
 
@@ -65,6 +68,14 @@ def test_json_has_the_same_rows(ask):
     assert first["within_the_error_of_the_first"] or answer["time_error"] is None
     assert 0 < first["mfu_causal_modelled"] < 1
     assert answer["configurations_that_fit"] <= answer["configurations_legal"]
+
+
+def test_what_the_attention_cannot_do_is_not_enumerated():
+    """Flash attention has no context parallelism, which the fastest layouts on paper would use."""
+    typed = [*LLAMA, "topology.world_size=32"]
+    answer = search(compose_job(typed), typed, top=5).answer
+    assert {row.workload.topology.cp for row in answer.rows + answer.front} == {1}
+    assert answer.refused == 0
 
 
 @pytest.mark.parametrize(
