@@ -19,6 +19,10 @@ def chunks_of(workload: Workload, stage: int) -> tuple[Chunk, ...]:
         UserError: If the layers cannot be dealt out to the stages.
     """
     topology = workload.topology
+    if topology.pipeline_layout is not None:
+        has_experts = workload.shape.moe_layers
+        layers = layer_ids(topology, workload.shape.num_layers, stage)
+        return tuple(tuple(has_experts[layer] for layer in chunk) for chunk in layers)
     return _chunks(
         workload.shape,
         topology.pp,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from megaplug.plan.in_flight import chunks_of
 from megaplug.plan.parameters import stage_parameters
 from megaplug.plan.workload import Workload
 
@@ -110,7 +111,7 @@ def terms_of(workload: Workload) -> Terms:
     topology, shape, precision = workload.topology, workload.shape, workload.precision
     dense, moe = _layers_of_stages(workload)
     last = topology.pp - 1
-    middle = max(range(1, last), key=lambda stage: dense[stage] + moe[stage], default=None)
+    middle = max(range(1, last), key=lambda stage: (dense[stage] + moe[stage], moe[stage]), default=None)
     held = [stage_parameters(shape, topology, stage) for stage in sorted({0, 1 if last > 1 else 0, last})]
     fullest = max(held, key=lambda found: found.total)
     latent_query, latent_key = shape.latent_sizes
@@ -180,14 +181,9 @@ def _layers_of_stages(workload: Workload) -> tuple[list[int], list[int]]:
     counts = topology.layers_of_stage(shape.num_layers)
     if not shape.is_moe:
         return counts, [0] * len(counts)
-    with_experts = shape.moe_layers
-    if all(with_experts):
+    if all(shape.moe_layers):
         return [0] * len(counts), counts
-    # Interleaved stages hold layers from all over the model; the first dense ones still lie on the first.
-    moe, start = [], 0
-    for count in counts:
-        moe.append(sum(with_experts[start : start + count]))
-        start += count
+    moe = [sum(map(sum, chunks_of(workload, stage))) for stage in range(topology.pp)]
     return [count - experts for count, experts in zip(counts, moe, strict=True)], moe
 
 
