@@ -50,7 +50,7 @@ def place_of(resolved: Resolved, rank: int) -> str:
 
 def _memory(resolved: Resolved, outcome: Outcome) -> str:
     a_rank = " a rank" if resolved.topology.world_size > 1 else ""
-    planned = f"planned at least {size_text(resolved.memory.total)}{a_rank} (modelled"
+    planned = f"planned {size_text(resolved.memory.total)}{a_rank} (modelled"
     if resolved.derived.device == "cpu":
         planned += f"; without the {RANK_BASE_BYTES / GIB:.2f} GiB of a rank's libraries"
     if not outcome.peak_bytes:

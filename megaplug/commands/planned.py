@@ -30,12 +30,12 @@ def plan_rows(resolved: Resolved) -> list[tuple[str, str]]:
     return [*short_rows(plan), *warnings]
 
 
-def planned_json(resolved: Resolved) -> dict[str, Any] | None:
-    """The whole plan as plain values; None where the GPU of this machine has no preset."""
+def planned_json(resolved: Resolved) -> dict[str, Any]:
+    """The whole plan as plain values; only ``no_plan``, and why, where it cannot be made."""
     try:
         return plan_json(_plan(resolved))
-    except UserError:
-        return None
+    except UserError as error:
+        return {"no_plan": f"{error.message}; {error.hint}"}
 
 
 def _plan(resolved: Resolved) -> Plan:

@@ -125,6 +125,9 @@ def _constants(job: Job, derived: Derived) -> dict[str, Any]:
     elif not job.model.swiglu and (job.model.squared_relu or not job.model.add_bias_linear):
         # Megatron refuses to fuse another activation than GELU, and GELU with a bias that is not there.
         values["bias_gelu_fusion"] = False
+    elif job.model.swiglu and job.model.add_bias_linear and job.moe.num_experts:
+        # The fused SwiGLU of experts has no bias (weighted_bias_swiglu_impl raises).
+        values["bias_swiglu_fusion"] = False
     return values
 
 

@@ -175,3 +175,12 @@ def test_names_in_our_tables_are_megatron_s() -> None:
     table = load_table()
     assert set(ALIASES.values()) <= set(table)
     assert set(RESERVED) <= set(table)
+
+
+@pytest.mark.parametrize(("words", "fused"), [([], True), (["model.add_bias_linear=true"], False)])
+def test_experts_with_biases_are_not_given_the_fused_swiglu_that_has_none(
+    words: list[str], fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, topology, derived, facts = resolved("moe=small", *words, device="cuda")
+    args = parse(megatron_arguments(job, topology, derived, facts, FOLDER), monkeypatch)
+    assert args.bias_swiglu_fusion is fused
