@@ -52,3 +52,8 @@ def _modules(job: Job) -> Iterator[Problem]:
         yield Problem(key, message, "leave it out, or set moe.moe_shared_expert_intermediate_size")
     if "moe_act" in modules and not (experts and job.megatron.get("moe_grouped_gemm")):
         yield Problem(key, "moe_act is the activation of grouped experts, and there are none", "leave it out")
+    if "mlp" in modules and job.model.add_bias_linear:
+        # CheckpointFunction returns the bias beside the output, and by that makes the parameter an output of
+        # its own, whose backward pass calls it again, without end (tensor_parallel/random.py, 0.19.2).
+        message = "Megatron cannot compute an MLP with biases again: its backward pass would never end"
+        yield Problem(key, message, "leave mlp out, or set model.add_bias_linear=false; full recompute works")

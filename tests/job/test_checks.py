@@ -59,6 +59,10 @@ def test_topology_and_schedule_and_passthrough_faults_come_together() -> None:
         (["lr.lr_decay_style=cosin"], "lr.lr_decay_style"),
         (["train.recompute_method=block"], "train.recompute_method"),
         (
+            ["train.recompute_modules=[mlp]", "model.add_bias_linear=true"],
+            "train.recompute_modules",
+        ),
+        (
             ["train.recompute_granularity=selective", "train.recompute_modules=[attn]"],
             "train.recompute_modules",
         ),
