@@ -19,7 +19,9 @@ from megaplug.runs.atomic import write_text_atomic
 
 RENEW = "python -m megaplug.commands.planner_page"
 _EXAMPLE = re.compile(
-    r"(^```bash\n(?:# [^\n]*\n)?python launch/plan\.py(?P<words>.*?)\n```\n\n```text\n).*?(^```\n)",
+    # Neither the words nor the answer run on into the next block.
+    r"(^```bash\n(?:# [^\n]*\n)?python launch/plan\.py(?P<words>(?:(?!```).)*)\n```\n\n```text\n)"
+    r"(?:(?!```).)*(^```\n)",
     re.DOTALL | re.MULTILINE,
 )
 

@@ -20,3 +20,9 @@ def test_an_old_answer_is_replaced():
     assert "error: action=plane does not exist" in planner_page.renewed(page)
     assert "old" not in planner_page.renewed(page)
     assert planner_page.renewed(page).endswith("```\nend\n")
+
+
+def test_a_command_without_an_answer_leaves_the_next_one_its_own():
+    silent = "```bash\npython launch/plan.py action=doctor\n```\n\nwords\n\n"
+    page = "```bash\npython launch/plan.py action=plane\n```\n\n```text\nold\n```\n"
+    assert planner_page.renewed(silent + page) == silent + planner_page.renewed(page)

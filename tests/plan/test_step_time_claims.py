@@ -107,4 +107,4 @@ def test_every_generation_and_format_has_constants_and_says_when_they_are_anothe
     borrowed = constants_for(cluster_preset("h200"), "bf16")
     assert borrowed.error is None
     assert "h100_bf16_core-0.8" in borrowed.note
-    assert constants_for(cluster_preset("a100_80gb"), "fp16").name == "a100_bf16"
+    assert constants_for(cluster_preset("a100_80gb"), "fp16").name == "a100_bf16_megatron-2021"

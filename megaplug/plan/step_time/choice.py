@@ -10,10 +10,11 @@ from megaplug.plan.step_time.constants import Constants, constants_names, load_c
 #: What is fitted apart from each other; others follow bf16.
 FORMATS = {"fp8": "fp8", "mxfp8": "fp8", "nvfp4": "nvfp4"}
 #: The set that plans are made with, of those of a GPU and format: the newest software whose rows have dense
-#: models too. On B200 in bf16 only GPT-OSS was published, on B300 only models with experts: no measure for
-#: others, so that they get the nearest generation's.
+#: models too. On A100 that of whole jobs on many nodes: vTrain's, of one node, computes faster than any job
+#: with flash attention was seen to. On B200 in bf16 only GPT-OSS was published, on B300 only models with
+#: experts: no measure for others, so that they get the nearest generation's.
 CHOSEN = {
-    ("a100", "bf16"): "a100_bf16",
+    ("a100", "bf16"): "a100_bf16_megatron-2021",
     ("h100", "bf16"): "h100_bf16_core-0.8",
     ("h100", "fp8"): "h100_fp8_bridge-26.04",
     ("b200", "fp8"): "b200_fp8_bridge-25.11",
