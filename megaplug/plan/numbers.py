@@ -1,24 +1,37 @@
-"""The smaller and the larger of two numbers, for plain numbers and for columns of them.
+"""The smaller, the larger and the chosen of two numbers, for plain numbers and for columns of them.
 
-``min`` and ``max`` ask which is which, and so part the columns of ``plan/search/columns.py``; these do not.
+``min``, ``max`` and ``if`` ask which is which, and so part the columns of ``plan/search/columns.py``; these
+do not. numpy takes a tenth of a second to import, which a plan of one job can do without: where it has not
+been imported, nothing can be a column.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import sys
+from typing import Any
 
 
-def least(first: float, second: float) -> float:
+def least(first: Any, second: Any) -> Any:
     """The smaller of two."""
-    if isinstance(first, np.ndarray) or isinstance(second, np.ndarray):
-        smaller: float = np.minimum(first, second)
-        return smaller
-    return min(first, second)
+    numpy = _of_columns(first, second)
+    return numpy.minimum(first, second) if numpy else min(first, second)
 
 
-def most(first: float, second: float) -> float:
+def most(first: Any, second: Any) -> Any:
     """The larger of two."""
-    if isinstance(first, np.ndarray) or isinstance(second, np.ndarray):
-        larger: float = np.maximum(first, second)
-        return larger
-    return max(first, second)
+    numpy = _of_columns(first, second)
+    return numpy.maximum(first, second) if numpy else max(first, second)
+
+
+def where(condition: Any, first: Any, second: Any) -> Any:
+    """The first where the condition holds, else the second; both are worked out."""
+    numpy = _of_columns(condition, first, second)
+    if numpy:
+        return numpy.where(condition, first, second)
+    return first if condition else second
+
+
+def _of_columns(*values: Any) -> Any:
+    """Numpy if any of the values is a column; None for plain numbers."""
+    numpy = sys.modules.get("numpy")
+    return numpy if numpy and any(isinstance(value, numpy.ndarray) for value in values) else None

@@ -171,10 +171,10 @@ def test_help_names_every_action_and_every_word_of_its_own(capsys):
     assert "tokens=" in capsys.readouterr().out
 
 
-def test_no_torch_is_needed_for_a_plan():
+def test_neither_torch_nor_numpy_is_needed_for_a_plan():
     code = (
         "import sys; from megaplug.commands import plan; plan.main(sys.argv[1:]);"
-        "sys.exit(sum(name in sys.modules for name in ('torch', 'megatron', 'matplotlib')))"
+        "sys.exit(sum(name in sys.modules for name in ('torch', 'megatron', 'matplotlib', 'numpy')))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "cluster=h100"], cwd=ROOT, capture_output=True, text=True, timeout=60

@@ -8,8 +8,7 @@ has there, so node bandwidth x (its ranks in the node) / (GPUs of the node).
 
 from __future__ import annotations
 
-import numpy as np
-
+from megaplug.plan.numbers import least, most, where
 from megaplug.plan.step_time.rates import Rates
 from megaplug.plan.step_time.terms import Number
 
@@ -22,19 +21,19 @@ def group_bandwidth(size: Number, stride: Number, rates: Rates) -> Number:
         stride: Distance of two neighbours in the numbering of ranks.
         rates: What the machines reach.
     """
-    shared = np.minimum(rates.link, rates.network * ranks_in_domain(size, stride, rates))
-    return np.where(size * stride <= rates.link_domain, rates.link, shared)
+    shared = least(rates.link, rates.network * ranks_in_domain(size, stride, rates))
+    return where(size * stride <= rates.link_domain, rates.link, shared)
 
 
 def ranks_in_domain(size: Number, stride: Number, rates: Rates) -> Number:
     """Ranks of a group that one NVLink domain holds."""
-    return np.clip(np.floor(rates.link_domain / stride), 1, size)
+    return least(most(rates.link_domain // stride, 1), size)
 
 
 def ring_seconds(whole: Number, size: Number, stride: Number, rates: Rates) -> Number:
     """A gather or a scatter over a ring of ``size`` ranks; ``whole`` is the bytes of all of them together."""
     moved = whole * (size - 1) / size / group_bandwidth(size, stride, rates)
-    return np.where(size > 1, rates.constants.collective_seconds + moved, 0.0)
+    return where(size > 1, rates.constants.collective_seconds + moved, 0.0)
 
 
 def exchange_seconds(tokens: Number, copies: Number, size: Number, stride: Number, rates: Rates) -> Number:
@@ -49,12 +48,10 @@ def exchange_seconds(tokens: Number, copies: Number, size: Number, stride: Numbe
     others = (domains - 1) * (1 - (1 - 1 / domains) ** copies)
     near = tokens * copies * (near_ranks - 1) / near_ranks / rates.link
     far = tokens * others / rates.network
-    return np.where(size > 1, rates.constants.collective_seconds + np.maximum(near, far), 0.0)
+    return where(size > 1, rates.constants.collective_seconds + most(near, far), 0.0)
 
 
 def send_seconds(sent: Number, stages: Number, stride: Number, rates: Rates) -> Number:
     """A transfer of ``sent`` bytes to the next of ``stages`` pipeline stages, ``stride`` ranks away."""
-    bandwidth = np.where(
-        stages * stride <= rates.link_domain, rates.link, np.minimum(rates.link, rates.network)
-    )
-    return np.where(stages > 1, rates.constants.collective_seconds + sent / bandwidth, 0.0)
+    bandwidth = where(stages * stride <= rates.link_domain, rates.link, least(rates.link, rates.network))
+    return where(stages > 1, rates.constants.collective_seconds + sent / bandwidth, 0.0)

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
+from megaplug.plan.numbers import least, most, where
 from megaplug.plan.step_time.collectives import exchange_seconds, ring_seconds
 from megaplug.plan.step_time.kernels import (
     Work,
@@ -68,7 +67,7 @@ def layer_seconds(terms: Terms, rates: Rates, *, moe: bool) -> LayerSeconds:
     moving = elements(terms, rates)
     work = projections(terms, rates) + core + block + moving
     again_block = terms.again_moe if moe else terms.again_mlp
-    again = np.minimum(
+    again = least(
         work.forward,
         terms.again_layer * work.forward
         + (1 - terms.again_layer)
@@ -82,9 +81,9 @@ def layer_seconds(terms: Terms, rates: Rates, *, moe: bool) -> LayerSeconds:
     tp_back = _tensor_parallel(terms, rates, forward=False)
     ring, ring_back = _context_parallel(terms, rates, core)
     exchange = _expert_parallel(terms, rates) if moe else 0.0
-    ep_again = np.maximum(terms.again_layer, terms.again_moe) if moe else 0.0
+    ep_again = most(terms.again_layer, terms.again_moe) if moe else 0.0
     starting = rates.constants.moe_launch_seconds if moe else rates.constants.launch_seconds
-    floor = starting * np.ones_like(work.forward)
+    floor = starting
     return LayerSeconds(
         _pass(floor, work.forward, tp, ring, exchange),
         _pass(
@@ -116,7 +115,7 @@ def _tensor_parallel(terms: Terms, rates: Rates, *, forward: bool) -> Number:
     """
     whole = terms.activation_bytes * terms.tokens * terms.hidden
     once = ring_seconds(whole, terms.tp, 1, rates)
-    gathers = np.where((terms.cut > 1) & (not forward), 6, 4)
+    gathers = where(terms.cut > 1, 4 if forward else 6, 4)
     # Userbuffers pipeline the ring with the product it feeds; the first and last chunk stay visible.
     hidden = terms.overlap_tp * rates.constants.overlap
     return gathers * once * (1 - hidden)
@@ -129,7 +128,7 @@ def _context_parallel(terms: Terms, rates: Rates, core: Work) -> tuple[Number, N
     visible = 1 - rates.constants.overlap
 
     def exposed(sent: Number, beside: Number) -> Number:
-        return np.maximum(visible * sent, sent - beside)
+        return most(visible * sent, sent - beside)
 
     return exposed(ring, core.forward), exposed(2 * ring, core.backward)
 

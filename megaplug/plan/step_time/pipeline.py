@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
+from megaplug.plan.numbers import most, where
 from megaplug.plan.step_time.collectives import send_seconds
 from megaplug.plan.step_time.layer import LayerSeconds
 from megaplug.plan.step_time.rates import Rates
@@ -62,27 +61,25 @@ def pipeline_seconds(
         "last": (terms.dense_last, terms.moe_last),
     }
     times = {
-        "first": stage(of_stages["first"]) + np.where(stages > 1, embedding, 0.0),
+        "first": stage(of_stages["first"]) + where(stages > 1, embedding, 0.0),
         "middle": stage(of_stages["middle"]),
-        "last": stage(of_stages["last"]) + head + np.where(stages > 1, 0.0, embedding),
+        "last": stage(of_stages["last"]) + head + where(stages > 1, 0.0, embedding),
     }
-    busiest = np.maximum(np.maximum(times["first"], times["middle"]), times["last"])
+    busiest = most(most(times["first"], times["middle"]), times["last"])
     all_stages = stage((terms.dense_layers, terms.moe_layers)) + head + embedding
     # A stage that is empty in a short pipeline never is the busiest, and the sum has every layer once.
     wait = (all_stages - busiest + (stages - 1) * fixed) / terms.vpp
     is_last = times["last"] >= busiest
-    is_first = (times["first"] >= busiest) & ~is_last
+    is_first = (times["first"] >= busiest) > is_last
 
     def of_busiest(part: str, which: str) -> Number:
         first, middle, last = (layers(part, which, of_stages[name]) for name in ("first", "middle", "last"))
-        return np.where(is_last, last, np.where(is_first, first, middle))
+        return where(is_last, last, where(is_first, first, middle))
 
     def both(part: str) -> Number:
         return count * (of_busiest(part, "forward") + of_busiest(part, "backward"))
 
-    around = np.where(
-        is_last, head + np.where(stages > 1, 0.0, embedding), np.where(is_first, embedding, 0.0)
-    )
+    around = where(is_last, head + where(stages > 1, 0.0, embedding), where(is_first, embedding, 0.0))
     return PipelineSeconds(
         compute=both("compute") + count * (around + fixed),
         tp=both("tp"),

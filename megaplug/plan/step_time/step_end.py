@@ -8,8 +8,7 @@ are gathered for every microbatch, forward and backward, and gradients scattered
 
 from __future__ import annotations
 
-import numpy as np
-
+from megaplug.plan.numbers import least, most, where
 from megaplug.plan.step_time.collectives import ring_seconds
 from megaplug.plan.step_time.pipeline import PipelineSeconds
 from megaplug.plan.step_time.rates import Rates
@@ -32,23 +31,23 @@ def data_parallel_seconds(terms: Terms, rates: Rates, pipeline: PipelineSeconds)
     window = rates.constants.overlap
     sharded = terms.zero >= 3
     # An all-reduce without the distributed optimizer: the gradients are gathered as well as scattered.
-    gather = np.where(terms.zero >= 1, gather, 0.0)
-    reduce = np.where(terms.zero >= 1, reduce, 2 * reduce)
-    times = np.where(sharded, terms.microbatches, 1)
-    gather = gather * np.where(sharded, 2, 1)
+    gather = where(terms.zero >= 1, gather, 0.0)
+    reduce = where(terms.zero >= 1, reduce, 2 * reduce)
+    times = where(sharded, terms.microbatches, 1)
+    gather = gather * where(sharded, 2, 1)
     # Interleaving ends (and begins) each virtual stage in turn, pp microbatches apart.
-    turns = np.where(terms.vpp > 1, np.minimum(terms.pp, terms.microbatches), 1)
+    turns = where(terms.vpp > 1, least(terms.pp, terms.microbatches), 1)
     exposed_gather = _exposed(gather, window * turns * pipeline.forward * terms.overlap_gather)
     exposed_reduce = _exposed(reduce, window * turns * pipeline.backward * terms.overlap_reduce)
     together = _exposed(gather + reduce, window * (pipeline.forward + pipeline.backward))
-    return times * np.where(sharded, together, exposed_gather + exposed_reduce)
+    return times * where(sharded, together, exposed_gather + exposed_reduce)
 
 
 def optimizer_seconds(terms: Terms, rates: Rates) -> Number:
     """Reads and writes of the optimizer's state, its gradients and weights; and what a step has once."""
     shared = terms.zero >= 1
-    own = np.where(shared, terms.dense_parameters / (terms.dp * terms.cp), terms.dense_parameters)
-    own = own + np.where(shared, terms.expert_parameters / terms.expert_dp, terms.expert_parameters)
+    own = where(shared, terms.dense_parameters / (terms.dp * terms.cp), terms.dense_parameters)
+    own = own + where(shared, terms.expert_parameters / terms.expert_dp, terms.expert_parameters)
     moved = own * (2 * terms.optimizer_bytes + 2 * terms.gradient_bytes)
     return moved / rates.memory + rates.constants.step_seconds
 
@@ -58,9 +57,9 @@ def _over_replicas(terms: Terms, rates: Rates, of_parameter: Number) -> Number:
     expert = ring_seconds(
         terms.expert_parameters * of_parameter, terms.expert_dp, terms.etp * terms.ep, rates
     )
-    return dense + np.where(terms.expert_parameters > 0, expert, 0.0)
+    return dense + where(terms.expert_parameters > 0, expert, 0.0)
 
 
 def _exposed(sent: Number, beside: Number) -> Number:
     """What is left of a transfer that runs beside ``beside`` seconds of work; the last bucket always is."""
-    return np.maximum(np.where(beside > 0, sent / BUCKETS, sent), sent - beside)
+    return most(where(beside > 0, sent / BUCKETS, sent), sent - beside)

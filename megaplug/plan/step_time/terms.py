@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-
 from megaplug.plan.in_flight import chunks_of
 from megaplug.plan.parameters import stage_parameters
 from megaplug.plan.workload import Workload
@@ -170,6 +168,8 @@ def terms_of(workload: Workload) -> Terms:
 
 def stack(many: Sequence[Terms]) -> Terms:
     """Many workloads' numbers as arrays, one entry each, to be evaluated at once."""
+    import numpy as np
+
     return Terms(
         **{field.name: np.array([getattr(t, field.name) for t in many], float) for field in fields(Terms)}
     )
