@@ -113,11 +113,17 @@ def test_a_persons_own_config_dir_composes_with_ours_outside_the_clone(installed
 
 
 @pytest.mark.parametrize(
-    ("command", "says"), [("megaplug-plan", "action=doctor"), ("megaplug-prepare", "train_tokenizer")]
+    ("command", "says"), [("megaplug-plan", "action=NAME"), ("megaplug-prepare", "train_tokenizer")]
 )
 def test_the_other_commands_are_installed_too(command, says, installed, tmp_path):
     shown = run(installed / "bin" / command, "--help", cwd=tmp_path, PYTHONPATH=str(installed))
     assert says in shown
+
+
+def test_an_installed_planner_has_its_machines_and_its_constants(installed, tmp_path):
+    words = ["model=llama3_8b", "topology=tp4_pp2", "cluster=h100", "precision=bf16", "train=pretrain"]
+    shown = run(installed / "bin" / "megaplug-plan", *words, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert "TP4 PP2" in shown and "a step ± " in shown
 
 
 @pytest.mark.parametrize("extra", ["", "[te]"])
