@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def main(words: list[str]) -> int:
             last = running.pop(pid)
             done.add(last)
             if status:
-                # The others end by themselves, and nobody reads what they find.
+                for other in running:
+                    os.kill(other, signal.SIGKILL)
                 print(_file(last, "log").read_text(errors="replace"), file=sys.stderr)
                 print(f"megaplug: rank {last.rpartition(':')[2]} could not be rehearsed", file=sys.stderr)
                 return 1
