@@ -120,16 +120,14 @@ class Plan:
         return {name: flops * rate / self.world_size for name, flops in self.flops_per_token.items()}
 
     @property
-    def peak_format(self) -> str:
-        """The number format whose peak MFU is a part of: bf16 for fp8, in which only part of a step runs."""
-        compute = self.workload.precision.compute
-        return "bf16" if compute == "fp8" else compute
+    def peak_flops(self) -> float:
+        """FLOP/s of a GPU that MFU is a part of; see `Precision.peak_format`."""
+        return self.cluster.peak_flops[self.workload.precision.peak_format]
 
     @property
     def mfu(self) -> dict[str, float]:
         """Model FLOP/s as a part of the peak, in both conventions."""
-        peak = self.cluster.peak_flops[self.peak_format]
-        return {name: flops / peak for name, flops in self.flops_per_gpu.items()}
+        return {name: flops / self.peak_flops for name, flops in self.flops_per_gpu.items()}
 
     @property
     def steps(self) -> int | None:

@@ -111,8 +111,8 @@ def _speed(plan: Plan) -> dict[str, Any] | None:
         "tokens_per_second_per_gpu": rate / plan.world_size,
         "flops_per_token": plan.flops_per_token,
         "flops_per_second_per_gpu": plan.flops_per_gpu,
-        "peak_flops": plan.cluster.peak_flops[plan.peak_format],
-        "peak_format": plan.peak_format,
+        "peak_flops": plan.peak_flops,
+        "peak_format": plan.workload.precision.peak_format,
         "mfu": plan.mfu,
     }
 

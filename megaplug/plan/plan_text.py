@@ -211,14 +211,13 @@ def _cost_rows(plan: Plan) -> list[tuple[str, str]]:
     if plan.time is None or plan.tokens_per_second is None:
         return []
     rate, flops, mfu = plan.tokens_per_second, plan.flops_per_gpu, plan.mfu
-    peak = plan.cluster.peak_flops[plan.peak_format]
     each = f" ({short(rate / plan.world_size)} a GPU)" if plan.world_size > 1 else ""
     rows = [
         ("speed", f"{short(rate)} tokens/s{each}, {digits(flops['causal'] / 1e12)} TFLOP/s a GPU (causal)"),
         (
             "MFU",
             f"{percent(mfu['causal'])} causal, {percent(mfu['full'])} full square, of the "
-            f"{digits(peak / 1e12)} TFLOP/s peak in {plan.peak_format}",
+            f"{digits(plan.peak_flops / 1e12)} TFLOP/s peak in {plan.workload.precision.peak_format}",
         ),
     ]
     if plan.tokens is None:

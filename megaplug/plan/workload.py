@@ -51,6 +51,11 @@ class Precision:
             return cls(2, 4 if gradients_in_fp32 else 2, 4 + 4 * moments, "fp8" if fp8 else "bf16")
         return cls(4, 4, 4 * moments, "fp32")
 
+    @property
+    def peak_format(self) -> str:
+        """The number format whose peak MFU is a part of: bf16 for fp8, in which only part of a step runs."""
+        return "bf16" if self.compute == "fp8" else self.compute
+
 
 @dataclass(frozen=True)
 class Recompute:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from megaplug.job.flops import training_flops_per_token
 from megaplug.plan.cluster import Cluster
-from megaplug.plan.memory import GIB, estimate
-from megaplug.plan.step_time import step_time
+from megaplug.plan.memory import GIB
+from megaplug.plan.plan import make_plan
 from megaplug.plan.workload import Workload
 from megaplug.topology import Batch, violations
 
@@ -89,21 +88,16 @@ def _size(workload: Workload, cluster: Cluster, dp: int, batches: Batches) -> Si
         return None
     if violations(moved.topology, moved.shape, moved.batch, overlap_p2p_comm=moved.overlaps.p2p):
         return None
-    seconds = step_time(moved, cluster).total
-    vocab = moved.shape.padded_vocab_size(job.tp)
-    flops = training_flops_per_token(moved.shape, vocab_size=vocab) * moved.tokens_per_step
-    # As `Plan.peak_format`: only part of a step in fp8 runs in fp8.
-    compute = moved.precision.compute
-    peak = cluster.peak_flops["bf16" if compute == "fp8" else compute]
-    memory = estimate(moved).total
+    plan = make_plan(moved, cluster)
+    assert plan.time is not None and plan.tokens_per_second is not None, "CPU ranks have no time"
     return Size(
         batches,
         num_gpus,
         total,
         dp == job.dp,
-        seconds,
-        moved.tokens_per_step / seconds,
-        flops / (seconds * num_gpus * peak),
-        memory,
-        memory <= cluster.usable_memory,
+        plan.time.total,
+        plan.tokens_per_second,
+        plan.mfu["causal"],
+        plan.fullest.memory.total,
+        plan.spare_memory >= 0,
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from megaplug.job.flops import training_flops_per_token
 from megaplug.job.schema import Job
 from megaplug.plan.cluster import Cluster
+from megaplug.plan.plan import make_plan
 from megaplug.plan.search.answer import BY_TIME, Answer, Row
 from megaplug.plan.search.chosen import words
 from megaplug.plan.workload import Recompute
@@ -66,15 +66,8 @@ def heading(answer: Answer, job: Job, cluster: Cluster) -> str:
 
 
 def mfu(row: Row, cluster: Cluster) -> float | None:
-    """Model FLOP/s (causal) as a part of the peak: in bf16 for fp8, in which only part of a step runs."""
-    rate = row.tokens_per_second
-    if rate is None:
-        return None
-    workload = row.workload
-    shape, compute = workload.shape, workload.precision.compute
-    flops = training_flops_per_token(shape, vocab_size=shape.padded_vocab_size(workload.topology.tp))
-    peak = cluster.peak_flops["bf16" if compute == "fp8" else compute]
-    return flops * rate / workload.topology.world_size / peak
+    """Model FLOP/s (causal) as a part of the peak; None where no time is modelled."""
+    return make_plan(row.workload, cluster).mfu.get("causal")
 
 
 def bubble(row: Row) -> float | None:
