@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megaplug.errors import UserError
 from megaplug.job.compose import CONFIG_NAME, ConfigSource
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -151,13 +155,57 @@ def show(text: str) -> int:
     return 0
 
 
-def guarded(work: Callable[[], int]) -> int:
-    """Run a command; a user's mistake is one message and its exit code, anything else a traceback."""
+class Ended(BaseException):
+    """A signal that ends commands has come; what is under way cleans up as after Ctrl-C.
+
+    Attributes:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.number = number
+
+
+def guarded(work: Callable[[], int], *, every_signal: bool = False) -> int:
+    """Run a command; a user's mistake is one message and its exit code, anything else a traceback.
+
+    Ctrl-C is one line and 130.
+
+    Args:
+        work: The command.
+        every_signal: Whether SIGTERM and SIGHUP are likewise one line and 143 or 129. False where they kill
+            as ever, or where the command has its own ways with them.
+    """
     try:
-        return work()
+        with _ended_by_signals(_ENDING if every_signal else ()):
+            return work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Ended) as error:
+        # A second Ctrl-C is no news.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        by = f" by {error.number.name}" if isinstance(error, Ended) else ""
+        # The terminal that it would be said to may be gone.
+        with contextlib.suppress(OSError):
+            print(f"interrupted{by}", file=sys.stderr, flush=True)
+        return 128 + (error.number if isinstance(error, Ended) else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _ended_by_signals(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    """Raise `Ended` at these signals, but for those that are ignored, as SIGHUP under nohup."""
+
+    def end(number: int, _: object) -> None:
+        raise Ended(signal.Signals(number))
+
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

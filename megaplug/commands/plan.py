@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     # Little is thrown away between the first word and the answer: collecting it less often saves a twentieth.
     gc.set_threshold(100_000)
-    return cli.guarded(lambda: _main(words))
+    return cli.guarded(lambda: _main(words), every_signal=True)
 
 
 def _main(words: Sequence[str]) -> int:

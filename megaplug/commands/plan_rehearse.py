@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -42,13 +43,16 @@ def answer(asked: Asked) -> int:
             hint="the ranks of one pipeline stage are alike: ranks=[0,7] rehearses two",
         )
     found: list[RankRehearsal] = []
-    _progress(ranks, found)
-    for rehearsed in rehearse(job, ranks):
-        found.append(rehearsed)
-        if not asked.as_json:
-            _progress([], found)
-            print(as_text(rehearsed, compare(job, rehearsed)), flush=True)
+    # However this ends, the line for the person who waits is cleared and the other ranks are ended.
+    with contextlib.closing(rehearse(job, ranks)) as rehearsals, contextlib.ExitStack() as ending:
+        ending.callback(_progress, [], found)
         _progress(ranks, found)
+        for rehearsed in rehearsals:
+            found.append(rehearsed)
+            if not asked.as_json:
+                _progress([], found)
+                print(as_text(rehearsed, compare(job, rehearsed)), flush=True)
+            _progress(ranks, found)
     if asked.as_json:
         content = [as_json(rehearsed, compare(job, rehearsed)) for rehearsed in found]
         print(json.dumps({"megaplug": megaplug.__version__, "notes": told, "ranks": content}, indent=2))

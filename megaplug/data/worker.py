@@ -6,18 +6,15 @@ It tells ``["read", bytes]`` now and then, and at the end of each task ``["done"
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import signal
 import sys
 from typing import Any
 
 from megaplug.data.tasks import Desk
 from megaplug.errors import UserError
 from megaplug.job.schema import TokenizerConfig
+from megaplug.runs.dependent import end_with
 
-_PR_SET_PDEATHSIG = 1
 _TELL_EVERY = 500_000  # bytes
 
 
@@ -44,11 +41,7 @@ def _say(word: str, value: Any) -> None:
 
 def main(number: int, parent: int) -> int:
     """Works until there is nothing more to read."""
-    # The parent ends its children itself at Ctrl-C; if it is killed, the kernel does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        return 1
+    end_with(parent)
     desk = Desk(number, TokenizerConfig(**json.loads(sys.stdin.readline())))
     told = _Told()
     for line in sys.stdin:

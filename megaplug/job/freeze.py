@@ -57,6 +57,13 @@ class FrozenJob:
 
 def write_frozen(frozen: FrozenJob) -> None:
     """Write ``job.yaml`` and ``command.sh`` into the run's folder, each at once or not at all."""
+    command = command_script(frozen.megatron_args, frozen.topology.world_size, frozen.folder.job_file)
+    write_text_atomic(frozen.folder.command_file, command)
+    write_text_atomic(frozen.folder.job_file, frozen_text(frozen))
+
+
+def frozen_text(frozen: FrozenJob) -> str:
+    """What ``job.yaml`` says of a job: all but where it lies."""
     import yaml
 
     content = {
@@ -71,10 +78,7 @@ def write_frozen(frozen: FrozenJob) -> None:
         "model_fingerprint": frozen.model_fingerprint,
         "megatron_args": frozen.megatron_args,
     }
-    text = _HEADER + yaml.safe_dump(content, sort_keys=False, width=110)
-    command = command_script(frozen.megatron_args, frozen.topology.world_size, frozen.folder.job_file)
-    write_text_atomic(frozen.folder.command_file, command)
-    write_text_atomic(frozen.folder.job_file, text)
+    return _HEADER + yaml.safe_dump(content, sort_keys=False, width=110)
 
 
 def read_frozen(path: Path) -> FrozenJob:
@@ -83,12 +87,27 @@ def read_frozen(path: Path) -> FrozenJob:
     Raises:
         UserError: The file is missing, is no frozen job, or was written by another format version.
     """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", exit_code=1) from error
+    return frozen_from_text(text, path)
+
+
+def frozen_from_text(text: str, path: Path) -> FrozenJob:
+    """What `frozen_text` was given.
+
+    Args:
+        text: As it wrote it.
+        path: The ``job.yaml`` in the run's folder; it need not exist.
+
+    Raises:
+        UserError: It is no frozen job, or was written by another format version.
+    """
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", exit_code=1) from error
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not a frozen job: {str(error).splitlines()[0]}", exit_code=1) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT_VERSION:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from megaplug import __version__
@@ -10,13 +11,15 @@ from megaplug.errors import UserError
 from megaplug.job.checks import check, resolve_topology
 from megaplug.job.derive import derive
 from megaplug.job.facts import DataFacts
-from megaplug.job.freeze import FrozenJob, write_frozen
-from megaplug.job.schema import AttentionConfig, CudaGraphConfig, Job, KernelsConfig
+from megaplug.job.freeze import FrozenJob, frozen_text
+from megaplug.job.schema import AttentionConfig, CudaGraphConfig, Job, KernelsConfig, ProfileConfig
 from megaplug.job.translate import megatron_arguments
 from megaplug.runs.folder import RunFolder
 
 # A text long enough for any job: nothing of it is read.
 _TOKENS = 10**13
+# A run's folder that can never be: nothing is read from it or written to it.
+NOWHERE = RunFolder(Path(os.devnull))
 
 
 def rehearsed_job(job: Job) -> Job:
@@ -39,6 +42,11 @@ def rehearsed_job(job: Job) -> Job:
         attention=attention,
         kernels=KernelsConfig(apex="off", te="off"),
         cuda_graph=CudaGraphConfig(),
+        # Nothing is watched, so that nothing is written.
+        logging=dataclasses.replace(
+            job.logging, tensorboard=False, wandb_project=None, mlflow_tracking_uri=None
+        ),
+        profile=ProfileConfig(),
     )
 
 
@@ -77,12 +85,11 @@ def _refuse(job: Job) -> None:
         )
 
 
-def freeze(job: Job, path: Path) -> FrozenJob:
-    """Write ``job.yaml`` into a folder.
+def freeze(job: Job) -> str:
+    """What would stand in the ``job.yaml`` of a job.
 
     Args:
         job: As ``rehearsed_job`` gives it.
-        path: An empty folder.
 
     Raises:
         UserError: All that is wrong with the job.
@@ -92,21 +99,20 @@ def freeze(job: Job, path: Path) -> FrozenJob:
     topology = resolve_topology(job)
     facts = _facts(job.model.vocab_size or 0)
     derived = derive(job, topology, facts, device="cuda", backend="native")
-    folder = RunFolder(path)
-    frozen = FrozenJob(
-        job=job,
-        topology=topology,
-        derived=derived,
-        facts=facts,
-        megatron_args=megatron_arguments(job, topology, derived, facts, folder),
-        digest="rehearsal",
-        model_fingerprint={},
-        revision="",
-        megaplug_version=__version__,
-        folder=folder,
+    return frozen_text(
+        FrozenJob(
+            job=job,
+            topology=topology,
+            derived=derived,
+            facts=facts,
+            megatron_args=megatron_arguments(job, topology, derived, facts, NOWHERE),
+            digest="rehearsal",
+            model_fingerprint={},
+            revision="",
+            megaplug_version=__version__,
+            folder=NOWHERE,
+        )
     )
-    write_frozen(frozen)
-    return frozen
 
 
 def _facts(vocab_size: int) -> DataFacts:

@@ -1,17 +1,22 @@
-"""Runs rehearsals in a process of their own, since they change torch for the whole process."""
+"""Runs rehearsals in a process of their own, since they change torch for the whole process.
+
+Nothing is written to a disk, and no process outlives this one, whatever ends it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 from megaplug.errors import UserError
 from megaplug.job.schema import Job
+from megaplug.job.variables import CONNECTIONS
 from megaplug.plan.rehearsal.frozen import freeze, rehearsed_job
 from megaplug.plan.rehearsal.result import RankRehearsal
 
@@ -19,7 +24,7 @@ from megaplug.plan.rehearsal.result import RankRehearsal
 _SHOWN_LINES = 14
 
 
-def rehearse(job: Job, ranks: Sequence[int]) -> Iterator[RankRehearsal]:
+def rehearse(job: Job, ranks: Sequence[int]) -> Generator[RankRehearsal]:
     """Rehearse ranks of a job.
 
     Args:
@@ -27,7 +32,7 @@ def rehearse(job: Job, ranks: Sequence[int]) -> Iterator[RankRehearsal]:
         ranks: Which of its ranks.
 
     Returns:
-        Them in this order, each as soon as it is done.
+        Them in this order, each as soon as it is done. Close the iterator to end the others.
 
     Raises:
         UserError: The job cannot be rehearsed, or a rank failed to.
@@ -35,32 +40,64 @@ def rehearse(job: Job, ranks: Sequence[int]) -> Iterator[RankRehearsal]:
     yield from rehearse_all([(job, rank) for rank in ranks])
 
 
-def rehearse_all(wanted: Sequence[tuple[Job, int]]) -> Iterator[RankRehearsal]:
+def rehearse_all(wanted: Sequence[tuple[Job, int]]) -> Generator[RankRehearsal]:
     """As :func:`rehearse`, for ranks of several jobs: torch and Megatron are imported once."""
-    with tempfile.TemporaryDirectory(prefix="megaplug-rehearsal-") as folder:
-        words = [f"{_frozen(job, Path(folder, str(at)))}:{rank}" for at, (job, rank) in enumerate(wanted)]
-        log = Path(folder, "log")
-        command = [sys.executable, "-m", "megaplug.runtime.rehearsal", *words]
+    # Files in memory: a job may be longer than what a pipe holds, and so may what libraries print.
+    with _in_memory("asked") as asked, _in_memory("said") as said:
+        texts: dict[int, str] = {}
+        for job, rank in wanted:
+            text = texts.get(id(job)) or freeze(rehearsed_job(job))
+            texts[id(job)] = text
+            asked.write(json.dumps({"job": text, "rank": rank}) + "\n")
+        asked.seek(0)
+        command = [sys.executable, "-m", "megaplug.runtime.rehearsal", str(os.getpid())]
         pipe = subprocess.PIPE
-        with (
-            log.open("w") as said,
-            subprocess.Popen(command, stdout=pipe, stderr=said, text=True, env=_environment()) as child,
-        ):
+        with subprocess.Popen(
+            command, stdin=asked, stdout=pipe, stderr=said, text=True, env=_environment()
+        ) as child:
             assert child.stdout is not None
-            for line in child.stdout:
-                yield RankRehearsal.from_dict(json.loads(line))
-        if child.returncode:
-            last = "\n".join(log.read_text().strip().splitlines()[-_SHOWN_LINES:])
-            raise UserError(f"a rehearsal failed; its last words:\n{last}", exit_code=1)
+            try:
+                for line in child.stdout:
+                    values = json.loads(line)
+                    if "failed" in values:
+                        raise _failure(**values["failed"])
+                    yield RankRehearsal.from_dict(values)
+                code = child.wait()
+            finally:
+                # Its forks end with it. Where all is told it has ended, and this does nothing.
+                child.kill()
+        if code:
+            said.seek(0)
+            raise _failure(status=code, said="\n".join(said.read().strip().splitlines()[-_SHOWN_LINES:]))
 
 
-def _frozen(job: Job, folder: Path) -> Path:
-    folder.mkdir()
-    return freeze(rehearsed_job(job), folder).folder.job_file
+def _failure(
+    rank: int | None = None, status: int = 1, said: str = "", message: str = "", hint: str = ""
+) -> UserError:
+    """What is told of a rank, or of the process of all of them, that could not do its work."""
+    of = "" if rank is None else f" of rank {rank}"
+    if message:
+        return UserError(f"the rehearsal{of} failed: {message}", hint=hint, exit_code=1)
+    if status == -signal.SIGKILL or said.endswith("MemoryError"):
+        cores = len(os.sched_getaffinity(0))
+        return UserError(
+            f"the rehearsal{of} was ended, probably for want of memory",
+            hint=f"free some of this machine's; {cores} at a time are rehearsed, a rank on each core: "
+            "`taskset -c 0` before the command makes it one",
+            exit_code=1,
+        )
+    if status < 0:
+        return UserError(f"the rehearsal{of} was ended by {signal.Signals(-status).name}", exit_code=1)
+    return UserError(f"the rehearsal{of} failed; its last words:\n{said}", exit_code=1)
 
 
-def _environment() -> dict[str, str]:
+def _in_memory(name: str) -> TextIO:
+    return os.fdopen(os.memfd_create(f"megaplug-{name}"), "w+", errors="replace")
+
+
+def _environment() -> Mapping[str, str]:
     root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
-    # A rehearsal computes nothing that threads could share.
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    # A rehearsal computes nothing that threads could share, and has no GPU whose queues would matter.
+    kept: dict[str, Any] = {name: value for name, value in os.environ.items() if name != CONNECTIONS}
+    return {**kept, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}

@@ -27,6 +27,8 @@ def prepare() -> None:
     """Put the stand-in and the repairs in place and import Megatron, once for all ranks of the process."""
     # Megatron asks for the compiler when it is first imported, and our layers import it.
     assert "megatron.core" not in sys.modules, "Megatron is here already, with its compiled functions"
+    # Whoever imports it makes a folder for its pictures, which a process that is killed leaves behind.
+    sys.modules["wandb"] = None  # type: ignore[assignment]
     _compile_nothing()
     from megaplug.runtime.rehearsal import kernels
 
