@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -94,10 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 for a good answer, 1 for a machine that cannot train, 2 if the question was wrong
         or its job is impossible.
     """
-    words = sys.argv[1:] if argv is None else argv
-    # Little is thrown away between the first word and the answer: collecting it less often saves a twentieth.
-    gc.set_threshold(100_000)
-    return cli.guarded(lambda: _main(words), every_signal=True)
+    return cli.run(_main, argv, every_signal=True)
 
 
 def _main(words: Sequence[str]) -> int:

@@ -11,7 +11,6 @@ from megaplug.commands.plan_words import Asked
 from megaplug.errors import Problem, UserError
 from megaplug.job.checks import job_shape, resolve_topology
 from megaplug.job.schema import Job
-from megaplug.launchers.machine import gpu_name
 from megaplug.plan.cluster import AUTO, Cluster, cluster_of
 from megaplug.plan.plan import Plan, make_plan
 from megaplug.plan.plan_json import plan_json, problems_json
@@ -87,6 +86,8 @@ def cluster_here(job: Job) -> Cluster:
     """
     if job.cluster.name != AUTO or job.device == "cpu":
         return cluster_of(job.cluster)
+    from megaplug.launchers.machine import gpu_name
+
     return cluster_of(job.cluster, gpu_name())
 
 

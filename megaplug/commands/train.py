@@ -20,8 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found before anything was started; 128 + N: signal N stopped the run; the summary says
     whether it could save.
     """
-    words = sys.argv[1:] if argv is None else argv
-    return cli.guarded(lambda: _main(words))
+    return cli.run(_main, argv)
 
 
 def _main(words: Sequence[str]) -> int:

@@ -116,6 +116,7 @@ def _check_source(source: ConfigSource) -> None:
 def _compose(hydra_words: list[str], source: ConfigSource) -> DictConfig:
     import yaml
     from hydra import compose, initialize_config_dir
+    from hydra.conf import HydraConf
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -123,6 +124,9 @@ def _compose(hydra_words: list[str], source: ConfigSource) -> DictConfig:
     # Hydra finds the primary file only in the first folder, and everything else in all of them.
     first, *others = sorted(source.folders, key=lambda folder: not (folder / f"{source.name}.yaml").is_file())
     extra = [f"hydra.searchpath=['file://{folder.resolve()}']" for folder in others]
+    # Launcher, sweeper, log formats: Hydra's own groups would be read and composed for nothing.
+    own = [(group, option) for default in HydraConf().defaults for group, option in default.items()]
+    extra += [f"hydra/{group}=[]" for group, option in own if option is not None]
     try:
         with initialize_config_dir(str(first.resolve()), version_base="1.3", job_name="megaplug"):
             return compose(config_name=source.name, overrides=[*hydra_words, *extra])

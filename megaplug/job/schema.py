@@ -4,8 +4,7 @@ Field names are Megatron's wherever the value reaches Megatron as it is; ``job/n
 the table of the few that differ. What each key means stands above it in ``conf/``.
 """
 
-from __future__ import annotations
-
+# Annotations are types here, not texts: OmegaConf would compile every one of them at each start.
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -44,7 +44,8 @@ def job_from_dict(values: dict[Any, Any]) -> Job:
     """
     from omegaconf import OmegaConf
 
-    typed = OmegaConf.structured(Job)
+    # The parts are new, so none has to be copied when it is put in its place.
+    typed = OmegaConf.structured(Job, flags={"no_deepcopy_set_nodes": True})
     problems: list[Problem] = []
     for name, value in values.items():
         if name not in keys.top_level_keys():
@@ -80,6 +81,8 @@ def _assign(node: DictConfig, key: str, value: Any, dotted: str) -> list[Problem
 
     field = node._get_node(key)
     assert field is not None
+    if type(value) is type(field._value()) and value == field._value():
+        return []
     wanted = _WANTED.get(field._metadata.ref_type)
     try:
         node[key] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +181,23 @@ def test_neither_torch_nor_numpy_is_needed_for_a_plan():
         [sys.executable, "-c", code, "cluster=h100"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_plan_takes_half_a_second():
+    words = [
+        *("model=llama3_405b", "topology=tp8_pp16_llama3_405b", "topology.dp=64", "cluster=h100"),
+        *("precision=bf16", "train=pretrain", "train.recompute_granularity=full"),
+        *("train.recompute_method=uniform", "train.recompute_num_layers=1", "tokens=15T"),
+    ]
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = ask(*words)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert "works: " in done.stdout, done.stderr
+        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    # 0.38 s of a quiet core; slower cores have room, and modules that are compiled at each start.
+    assert min(seconds) < 0.8
 
 
 def test_pictures_are_drawn_where_the_user_says_and_listed(tmp_path, capsys):

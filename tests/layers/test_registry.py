@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.machinery import PathFinder
+from importlib.metadata import DistributionFinder, MetadataPathFinder
 from pathlib import Path
 
 import pytest
@@ -112,6 +115,40 @@ def test_a_package_outside_the_repository_is_found_through_its_entry_point(insta
     assert registry.load_target(plugin).__name__ == "Echo"
     assert registry.resolve_params(plugin, {"gain": 2}) == {"gain": 2}
     assert registry.validate_params(plugin, {"gain": True})
+
+
+def test_a_package_in_an_archive_is_found_too(installed, tmp_path, monkeypatch):
+    installed()
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(tmp_path)])
+    with pytest.raises(UserError, match="no core_attention called 'echo'"):
+        registry.lookup(CORE_ATTENTION, "echo")
+    archive = shutil.make_archive(str(tmp_path.parent / f"{tmp_path.name}_packages"), "zip", tmp_path)
+    monkeypatch.syspath_prepend(archive)
+    assert registry.lookup(CORE_ATTENTION, "echo").target == "echo_layers.module:Echo"
+
+
+def test_a_package_that_only_a_finder_of_its_own_knows_is_found_too(installed, tmp_path, monkeypatch):
+    installed()
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(tmp_path)])
+
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            return PathFinder.find_spec(name, [str(tmp_path)]) if name == "echo_layers" else None
+
+        def find_distributions(self, context):
+            return MetadataPathFinder.find_distributions(DistributionFinder.Context(path=[str(tmp_path)]))
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder()])
+    assert registry.lookup(CORE_ATTENTION, "echo").target == "echo_layers.module:Echo"
+
+
+def test_the_metadata_of_packages_is_not_read_where_none_declares_a_layer():
+    code = (
+        "import sys; from megaplug.layers import registry;"
+        "print(len(registry.names('core_attention')), 'importlib.metadata' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(len(registry.names(CORE_ATTENTION))), "False"]
 
 
 def test_a_broken_package_stops_only_who_names_it_and_is_named(installed):

@@ -13,11 +13,11 @@ the plugin's ``target`` may.
 from __future__ import annotations
 
 from megaplug.layers.registry.builtin import BUILT_IN
+from megaplug.layers.registry.installed import ENTRY_POINT_GROUP
 from megaplug.layers.registry.limits import limits_problems
 from megaplug.layers.registry.params import resolve_params, validate_params
 from megaplug.layers.registry.plugin import CORE_ATTENTION, AttentionSizes, Limits, Parameter, Plugin
 from megaplug.layers.registry.store import (
-    ENTRY_POINT_GROUP,
     load_target,
     lookup,
     missing_packages,

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib
 import importlib.util
-import sys
-from collections.abc import Iterable
-from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megaplug.errors import UserError
+from megaplug.layers.registry.installed import entry_points
 from megaplug.layers.registry.plugin import Plugin
 
-ENTRY_POINT_GROUP = "megaplug.layers"
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 _REGISTERED: dict[tuple[str, str], Plugin] = {}
 
@@ -47,7 +44,7 @@ def lookup(kind: str, name: str) -> Plugin:
     Raises:
         UserError: There is none; the known names and the likeliest one are given.
     """
-    for entry in _entry_points():
+    for entry in entry_points():
         if entry.name == name:
             _load(entry)
     if (kind, name) in _REGISTERED:
@@ -103,21 +100,10 @@ def _known(kind: str) -> list[str]:
     return sorted(name for known_kind, name in _REGISTERED if known_kind == kind)
 
 
-def _entry_points() -> Iterable[EntryPoint]:
-    folders = [Path(entry or ".") for entry in sys.path]
-    return _entry_points_in(tuple((str(f), f.stat().st_mtime_ns) for f in folders if f.exists()))
-
-
-@functools.lru_cache(maxsize=1)
-def _entry_points_in(_folders: tuple[tuple[str, int], ...]) -> Iterable[EntryPoint]:
-    """Those of the packages in folders as they were last changed: reading all is dear, and often asked."""
-    return entry_points(group=ENTRY_POINT_GROUP)
-
-
 def _load_all() -> list[str]:
     """Load every entry point; the messages of those that cannot be loaded."""
     broken = []
-    for entry in _entry_points():
+    for entry in entry_points():
         try:
             _load(entry)
         except UserError as error:
