@@ -63,7 +63,7 @@ def ranks_of(parent: int) -> list[int]:
 def is_rank(pid: int, parent: int) -> bool:
     """Whether a helper was forked by the first one and has the file in memory for what it counts."""
     with contextlib.suppress(psutil.Error, OSError):
-        files = [os.readlink(found) for found in Path(f"/proc/{pid}/fd").iterdir()]
+        files = [str(found.readlink()) for found in Path(f"/proc/{pid}/fd").iterdir()]
         return psutil.Process(pid).ppid() != parent and any("megaplug-found" in name for name in files)
     return False
 
