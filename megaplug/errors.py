@@ -14,11 +14,14 @@ class Problem:
         key: The configuration key that is at fault, such as ``topology.tp``.
         message: What is wrong, with the numbers that make it so.
         hint: What would be right; empty if nothing better than the message can be said.
+        lacks: What this machine lacks, such as a package, where nothing else is wrong: the job may run on
+            another. Empty for what is wrong everywhere.
     """
 
     key: str
     message: str
     hint: str = ""
+    lacks: str = ""
 
     def __str__(self) -> str:
         text = f"{self.key}: {self.message}" if self.key else self.message

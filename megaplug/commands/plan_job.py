@@ -10,13 +10,14 @@ from pathlib import Path
 from megaplug.commands.plan_words import Asked
 from megaplug.errors import Problem, UserError
 from megaplug.job.checks import job_shape, resolve_topology
+from megaplug.job.elsewhere import Judgement, judge, remarks
 from megaplug.job.schema import Job
 from megaplug.plan.cluster import AUTO, Cluster, cluster_of
 from megaplug.plan.plan import Plan, make_plan
-from megaplug.plan.plan_json import plan_json, problems_json
+from megaplug.plan.plan_json import lacking_json, plan_json, problems_json
 from megaplug.plan.plan_text import plan_text
 from megaplug.plan.rank_table import rank_rows, table
-from megaplug.plan.remedies import Remedy, legal_problems, nearest_jobs, too_few_ranks
+from megaplug.plan.remedies import Remedy, nearest_jobs, too_few_ranks
 from megaplug.plan.workload import workload_of
 from megaplug.topology import resolve
 
@@ -27,8 +28,10 @@ def answer(asked: Asked) -> int:
     cluster = cluster_here(job)
     vocab_size = vocabulary(job)
     device = _device(job, cluster)
-    if legal_problems(job, device):
-        return _impossible(asked, device, cluster, vocab_size)
+    judged = judge(job, device, suggest=False)
+    job = judged.job
+    if judged.problems:
+        return _impossible(asked, judged, device, cluster, vocab_size)
     topology = resolve_topology(job)
     ranks = asked.ranks(topology.world_size)
     plan = plan_of(job, cluster, vocab_size, tokens=asked.count("tokens"))
@@ -42,6 +45,7 @@ def answer(asked: Asked) -> int:
         content = plan_json(plan, rows) | {"problems": problems_json(problems)}
         content |= {"nearest_that_work": [_remedy_json(found) for found in remedies]}
         content |= {"pictures": [str(picture) for picture in pictures]} if pictures else {}
+        content |= {"lacking_here": lacking_json(judged.lacking)}
         print(json.dumps(content, indent=2))
         return 2 if problems else 0
     print(f"{job.model.name} on {plan_text(plan)}")
@@ -50,9 +54,11 @@ def answer(asked: Asked) -> int:
     if pictures:
         without = f" ({plan.no_time}: no others)" if plan.no_time else ""
         print(f"\npictures       {folder}: {', '.join(picture.name for picture in pictures)}{without}")
+    if judged.lacking:
+        print("\n" + "\n".join(remarks(judged.lacking)))
     if problems:
         sys.stdout.flush()
-        raise _error(job, cluster, problems, remedies)
+        raise _error(job, cluster, problems, remedies, ())
     if job.cluster.name == AUTO:
         print(f"\n{_here(cluster)}")
     return 0
@@ -120,31 +126,39 @@ def _device(job: Job, cluster: Cluster) -> str:
     return cluster.device if job.device == "auto" else job.device
 
 
-def _impossible(asked: Asked, device: str, cluster: Cluster, vocab_size: int) -> int:
+def _impossible(asked: Asked, judged: Judgement, device: str, cluster: Cluster, vocab_size: int) -> int:
     """Why there is no plan, and the nearest jobs of which there is one."""
-    job = asked.job
+    job = judged.job
     remedies = nearest_jobs(job, cluster, vocab_size)
     # The nearest legal layouts are named only where none of them fits the cluster, too.
-    problems = legal_problems(job, device, suggest=not remedies)
+    problems = judge(job, device, suggest=not remedies).problems
     topology, _ = resolve(job.topology)
     if topology is not None:
         problems += too_few_ranks(job, topology.world_size, job_shape(job, vocab_size), cluster)
     if not asked.as_json:
-        raise _error(job, cluster, problems, remedies)
+        raise _error(job, cluster, problems, remedies, judged.lacking)
     content = {
         "possible": False,
         "problems": problems_json(problems),
         "nearest_that_work": [_remedy_json(found) for found in remedies],
+        "lacking_here": lacking_json(judged.lacking),
     }
     print(json.dumps(content, indent=2))
     return 2
 
 
-def _error(job: Job, cluster: Cluster, problems: Sequence[Problem], remedies: Sequence[Remedy]) -> UserError:
+def _error(
+    job: Job,
+    cluster: Cluster,
+    problems: Sequence[Problem],
+    remedies: Sequence[Remedy],
+    lacking: Sequence[Problem],
+) -> UserError:
     lines = [str(UserError.from_problems(problems))]
     if remedies:
         lines.append("  the nearest that work (modelled), to be added to the command:")
         lines += [f"    {found}" for found in remedies]
+    lines += [f"  {line}" for line in remarks(lacking)]
     if job.cluster.name == AUTO:
         lines.append(f"  {_here(cluster)}")
     return UserError("\n".join(lines))

@@ -21,7 +21,9 @@ def answer(asked: Asked) -> int:
     typed = [word for word in overrides if word.partition("=")[0] not in ("action", *asked.typed)]
     found = search(job, typed, top=asked.count("top") or 10)
     if asked.as_json:
-        return cli.show(json.dumps(answer_json(found.answer, job, found.cluster), indent=2))
+        content = answer_json(found.answer, job, found.cluster) | {"lacking_here": list(found.lacking)}
+        return cli.show(json.dumps(content, indent=2))
     kept = [word for word in typed if word != "topology=auto"]
     command = f"python launch/train.py {shlex.join(kept)}".strip()
-    return cli.show(answer_text(found.answer, job, found.cluster, command))
+    text = answer_text(found.answer, job, found.cluster, command)
+    return cli.show("\n\n".join([text, *(["\n".join(found.lacking)] if found.lacking else [])]))

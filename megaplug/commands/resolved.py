@@ -12,7 +12,7 @@ from megaplug.job.derive import Derived, derive, resolve_device
 from megaplug.job.facts import DataFacts
 from megaplug.job.identity import digest, identity, model_fingerprint
 from megaplug.job.load import Source, find_source, source_problems
-from megaplug.job.packages import INSTALLATION, is_installed, resolve_backend
+from megaplug.job.packages import backend_problem, resolve_backend
 from megaplug.job.schema import Job
 from megaplug.launchers.machine import Machine, detect_machine, machine_problems
 from megaplug.plan.memory import StageMemory, estimate
@@ -58,10 +58,9 @@ class Resolved:
 def check_job(job: Job, machine: Machine | None = None) -> list[Problem]:
     """Everything that is wrong before the data is looked at, with the device that ``job`` means here."""
     machine = machine or detect_machine()
-    return [
-        *check(job, device=resolve_device(job.device, machine.num_gpus)),
-        *_backend_problems(job, machine),
-    ]
+    device = resolve_device(job.device, machine.num_gpus)
+    backend = backend_problem(job, device)
+    return [*check(job, device=device), *([backend] if backend else [])]
 
 
 def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
@@ -143,16 +142,3 @@ def _room_for_checkpoints(job: Job, run_digest: str, parameters: int) -> int:
 def memory_of(job: Job, topology: Topology, shape: ModelShape) -> StageMemory:
     """The modelled memory of a job's fullest rank."""
     return estimate(workload_of(job, topology, shape))
-
-
-def _backend_problems(job: Job, machine: Machine) -> list[Problem]:
-    if job.backend != "te":
-        return []
-    if resolve_device(job.device, machine.num_gpus) == "cpu":
-        return [
-            Problem("backend", "Transformer Engine needs a GPU, and the device is cpu", "use backend=native")
-        ]
-    if not is_installed("te"):
-        hint = f"{INSTALLATION}; or use backend=native"
-        return [Problem("backend", "Transformer Engine is not installed", hint)]
-    return []

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from megaplug.commands.plan_job import cluster_here, vocabulary
 from megaplug.errors import Problem, UserError
 from megaplug.job import overrides
-from megaplug.job.checks import check, job_shape
+from megaplug.job.checks import job_shape
+from megaplug.job.elsewhere import judge, remarks
 from megaplug.job.schema import Job
 from megaplug.plan.cluster import Cluster
 from megaplug.plan.search.answer import Answer, Row, find
@@ -33,10 +34,12 @@ class Searched:
     Attributes:
         answer: Its rows; there is at least one.
         cluster: The machines.
+        lacking: What only this machine lacks for the job, a line each.
     """
 
     answer: Answer
     cluster: Cluster
+    lacking: tuple[str, ...] = ()
 
 
 def search(job: Job, typed_words: Sequence[str], *, top: int = 10, device: str | None = None) -> Searched:
@@ -52,15 +55,17 @@ def search(job: Job, typed_words: Sequence[str], *, top: int = 10, device: str |
         UserError: Nothing is legal, nothing fits, or what was typed cannot be.
     """
     cluster = cluster_here(job)
+    device = device or (cluster.device if job.device == "auto" else job.device)
+    judged = judge(job, device, suggest=False)
+    job = judged.job
     shape = job_shape(job, vocabulary(job))
     typed = {found.key_or_group for found in overrides.parse(typed_words)}
     space = space_of(job, shape, typed, cluster.num_gpus)
     template = workload_of(job, _ONE_RANK, shape)
-    device = device or (cluster.device if job.device == "auto" else job.device)
     refusals: list[str] = []
 
     def problems_of(candidate: Job) -> list[Problem]:
-        return check(candidate, device=device, suggest=False)
+        return judge(candidate, device, suggest=False).problems
 
     def possible(row: Row) -> bool:
         problems = problems_of(as_job(row.workload, job))
@@ -76,7 +81,7 @@ def search(job: Job, typed_words: Sequence[str], *, top: int = 10, device: str |
         raise UserError(
             f"{answer.num_fit:,} configurations fit, but none of the best can be run: {refusals[0]}"
         )
-    return Searched(answer, cluster)
+    return Searched(answer, cluster, tuple(remarks(judged.lacking)))
 
 
 def choose(job: Job, typed_words: Sequence[str]) -> Job:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 from megaplug import topology as meshes
 from megaplug.errors import Problem
@@ -116,9 +116,10 @@ def _megatron_fsdp(job: Job, device: str | None) -> Iterator[Problem]:
             f"Megatron-FSDP (topology.zero={job.topology.zero}) needs a GPU, and the device is cpu",
             "topology.fsdp=torch runs on the CPU; topology.zero=1 shares out the optimizer's state",
         )
-    elif device == "cuda" and find_spec("einops") is None:
+    elif device == "cuda" and importlib.util.find_spec("einops") is None:
         message = "Megatron-FSDP needs einops, which is not installed"
-        yield Problem("topology.fsdp", message, "pip install einops, or topology.fsdp=torch")
+        hint = "pip install einops, or topology.fsdp=torch"
+        yield Problem("topology.fsdp", message, hint, lacks="einops")
     interval = job.megatron.get("check_weight_hash_across_dp_replicas_interval")
     if job.topology.zero == 3 and interval is not None:
         message = "no rank holds whole weights under topology.zero=3"

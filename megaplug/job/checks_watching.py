@@ -34,7 +34,8 @@ def _packages(job: Job) -> Iterator[Problem]:
     for key, value in asked.items():
         package, install = _PACKAGES[key]
         if value is not None and importlib.util.find_spec(package) is None:
-            yield Problem(key, f"needs the package {package}, which is not installed", install)
+            message = f"needs the package {package}, which is not installed"
+            yield Problem(key, message, install, lacks=package)
 
 
 def _profile(job: Job, device: str | None) -> Iterator[Problem]:

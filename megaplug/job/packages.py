@@ -28,6 +28,8 @@ MODULES = {
     ),
     "te": ("transformer_engine", "transformer_engine_torch"),
 }  # fmt: skip
+# How what is missing is named, by the name of its key.
+LACKED = {"apex": "NVIDIA's Apex", "te": "transformer_engine"}
 WEIGHT_GRADIENTS = "fused_weight_gradient_mlp_cuda"
 INSTALLATION = "docs/kernels.md says how it is installed"
 # NVIDIA's Apex has these folders; the project of the same name on the package index has not.
@@ -125,12 +127,34 @@ def package_problems(job: Job, device: str | None) -> Iterator[Problem]:
         if reason := why_not_taken(key, word, device):
             how = "" if device == "cpu" else f"{INSTALLATION}; or "
             message = f"{NAMES[key]} is required, but {reason}"
-            yield Problem(f"kernels.{key}", message, f"{how}use kernels.{key}=auto")
+            lacks = "" if device == "cpu" else LACKED[key]
+            yield Problem(f"kernels.{key}", message, f"{how}use kernels.{key}=auto", lacks)
     if not job.megatron.get("gradient_accumulation_fusion") or device is None:
         return
     if reason := why_no_fused_weight_gradients(job.kernels.apex, device):
         message = f"weight gradients cannot be fused: {reason}"
-        yield Problem("megatron.gradient_accumulation_fusion", message, f"leave it out; {INSTALLATION}")
+        lacks = "" if device == "cpu" or job.kernels.apex == "off" else LACKED["apex"]
+        key, hint = "megatron.gradient_accumulation_fusion", f"leave it out; {INSTALLATION}"
+        yield Problem(key, message, hint, lacks)
+
+
+def backend_problem(job: Job, device: str, key: str = "") -> Problem | None:
+    """That the backend is Transformer Engine's and cannot be had; None where nothing is wrong with it.
+
+    Args:
+        job: The job.
+        device: ``cpu`` or ``cuda``.
+        key: What asks for it; ``backend`` itself if empty.
+    """
+    if job.backend != "te":
+        return None
+    if device == "cpu":
+        message = "Transformer Engine needs a GPU, and the device is cpu"
+        return Problem("backend", message, "use backend=native")
+    if is_installed("te"):
+        return None
+    hint = f"{INSTALLATION}; or use backend=native"
+    return Problem(key or "backend", f"{NAMES['te']} is not installed", hint, LACKED["te"])
 
 
 def packages_line(apex: str, te: str, device: str, backend: str) -> str:

@@ -63,7 +63,12 @@ def plan_json(plan: Plan, rows: Sequence[RankRow] = ()) -> dict[str, Any]:
 
 def problems_json(problems: Sequence[Problem]) -> list[dict[str, str]]:
     """Problems as plain values."""
-    return [asdict(problem) for problem in problems]
+    return [{"key": each.key, "message": each.message, "hint": each.hint} for each in problems]
+
+
+def lacking_json(lacking: Sequence[Problem]) -> list[dict[str, str]]:
+    """What only this machine lacks, as plain values."""
+    return [{"lacks": each.lacks, "key": each.key, "hint": each.hint} for each in lacking]
 
 
 def _memory(plan: Plan) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from megaplug.errors import Problem, UserError
-from megaplug.job.checks import attention_problems, check, job_shape
+from megaplug.job.checks import attention_problems, job_shape
+from megaplug.job.elsewhere import judge
 from megaplug.job.schema import Job, TopologyConfig
 from megaplug.plan.cluster import Cluster
 from megaplug.plan.memory import estimate
@@ -99,12 +100,6 @@ def nearest_jobs(job: Job, cluster: Cluster, vocab_size: int, *, limit: int = 2)
             if found := list(islice((remedy for remedy in tried if remedy and remedy.words), limit)):
                 return found
     return []
-
-
-def legal_problems(job: Job, device: str, *, suggest: bool = False) -> list[Problem]:
-    """What is wrong with a job wherever it runs: packages that only this machine lacks are not."""
-    problems = check(job, device=device, suggest=suggest)
-    return [problem for problem in problems if "not installed" not in problem.message]
 
 
 def _cut(job: Job, seq_length: int) -> Job:
@@ -213,7 +208,7 @@ def _mildest(
         memory = _needed(found, mesh, shape)
         if memory > cluster.usable_memory:
             continue
-        if not legal_problems(found, cluster.device):
+        if not judge(found, cluster.device, suggest=False).problems:
             return Remedy(typed, found, mesh.world_size, int(memory), mesh.label)
     return None
 

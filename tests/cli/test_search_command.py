@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from live_command import train
 from megaplug.commands import plan as plan_command
 from megaplug.commands import train as train_command
 from megaplug.commands.searched import choose, search
+from megaplug.job import packages
 from megaplug.job.checks import check, resolve_topology
 from megaplug.job.compose import compose_job
+from megaplug.job.elsewhere import judge
 from megaplug.plan.search.chosen import as_job, words
 from megaplug.plan.workload import workload_of
 
@@ -68,6 +71,26 @@ def test_json_has_the_same_rows(ask):
     assert first["within_the_error_of_the_first"] or answer["time_error"] is None
     assert 0 < first["mfu_causal_modelled"] < 1
     assert answer["configurations_that_fit"] <= answer["configurations_legal"]
+
+
+def test_context_parallelism_is_searched_for_machines_that_have_what_it_needs(ask, monkeypatch):
+    """Transformer Engine is asked for by the attention and is not installed here."""
+    monkeypatch.setitem(sys.modules, "transformer_engine", None)
+    monkeypatch.setattr(packages, "is_installed", lambda key: False)
+    typed = [*LLAMA, "attention=te", "model.seq_length=131072", "topology.world_size=16"]
+    found = search(compose_job(typed), typed, top=4)
+    (remark,) = found.lacking
+    assert remark.startswith("this machine lacks transformer_engine, which attention.name needs")
+    assert any(row.workload.topology.cp > 1 for row in found.answer.rows)
+    for row in found.answer.rows:
+        again = [*typed, *words(row.workload, compose_job(typed))]
+        judged = judge(compose_job(again), "cuda")
+        assert judged.problems == []
+        shape = row.workload.shape
+        assert workload_of(judged.job, resolve_topology(judged.job), shape) == row.workload
+        assert plan_command.main([*again, "output=json"]) == 0
+    code, shown, _ = ask(*typed, "top=1")
+    assert code == 0 and shown.rstrip().endswith(remark)
 
 
 def test_what_the_attention_cannot_do_is_not_enumerated():

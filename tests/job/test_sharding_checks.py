@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 from job_factory import FOLDER, resolved, small_job
 
@@ -124,10 +126,11 @@ def test_all_that_fsdp2_excludes_is_told_at_once() -> None:
 
 
 def test_megatron_fsdp_is_right_on_a_gpu_where_einops_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = small_job("topology.zero=3")
-    monkeypatch.setattr("megaplug.job.checks_sharding.find_spec", lambda name: object())
+    job, real = small_job("topology.zero=3"), importlib.util.find_spec
+    found: dict[str, object] = {"einops": object()}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found.get(name) or real(name))
     assert check(job, device="cuda") == []
-    monkeypatch.setattr("megaplug.job.checks_sharding.find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in found else real(name))
     (problem,) = check(job, device="cuda")
     assert "pip install einops" in problem.hint
 

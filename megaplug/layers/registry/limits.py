@@ -44,14 +44,15 @@ def limits_problems(
     limits, what = plugin.limits, f"the {plugin.kind} {plugin.name!r}"
     problems: list[Problem] = []
 
-    def refuse(key: str, message: str, hint: str) -> None:
-        problems.append(Problem(key, f"{what} {message}", hint))
+    def refuse(key: str, message: str, hint: str, lacks: str = "") -> None:
+        problems.append(Problem(key, f"{what} {message}", hint, lacks))
 
     if missing := missing_packages(plugin):
         refuse(
             "attention.name",
             f"needs {', '.join(missing)}, which is not installed",
             "install it or choose another",
+            lacks=", ".join(missing),
         )
     if device is not None and device not in limits.devices:
         refuse("attention.name", f"does not run on {device}", f"it runs on {_listed(limits.devices)}")
