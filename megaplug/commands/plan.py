@@ -33,8 +33,11 @@ flags:
   --version            the versions of megaplug, Megatron-core and torch
 
 examples:
-  {program} model=llama3_8b topology=tp4_pp2 cluster=h100 precision=bf16 tokens=1T
-  {program} model=llama3_405b topology=tp8_pp16_llama3_405b cluster=h100 precision=bf16 ranks=0-7
+  what does it cost?     {program} model=llama3_8b cluster=h100 precision=bf16 train=pretrain \\
+                           topology=tp4_pp2 topology.dp=8 tokens=1T cluster.price_per_gpu_hour=2.5
+  what is the best?      {program} action=search model=llama3_8b cluster=h100 precision=bf16 \\
+                           train=pretrain topology.world_size=64
+  is the plan right?     {program} action=rehearse model=llama3_8b topology=tp4_pp2 precision=bf16 ranks=0
 
 The job is named as for launch/train.py, whose --help lists all groups and keys. `cluster` names the
 machines. Ends with 0 if the job works, with 2 and the nearest that works if it is impossible."""

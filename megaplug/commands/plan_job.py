@@ -10,6 +10,7 @@ from pathlib import Path
 from megaplug.commands.plan_words import Asked
 from megaplug.errors import Problem, UserError
 from megaplug.job.checks import job_shape, resolve_topology
+from megaplug.job.checks_values import value_problems
 from megaplug.job.elsewhere import Judgement, judge, remarks
 from megaplug.job.schema import Job
 from megaplug.plan.cluster import AUTO, Cluster, cluster_of
@@ -129,19 +130,34 @@ def _device(job: Job, cluster: Cluster) -> str:
 def _impossible(asked: Asked, judged: Judgement, device: str, cluster: Cluster, vocab_size: int) -> int:
     """Why there is no plan, and the nearest jobs of which there is one."""
     job = judged.job
+    if value_problems(job):
+        # Of sizes that are no sizes nothing is near.
+        return _refuse(asked, UserError.from_problems(judged.problems), judged.problems, judged.lacking)
     remedies = nearest_jobs(job, cluster, vocab_size)
     # The nearest legal layouts are named only where none of them fits the cluster, too.
     problems = judge(job, device, suggest=not remedies).problems
     topology, _ = resolve(job.topology)
     if topology is not None:
         problems += too_few_ranks(job, topology.world_size, job_shape(job, vocab_size), cluster)
+    error = _error(job, cluster, problems, remedies, judged.lacking)
+    return _refuse(asked, error, problems, judged.lacking, remedies)
+
+
+def _refuse(
+    asked: Asked,
+    error: UserError,
+    problems: Sequence[Problem],
+    lacking: Sequence[Problem],
+    remedies: Sequence[Remedy] = (),
+) -> int:
+    """Say for a person or for a program that there is no plan."""
     if not asked.as_json:
-        raise _error(job, cluster, problems, remedies, judged.lacking)
+        raise error
     content = {
         "possible": False,
         "problems": problems_json(problems),
         "nearest_that_work": [_remedy_json(found) for found in remedies],
-        "lacking_here": lacking_json(judged.lacking),
+        "lacking_here": lacking_json(lacking),
     }
     print(json.dumps(content, indent=2))
     return 2

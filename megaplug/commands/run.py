@@ -235,7 +235,7 @@ def _header(resolved: Resolved, folder: RunFolder | None = None, iteration: int 
     precision = job.precision
     number_format = f"{precision.dtype} with FP8" if precision.fp8_format else precision.dtype
     layers = f"{derived.backend} layers, {job.attention.name} attention"
-    length = f"{count(derived.tokens)} in all, {derived.epochs:.3g} epochs"
+    length = f"{count(derived.tokens)} in all, {count(derived.epochs)} epochs"
     rows = [
         ("model", f"{job.model.name}, {count(resolved.parameters)} parameters ({resolved.parameters:,})"),
         ("topology", ranks),

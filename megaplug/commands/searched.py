@@ -11,6 +11,7 @@ from megaplug.commands.plan_job import cluster_here, vocabulary
 from megaplug.errors import Problem, UserError
 from megaplug.job import overrides
 from megaplug.job.checks import job_shape
+from megaplug.job.checks_values import value_problems
 from megaplug.job.elsewhere import judge, remarks
 from megaplug.job.schema import Job
 from megaplug.plan.cluster import Cluster
@@ -58,6 +59,8 @@ def search(job: Job, typed_words: Sequence[str], *, top: int = 10, device: str |
     device = device or (cluster.device if job.device == "auto" else job.device)
     judged = judge(job, device, suggest=False)
     job = judged.job
+    if problems := value_problems(job):
+        raise UserError.from_problems(problems)
     shape = job_shape(job, vocabulary(job))
     typed = {found.key_or_group for found in overrides.parse(typed_words)}
     space = space_of(job, shape, typed, cluster.num_gpus)

@@ -15,6 +15,7 @@ _POSITIVE = (
     "network_gbps",
 )  # fmt: skip
 _NOT_NEGATIVE = ("reserved_gib", "price_per_gpu_hour")
+_DEAREST = 1e6
 _MAY_BE_NULL = ("num_gpus", "price_per_gpu_hour", "constants")
 
 
@@ -26,9 +27,13 @@ def cluster_problems(job: Job) -> Iterator[Problem]:
         if value is None:
             if cluster.name != "auto" and name not in _MAY_BE_NULL:
                 yield Problem(key, "cannot be null", "only cluster=auto fills in what is null")
-        elif name in _POSITIVE and not (math.isfinite(value) and value > 0):
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield Problem(key, f"must be a finite number, but is {value}")
+        elif name == "price_per_gpu_hour" and value > _DEAREST:
+            yield Problem(key, f"can be {_DEAREST:,.0f} US dollars at most, but is {value:.3g}")
+        elif name in _POSITIVE and value <= 0:
             yield Problem(key, f"must be above 0, but is {value}")
-        elif name in _NOT_NEGATIVE and not (math.isfinite(value) and value >= 0):
+        elif name in _NOT_NEGATIVE and value < 0:
             yield Problem(key, f"must not be negative, but is {value}")
     for number_format, peak in (cluster.peak_tflops or {}).items():
         key = f"cluster.peak_tflops.{number_format}"

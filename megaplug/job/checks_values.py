@@ -69,6 +69,11 @@ _NOT_NEGATIVE = (
 _FRACTIONS = (
     "model.attention_dropout", "model.hidden_dropout", "optimizer.adam_beta1", "optimizer.adam_beta2",
 )  # fmt: skip
+# Beyond these nobody trains, and checks that go through sizes one by one would not end.
+_AT_MOST = {
+    "model.num_layers": 10_000,
+    **{f"topology.{key}": 2**20 for key in ("world_size", "tp", "pp", "vpp", "cp", "dp", "ep", "etp")},
+}
 
 _MEGATRON_SECTIONS = ("model", "moe", "train", "optimizer", "lr", "precision", "overlap", "cuda_graph")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -128,6 +133,9 @@ def _numbers(job: Job) -> Iterator[Problem]:
             yield Problem(key, f"must not be negative, but is {value}")
         elif key in _FRACTIONS and not 0 <= value < 1:
             yield Problem(key, f"must be at least 0 and below 1, but is {value}")
+    for key, most in _AT_MOST.items():
+        if (value := value_of(job, key)) is not None and value > most:
+            yield Problem(key, f"can be {most:,} at most, but is {value:,}")
     if not 0 < job.model.rotary_percent <= 1:
         yield Problem(
             "model.rotary_percent", f"must be above 0 and at most 1, but is {job.model.rotary_percent}"

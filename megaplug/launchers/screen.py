@@ -123,9 +123,10 @@ def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def count(number: float) -> str:
-    """A large number in three digits: 950, 12.3k, 4.56M."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
+    """A large number in three digits: 950, 12.3k, 4.56M, 1T."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # What would be rounded to a thousand is one of the next unit.
+        if number >= 0.9995 * limit:
             return f"{number / limit:.3g}{unit}"
     return f"{number:.3g}"
 

@@ -58,9 +58,8 @@ class Remedy:
     label: str
 
     def __str__(self) -> str:
-        return (
-            f"{' '.join(self.words)}   # {self.world_size:,} ranks, {self.label}, {gib(self.memory)} GiB each"
-        )
+        ranks = f"{self.world_size:,} rank{'s' * (self.world_size > 1)}"
+        return f"{' '.join(self.words)}   # {ranks}, {self.label}, {gib(self.memory)} GiB each"
 
 
 def nearest_jobs(job: Job, cluster: Cluster, vocab_size: int, *, limit: int = 2) -> list[Remedy]:
@@ -135,14 +134,16 @@ def too_few_ranks(job: Job, world_size: int, shape: ModelShape, cluster: Cluster
         return []
     state = state_bytes(job, shape)
     parameters = total_parameters(shape)
+    share = "all on one rank"
+    if world_size > 1:
+        share = f"{gib(state / world_size)} for each of {world_size:,} ranks even if all is shared out evenly"
     unit = "GPU" if cluster.device == "cuda" else "core"
     return [
         Problem(
             "topology.world_size",
             f"weights, gradients and optimizer of {in_words(parameters)} parameters are {gib(state)} GiB "
-            f"({state / parameters:.0f} bytes each), {gib(state / world_size)} for each of {world_size:,} "
-            f"ranks even if all is shared out evenly; {cluster.name} "
-            f"has {gib(cluster.usable_memory)} a {unit}",
+            f"({state / parameters:.0f} bytes each), {share}; {cluster.name} has "
+            f"{gib(cluster.usable_memory)} a {unit}",
             f"at least {least:,} such {unit}s, without a single activation",
         )
     ]
@@ -196,6 +197,8 @@ def _mildest(
         tried.append((_train(laid_out, micro_batch_size=1), (*words, "train.micro_batch_size=1")))
     if job.train.recompute_granularity != "full":
         again = tuple(f"train.{key}={value}" for key, value in _RECOMPUTE.items())
+        if job.train.recompute_modules is not None:
+            again += ("train.recompute_modules=null",)
         tried += [
             (_train(found, **_RECOMPUTE, recompute_modules=None), (*typed, *again)) for found, typed in tried
         ]

@@ -163,7 +163,7 @@ def _uneven_problems(topology: Topology, num_layers: int) -> list[Problem]:
                 key,
                 f"with {given} on their stages, {rest} of {num_layers} layers remain for {stages} others"
                 + (f", {rest} / {stages} leaves {rest % stages}" if stages and rest > 0 else ""),
-                _layout_hint(pp, num_layers, 0),
+                _named_hint(pp, num_layers, tuple(named.values())),
             )
         )
     else:
@@ -187,11 +187,24 @@ def _uneven_problems(topology: Topology, num_layers: int) -> list[Problem]:
     return problems
 
 
+def _named_hint(pp: int, num_layers: int, named: tuple[int, ...]) -> str:
+    """Pipeline sizes with which what first and last stage leave is shared evenly by the others."""
+    rest = num_layers - sum(named)
+    if rest < 0:
+        return f"the named stages hold more than all {num_layers} layers: give them fewer"
+    shares = [size for size in range(1, rest + 1) if rest % size == 0] if rest else [0]
+    sizes = [size + len(named) for size in shares]
+    return f"pipeline sizes that fit: {_nearest(sizes, pp)}"
+
+
+def _nearest(sizes: list[int], pp: int) -> str:
+    return _listed([size for size in sizes if size < pp][-3:] + [size for size in sizes if size > pp][:2])
+
+
 def _layout_hint(pp: int, num_layers: int, extra: int) -> str:
     """Pipeline sizes that divide the layers, and uneven stages for the size that was asked for."""
     fits = [size for size in range(1, num_layers + extra + 1) if (num_layers + extra) % size == 0]
-    below, above = [size for size in fits if size < pp][-3:], [size for size in fits if size > pp][:2]
-    hints = [f"pipeline sizes that fit: {_listed(below + above)}"]
+    hints = [f"pipeline sizes that fit: {_nearest(fits, pp)}"]
     if extra == 0:
         hints += _uneven_hints(pp, num_layers)
     return "; ".join(hints)

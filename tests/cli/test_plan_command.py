@@ -79,6 +79,18 @@ def test_keys_of_the_job_say_where_the_disk_is_looked_at(monkeypatch, tmp_path):
         (["action=docter"], "action=docter does not exist", "did you mean doctor?"),
         (["action=doctor", "output=jsno"], "output=jsno does not exist", "did you mean json?"),
         (["action=doctor", "runs_dri=x"], "runs_dri", "did you mean runs_dir?"),
+        (["train.micro_batch_size=0"], "train.micro_batch_size: must be above 0, but is 0", ""),
+        (["action=search", "train.micro_batch_size=0"], "micro_batch_size: must be above 0, but is 0", ""),
+        (["topology.world_size=99999999999"], "topology.world_size: can be 1,048,576 at most", ""),
+        (["model.num_layers=1000000"], "model.num_layers: can be 10,000 at most", ""),
+        (["cluster=h100", "cluster.price_per_gpu_hour=1e308"], "can be 1,000,000 US dollars at most", ""),
+        (["cluster=h100", "cluster.link_gbps=inf"], "link_gbps: must be a finite number, but is inf", ""),
+        (
+            ["action=search", "cluster=h100", "topology.world_size=64", "cluster.num_gpus=32"],
+            "64 ranks are asked for, and the cluster has 32 GPUs",
+            "topology.world_size=32",
+        ),
+        (["topology.cp=2"], "'flash' cannot split a sequence over 2 ranks", "attention=te can"),
     ],
 )
 def test_a_wrong_question_is_answered_with_what_there_is(words, message, hint, capsys):
@@ -131,8 +143,16 @@ def test_a_job_that_does_not_fit_is_planned_all_the_same_and_ends_with_2(capsys)
     assert "GiB (modelled)" in said.err and "the nearest that work" in said.err
 
 
-def test_what_is_named_as_nearest_does_work(capsys):
-    words = ["model=llama3_8b", "precision=bf16", "cluster=rtx4090", "output=json"]
+@pytest.mark.parametrize(
+    "typed",
+    [
+        [],
+        ["train.recompute_granularity=selective", "train.recompute_modules=[layernorm]"],
+    ],
+    ids=["plain", "modules computed again"],
+)
+def test_what_is_named_as_nearest_does_work(typed, capsys):
+    words = ["model=llama3_8b", "precision=bf16", "cluster=rtx4090", "output=json", *typed]
     assert plan.main(words) == 2
     nearest = json.loads(capsys.readouterr().out)["nearest_that_work"]
     assert nearest

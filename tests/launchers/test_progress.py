@@ -140,12 +140,13 @@ def test_the_first_step_does_not_count_for_the_throughput():
 
 
 def test_numbers_for_people():
-    assert [count(number) for number in (9.5, 950, 12345, 4.56e6, 7e9)] == [
+    assert [count(number) for number in (9.5, 950, 12345, 4.56e6, 7e9, 9.9999e11)] == [
         "9.5",
         "950",
         "12.3k",
         "4.56M",
         "7G",
+        "1T",
     ]
     assert [duration(seconds) for seconds in (8.2, 185, 7620, 270000)] == [
         "8 s",

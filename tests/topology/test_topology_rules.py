@@ -211,3 +211,23 @@ def test_two_stages_interleave_only_with_overlapped_communication():
     topology, _ = resolve(TopologyConfig(pp=2, vpp=2))
     assert violations(topology, TINY, BATCH) == []
     assert "pp > 2" in violations(topology, TINY, BATCH, overlap_p2p_comm=False)[0].message
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"decoder_first_pipeline_num_layers": 7},
+        {"decoder_last_pipeline_num_layers": 7},
+        {"decoder_first_pipeline_num_layers": 7, "decoder_last_pipeline_num_layers": 4},
+    ],
+    ids=["first", "last", "both"],
+)
+def test_pipeline_sizes_that_are_proposed_beside_named_stages_do_fit(named):
+    """What is proposed is typed; the layers of the named stages stay as they are."""
+    shape = replace(LLAMA_405B, num_layers=32)
+    _, problems = found(shape, pp=4, **named)
+    (hint,) = [problem.hint for problem in problems if "remain for" in problem.message]
+    sizes = [int(size) for size in hint.removeprefix("pipeline sizes that fit: ").split(", ")]
+    assert len(sizes) >= 2
+    for size in sizes:
+        assert found(shape, pp=size, **named)[1] == []

@@ -70,7 +70,9 @@ def limits_problems(
         )
     if context_parallel_size > 1 and not limits.context_parallel:
         refuse(
-            "topology.cp", f"cannot split a sequence over {context_parallel_size} ranks", "set topology.cp=1"
+            "topology.cp",
+            f"cannot split a sequence over {context_parallel_size} ranks",
+            "attention=te can, where Transformer Engine is installed; or set topology.cp=1",
         )
     if packed_sequences and not limits.packed_sequences:
         refuse(

@@ -75,6 +75,12 @@ def space_of(job: Job, shape: ModelShape, typed: Set[str], num_gpus: int | None 
 def _world_size(request: TopologyConfig, num_gpus: int | None) -> int:
     sizes = {key: getattr(request, key) for key in ("tp", "pp", "cp")}
     if request.world_size is not None:
+        if num_gpus is not None and request.world_size > num_gpus:
+            raise UserError(
+                f"topology.world_size: {request.world_size:,} ranks are asked for, and the cluster has "
+                f"{num_gpus:,} GPUs",
+                hint=f"topology.world_size={num_gpus} or a larger cluster.num_gpus",
+            )
         return request.world_size
     if num_gpus is not None:
         return num_gpus
