@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megaplug.commands import cli
 from megaplug.commands.plan_words import Asked
 from megaplug.errors import Problem, UserError
 from megaplug.job.checks import job_shape, resolve_topology
@@ -47,21 +48,21 @@ def answer(asked: Asked) -> int:
         content |= {"nearest_that_work": [_remedy_json(found) for found in remedies]}
         content |= {"pictures": [str(picture) for picture in pictures]} if pictures else {}
         content |= {"lacking_here": lacking_json(judged.lacking)}
-        print(json.dumps(content, indent=2))
+        cli.show(json.dumps(content, indent=2))
         return 2 if problems else 0
-    print(f"{job.model.name} on {plan_text(plan)}")
+    cli.show(f"{job.model.name} on {plan_text(plan)}")
     if rows:
-        print(f"\n{table(rows)}")
+        cli.show(f"\n{table(rows)}")
     if pictures:
         without = f" ({plan.no_time}: no others)" if plan.no_time else ""
-        print(f"\npictures       {folder}: {', '.join(picture.name for picture in pictures)}{without}")
+        cli.show(f"\npictures       {folder}: {', '.join(picture.name for picture in pictures)}{without}")
     if judged.lacking:
-        print("\n" + "\n".join(remarks(judged.lacking)))
+        cli.show("\n" + "\n".join(remarks(judged.lacking)))
     if problems:
         sys.stdout.flush()
         raise _error(job, cluster, problems, remedies, ())
     if job.cluster.name == AUTO:
-        print(f"\n{_here(cluster)}")
+        cli.show(f"\n{_here(cluster)}")
     return 0
 
 
@@ -159,7 +160,7 @@ def _refuse(
         "nearest_that_work": [_remedy_json(found) for found in remedies],
         "lacking_here": lacking_json(lacking),
     }
-    print(json.dumps(content, indent=2))
+    cli.show(json.dumps(content, indent=2))
     return 2
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import megaplug
+from megaplug.commands import cli
 from megaplug.commands.plan_job import vocabulary
 from megaplug.commands.plan_words import Asked
 from megaplug.errors import UserError
@@ -51,14 +52,14 @@ def answer(asked: Asked) -> int:
             found.append(rehearsed)
             if not asked.as_json:
                 _progress([], found)
-                print(as_text(rehearsed, compare(job, rehearsed)), flush=True)
+                cli.show(as_text(rehearsed, compare(job, rehearsed)))
             _progress(ranks, found)
     if asked.as_json:
         content = [as_json(rehearsed, compare(job, rehearsed)) for rehearsed in found]
-        print(json.dumps({"megaplug": megaplug.__version__, "notes": told, "ranks": content}, indent=2))
+        cli.show(json.dumps({"megaplug": megaplug.__version__, "notes": told, "ranks": content}, indent=2))
     else:
-        print("\nThe plan is modelled, the rehearsal counted; what a run has beside it:")
-        print("\n".join(f"  - {line}" for line in told))
+        cli.show("\nThe plan is modelled, the rehearsal counted; what a run has beside it:")
+        cli.show("\n".join(f"  - {line}" for line in told))
     return 0
 
 

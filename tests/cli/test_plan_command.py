@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -201,6 +202,17 @@ def test_neither_torch_nor_numpy_is_needed_for_a_plan():
         [sys.executable, "-c", code, "cluster=h100"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_fault():
+    """As in ``launch/plan.py ranks=all | head -1``: nobody reads what is written after the plan."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = ["cluster=h100", "topology.dp=8", "train.micro_batch_size=1", "ranks=all"]
+    command = [sys.executable, str(ROOT / "launch" / "plan.py"), *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=180)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_plan_takes_half_a_second():
