@@ -100,6 +100,8 @@ def _measured(line: str, row: dict[str, str]) -> MeasuredMemory:
             grouped_experts=grouped,
             hidden_dropout=dropout,
             attention_dropout=dropout,
+            # NVIDIA's containers have Apex; in this case its fusion is off (masked-softmax-fusion).
+            fused_softmax="uninstall_te" not in case,
         ),
     )
     return MeasuredMemory(

@@ -1,4 +1,4 @@
-"""Which layers, of how many microbatches, a pipeline stage holds as its first backward pass begins."""
+"""Which layers, of how many microbatches, a pipeline stage holds as a backward pass begins."""
 
 from __future__ import annotations
 
@@ -53,18 +53,56 @@ def _chunks(
     )
 
 
-def held_microbatches(workload: Workload, stage: int) -> list[float]:
-    """Microbatches that each virtual stage holds as the first backward pass begins.
+def held_microbatches(workload: Workload, stage: int, backward: float = 1) -> list[float]:
+    """Microbatches that each virtual stage holds as a backward pass begins.
 
     ``get_pp_rank_microbatches`` and ``get_schedule_table`` (``schedules.py``): p - r - 1 forward passes go
     before the first pair of a forward and a backward pass; interleaved 2 (p - r - 1) + (v - 1) p, which take
-    the virtual stages by turns, p microbatches each.
+    the virtual stages by turns, p microbatches each; backward passes take them from the last to the first.
+
+    Args:
+        workload: The job.
+        stage: Which pipeline stage, r.
+        backward: Which of its backward passes, from 1, of all its virtual stages.
     """
-    topology, microbatches = workload.topology, workload.num_microbatches
+    vpp, group = workload.topology.vpp or 1, workload.topology.pp
+    in_flight = passes_in_flight(workload, stage, backward)
+    if vpp == 1:
+        return [in_flight]
+    begun = _by_turns(in_flight + (backward - 1), vpp, group)
+    ended = _by_turns(backward - 1, vpp, group)
+    return [most(0, each - done) for each, done in zip(begun, reversed(ended), strict=True)]
+
+
+def passes_in_flight(workload: Workload, stage: int, backward: float = 1) -> float:
+    """Microbatches that all virtual stages hold together; see `held_microbatches`."""
+    forward = least(
+        warmup_passes(workload, stage) + backward, (workload.topology.vpp or 1) * workload.num_microbatches
+    )
+    return forward - (backward - 1)
+
+
+def warmup_passes(workload: Workload, stage: int) -> float:
+    """Forward passes before the first pair of a forward and a backward pass."""
+    topology = workload.topology
     behind = topology.pp - stage - 1
     if topology.vpp is None:
-        return [least(microbatches, behind + 1)]
-    vpp, group = topology.vpp, topology.pp
-    passes = least(2 * behind + (vpp - 1) * group + 1, vpp * microbatches)
+        return least(behind, workload.num_microbatches)
+    return least(2 * behind + (topology.vpp - 1) * topology.pp, topology.vpp * workload.num_microbatches)
+
+
+def pairs_of_passes(workload: Workload, stage: int) -> float:
+    """How often a forward and a backward pass go together."""
+    return (workload.topology.vpp or 1) * workload.num_microbatches - warmup_passes(workload, stage)
+
+
+def first_backward_of(workload: Workload, chunk: int) -> float:
+    """The number of the backward pass that is the first one of a virtual stage."""
+    vpp = workload.topology.vpp or 1
+    return (vpp - 1 - chunk) * workload.topology.pp + 1
+
+
+def _by_turns(passes: float, vpp: int, group: int) -> list[float]:
+    """Of that many passes, how many each virtual stage gets, in the order of their turns."""
     rounds, rest = passes // (vpp * group), passes % (vpp * group)
-    return [rounds * group + most(0, least(rest - chunk * group, group)) for chunk in range(vpp)]
+    return [rounds * group + most(0, least(rest - turn * group, group)) for turn in range(vpp)]

@@ -1,8 +1,8 @@
 """A rank's memory at its fullest moment, by what it is for: modelled bytes that torch hands out.
 
 What lies outside of it is `Cluster.reserved`: the CUDA context, NCCL, libraries' own workspaces, and what the
-allocator holds without using it. State: below. Activations: ``activations.py``, ``layer_memory.py`` and, for
-moments, ``workspace.py``.
+allocator holds without using it. State: below. Activations: ``activations.py``, of layers as ``workspace.py``
+has them; loss, embedding and optimizer: ``step_ends.py``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from megaplug.plan.activations import offloaded, stage_activations
 from megaplug.plan.in_flight import chunks_of
 from megaplug.plan.numbers import most
 from megaplug.plan.parameters import RankParameters, stage_parameters
+from megaplug.plan.step_ends import optimizer_step, standing_buffers
 from megaplug.plan.workload import Precision, Workload
 
 GIB = 1024**3
@@ -30,7 +31,8 @@ class StageMemory:
         activations: Kept for the backward pass, of all microbatches in flight.
         logits: Of one microbatch, on the last stage.
         workspace: Whatever else is there at the fullest moment: temporary gradients, the loss's copies, a
-            layer that is computed again, buffers of tensor and expert parallelism, what ZeRO-3 gathers.
+            layer that is computed again, buffers of tensor and expert parallelism, what ZeRO-3 gathers, or
+            what the optimizer makes for its step.
         on_cpu: Of optimizer and activations, offloaded.
     """
 
@@ -88,12 +90,15 @@ def stage_memory(workload: Workload, stage: int) -> StageMemory:
     held = stage_parameters(shape, topology, stage)
     cut = held.dense / (topology.dp * topology.cp) + held.expert / topology.expert_dp
     num_layers = sum(len(chunk) for chunk in chunks_of(workload, stage))
-    optimizer = (cut if sharing.zero >= 1 else held.total) * precision.optimizer
+    stepped = cut if sharing.zero >= 1 else held.total
+    optimizer = stepped * precision.optimizer
     found = stage_activations(workload, stage)
-    # What the optimizer drops (``zero_grad``) before the passes begin makes room for what they need.
-    dropped = optimizer * precision.for_step / precision.optimizer * (1 - sharing.optimizer_on_cpu)
     moved = offloaded(workload, stage, found.kept)
     workspace = found.workspace + _gathered(held, cut, sharing.zero, num_layers, precision)
+    # As the optimizer steps, activations are gone; what it makes then lies in their place.
+    is_end = stage in (0, topology.pp - 1)
+    step = optimizer_step(workload, held, is_end=is_end) + standing_buffers(workload, topology.vpp or 1)
+    step += stepped * precision.for_step * (1 - sharing.optimizer_on_cpu)
     return StageMemory(
         stage=stage,
         weights=round((cut if sharing.zero == 3 else held.total) * precision.parameter),
@@ -101,7 +106,7 @@ def stage_memory(workload: Workload, stage: int) -> StageMemory:
         optimizer=round(optimizer * (1 - sharing.optimizer_on_cpu)),
         activations=round(found.kept - moved),
         logits=round(found.logits),
-        workspace=round(most(0, workspace - dropped)),
+        workspace=round(most(workspace, step - found.kept + moved - found.logits)),
         on_cpu=round(optimizer * sharing.optimizer_on_cpu + moved),
     )
 

@@ -118,7 +118,7 @@ def state_bytes(job: Job, shape: ModelShape) -> float:
     workload = workload_of(job, _ONE_RANK, shape)
     kept = 1 - workload.sharing.optimizer_on_cpu
     precision = workload.precision
-    of_one = precision.parameter + precision.gradient + precision.optimizer * kept
+    of_one = precision.parameter + precision.gradient + (precision.optimizer + precision.for_step) * kept
     return total_parameters(shape) * of_one
 
 

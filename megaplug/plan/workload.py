@@ -18,8 +18,8 @@ class Precision:
     Attributes:
         parameter: Of a weight and of an activation.
         gradient: Of a gradient as it is summed over microbatches.
-        optimizer: Of all that the optimizer keeps of a parameter.
-        for_step: Of these, those that are dropped before the next forward pass: fp16's copies of gradients.
+        optimizer: Of all that the optimizer keeps of a parameter from step to step.
+        for_step: Of what it makes of a parameter for its step alone: fp32 copies of narrower gradients.
         compute: ``fp32``, ``bf16``, ``fp16`` or ``fp8``: a key of ``Cluster.peak_tflops``.
     """
 
@@ -41,14 +41,17 @@ class Precision:
     ) -> Precision:
         """Adam has two moments, SGD with momentum one, each fp32; bf16 adds an fp32 copy of the weights.
 
-        fp16 gradients are copied to fp32 beside it. That makes 18 bytes a parameter in bf16, 20 in fp16 and
-        16 in fp32 with Adam before anything is cut (Megatron's
+        Gradients in bf16 or fp16 are copied to fp32 for the step. That makes 18 bytes a parameter in bf16, 20
+        in fp16 (4 of them for the step) and 16 in fp32 with Adam before anything is cut (Megatron's
         ``docs/user-guide/features/dist_optimizer.md``).
         """
         if fp16:
-            return cls(2, 2, 8 + 4 * moments, "fp16", for_step=4)
+            return cls(2, 2, 4 + 4 * moments, "fp16", for_step=4)
         if bf16 or fp8:
-            return cls(2, 4 if gradients_in_fp32 else 2, 4 + 4 * moments, "fp8" if fp8 else "bf16")
+            compute = "fp8" if fp8 else "bf16"
+            if gradients_in_fp32:
+                return cls(2, 4, 4 + 4 * moments, compute)
+            return cls(2, 2, 4 + 4 * moments, compute, for_step=4)
         return cls(4, 4, 4 * moments, "fp32")
 
     @property
@@ -100,6 +103,24 @@ class Overlaps:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """How tokens find and reach their experts.
+
+    Attributes:
+        in_fp32: Whether the router's logits and probabilities are wider than activations.
+        gathers: Whether every rank of an expert group gets all tokens (``allgather``), or only those of its
+            experts (``alltoall``).
+        balances: Whether a loss keeps the router balanced, for which it works out scores again.
+        drops: Whether experts take no more than their capacity.
+    """
+
+    in_fp32: bool = False
+    gathers: bool = False
+    balances: bool = True
+    drops: bool = False
+
+
+@dataclass(frozen=True)
 class Implementation:
     """Whose code computes a layer and the loss: what of it is kept for backward differs.
 
@@ -108,17 +129,25 @@ class Implementation:
         device: ``cuda`` or ``cpu``, where activation functions are not fused.
         fused_loss: Whether the logits become their own gradient (ours); False for Megatron's cross-entropy,
             which keeps their softmax in fp32.
+        loss_gradient_in_bf16: Whether Megatron's is its fused one, whose gradient is in bf16 first, then
+            in the logits' own type.
         grouped_experts: Whether all experts of a rank are one matrix product.
         hidden_dropout: Probability; where it is not 0 the masks are kept.
         attention_dropout: Likewise, of unfused attention's scores.
+        fused_softmax: Whether unfused attention has a kernel of Apex's or Transformer Engine's for mask and
+            softmax, which keeps its result alone.
+        softmax_in_fp32: Whether it computes a softmax of narrower scores in fp32 where it has no such kernel.
     """
 
     backend: str = "native"
     device: str = "cuda"
     fused_loss: bool = True
+    loss_gradient_in_bf16: bool = False
     grouped_experts: bool = False
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
+    fused_softmax: bool = False
+    softmax_in_fp32: bool = True
 
 
 @dataclass(frozen=True)
@@ -135,6 +164,7 @@ class Workload:
         overlaps: Which communication is hidden where it can be.
         fused_attention: Whether attention keeps no scores (flash); False for Megatron's unfused one.
         code: Whose code computes the layers.
+        routing: How tokens reach their experts.
     """
 
     topology: Topology
@@ -146,6 +176,7 @@ class Workload:
     overlaps: Overlaps = field(default_factory=Overlaps)
     fused_attention: bool = True
     code: Implementation = field(default_factory=Implementation)
+    routing: Routing = field(default_factory=Routing)
 
     @property
     def num_microbatches(self) -> int:
@@ -179,6 +210,7 @@ def workload_of(job: Job, topology: Topology, shape: ModelShape) -> Workload:
     train, optimizer, overlap = job.train, job.optimizer, job.overlap
     on_cpu = job.device == "cpu" or (job.device == "auto" and job.cluster.device == "cpu")
     device = "cpu" if on_cpu else "cuda"
+    backend = resolve_backend(job.backend, device, job.kernels.te)
     return Workload(
         topology,
         shape,
@@ -205,11 +237,22 @@ def workload_of(job: Job, topology: Topology, shape: ModelShape) -> Workload:
         ),
         fused_attention=job.attention.name != "local",
         code=Implementation(
-            backend=resolve_backend(job.backend, device, job.kernels.te),
+            backend=backend,
             device=device,
             fused_loss=not job.megatron.get("cross_entropy_loss_fusion"),
-            grouped_experts=bool(job.megatron.get("moe_grouped_gemm")),
+            loss_gradient_in_bf16=bool(job.megatron.get("cross_entropy_loss_fusion"))
+            and not job.precision.bf16,
+            # Without Transformer Engine the argument is taken, and experts still come one by one.
+            grouped_experts=backend == "te" and bool(job.megatron.get("moe_grouped_gemm")),
             hidden_dropout=job.model.hidden_dropout,
             attention_dropout=job.model.attention_dropout,
+            fused_softmax=backend == "te" or job.kernels.apex == "require",
+            softmax_in_fp32=job.precision.attention_softmax_in_fp32,
+        ),
+        routing=Routing(
+            in_fp32=job.moe.moe_router_dtype is not None,
+            gathers=job.moe.moe_token_dispatcher_type == "allgather",
+            balances=job.moe.moe_router_load_balancing_type != "none",
+            drops=job.moe.moe_expert_capacity_factor is not None,
         ),
     )

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.published.ci_memory import MeasuredMemory, ci_memory, with_attention
 from megaplug.plan.memory import stage_memory
 from megaplug.plan.parameters import stage_parameters
-from megaplug.plan.workspace import standing_buffers
+from megaplug.plan.step_ends import standing_buffers
 
 MIB = 1024**2
 # Bytes allocated beside the model's on every rank of these runs: workspaces of cuBLAS, 32 MiB a handle as
@@ -41,7 +41,12 @@ def last(measured: MeasuredMemory) -> int:
 
 def beside_state(measured: MeasuredMemory) -> float:
     """Bytes that were allocated between two steps and are not the model's state or a buffer that stays."""
-    found = measured.allocated - stage_memory(measured.workload, last(measured)).state
+    load = measured.workload
+    found = measured.allocated - stage_memory(load, last(measured)).state
+    # fp32 copies of fp16 gradients lie there until the next step begins.
+    held = stage_parameters(load.shape, load.topology, last(measured))
+    cut = held.dense / (load.topology.dp * load.topology.cp) + held.expert / load.topology.expert_dp
+    found -= load.precision.for_step * (cut if load.sharing.zero else held.total)
     is_megatrons_own = measured.workload.code.backend == "native"
     return found - (standing_buffers(measured.workload) if is_megatrons_own else 0)
 

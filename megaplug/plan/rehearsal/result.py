@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -44,6 +44,8 @@ class RankRehearsal:
         flops: Of matrix products and attention by pass; attention without regard to its mask.
         traffic: Communication.
         seconds: The rehearsal took.
+        origins: Who made what was there at the peak, where that was asked for
+            (``megaplug/runtime/rehearsal/origins.py``).
     """
 
     rank: int
@@ -57,6 +59,7 @@ class RankRehearsal:
     flops: dict[str, int]
     traffic: list[Traffic]
     seconds: float
+    origins: list[str] = field(default_factory=list)
 
     @property
     def parameters(self) -> int:

@@ -153,7 +153,8 @@ def terms_of(workload: Workload) -> Terms:
         expert_parameters=fullest.expert,
         parameter_bytes=precision.parameter,
         gradient_bytes=precision.gradient,
-        optimizer_bytes=precision.optimizer,
+        # fp16's copies of gradients are made and read in each step.
+        optimizer_bytes=precision.optimizer + (precision.for_step if precision.compute == "fp16" else 0),
         activation_bytes=precision.parameter,
         operand_bytes=1 if precision.compute not in ("fp32", "tf32", "fp16", "bf16") else precision.parameter,
         zero=workload.sharing.zero,

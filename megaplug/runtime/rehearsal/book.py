@@ -71,10 +71,10 @@ class Book:
 
         def gone(_: Any) -> None:
             held = self._held.pop(key)
-            self._change(-held.nbytes, -rounded(held.nbytes), held.category)
+            self._changed(key, -held.nbytes, -rounded(held.nbytes), held.category)
 
         self._held[key] = _Held(weakref.ref(storage, gone), nbytes, category)
-        self._change(nbytes, rounded(nbytes), category)
+        self._changed(key, nbytes, rounded(nbytes), category)
 
     def resized(self, storage: torch.UntypedStorage) -> None:
         """A storage has other bytes than before; recomputation empties and fills storages so."""
@@ -82,7 +82,8 @@ class Book:
         if held is None:
             return
         before, held.nbytes = held.nbytes, storage.nbytes()
-        self._change(held.nbytes - before, rounded(held.nbytes) - rounded(before), held.category)
+        by, in_blocks = held.nbytes - before, rounded(held.nbytes) - rounded(before)
+        self._changed(storage._cdata, by, in_blocks, held.category)
 
     def belongs(self, tensors: Iterable[torch.Tensor], category: str) -> None:
         """Say what tensors that are known are for."""
@@ -103,7 +104,11 @@ class Book:
                 self.live[category] += held.nbytes
                 held.category = category
 
-    def _change(self, exact: int, in_blocks: int, category: str) -> None:
+    def origins(self) -> list[str]:
+        """Who made what was there at the peak; this book does not know (``origins.py``)."""
+        return []
+
+    def _changed(self, key: int, exact: int, in_blocks: int, category: str) -> None:
         self.live[category] += exact
         self.total += in_blocks
         if self.total > self.peak:

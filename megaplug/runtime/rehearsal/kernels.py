@@ -32,6 +32,8 @@ def install() -> None:
     losses._ELEMENTS_ON_CPU = losses._ELEMENTS_ON_CUDA
     namespace: Any = torch
     namespace.logsumexp = _with_its_copy(torch.logsumexp)
+    functions: Any = functional
+    functions.dropout = _dropout
     # The fused Adam has a kernel for this device, which torch does not list.
     optimizers: Any = importlib.import_module("torch.optim.adam")
     optimizers._device_dtype_check_for_fused = lambda *args, **kwargs: None
@@ -48,6 +50,11 @@ def _with_its_copy(logsumexp: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return run
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """``native_dropout``, which ``aten::dropout`` takes on CUDA alone: a mask of one byte an element."""
+    return torch.native_dropout(input, p, True)[0] if training and p else input
 
 
 class _FusedRMSNorm(torch.autograd.Function):

@@ -29,6 +29,7 @@ class Meter(TorchDispatchMode):
     Args:
         does_communicate: Leave collectives to torch, and operators to their tensors: for a real run that is
             only watched.
+        book: Of a kind of its own, or None for a plain one.
 
     Attributes:
         book: Memory.
@@ -41,10 +42,10 @@ class Meter(TorchDispatchMode):
         copies: What is found when a tensor is next copied to the CPU.
     """
 
-    def __init__(self, *, does_communicate: bool = False) -> None:
+    def __init__(self, *, does_communicate: bool = False, book: Book | None = None) -> None:
         super().__init__()
         self.does_communicate = does_communicate
-        self.book = Book()
+        self.book = book or Book()
         self.traffic = Traffic()
         self.flops: Counter[str] = Counter()
         self.in_optimizer = False

@@ -14,10 +14,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from megaplug.job.freeze import FrozenJob
 from megaplug.runtime import cpu, fused_adam, packages, repairs
-from megaplug.runtime.rehearsal import balanced, world
+from megaplug.runtime.rehearsal import balanced, origins, world
 from megaplug.runtime.rehearsal.book import GRADIENTS, OPTIMIZER, OTHER, WEIGHTS
 from megaplug.runtime.rehearsal.meter import Meter, watching_resizes
 from megaplug.runtime.rehearsal.traffic import sent_bytes
@@ -45,7 +46,7 @@ _meters: list[Meter] = []
 
 
 def _compile_nothing() -> None:
-    """Functions that Megatron has compiled for a GPU run as they are, and count as one kernel."""
+    """Functions that Megatron has compiled for a GPU run as they are, and count as one kernel each way."""
 
     def as_one_kernel(function: Any = None, **options: Any) -> Any:
         if function is None:
@@ -53,6 +54,10 @@ def _compile_nothing() -> None:
 
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
+            leaves, form = tree_flatten(args)
+            has_gradient = any(isinstance(item, torch.Tensor) and item.requires_grad for item in leaves)
+            if torch.is_grad_enabled() and has_gradient and not kwargs:
+                return _OneKernel.apply(function, form, *leaves)
             with _meters[-1].one_kernel():
                 return function(*args, **kwargs)
 
@@ -60,6 +65,49 @@ def _compile_nothing() -> None:
 
     namespace: Any = torch
     namespace.compile = as_one_kernel
+
+
+class _OneKernel(torch.autograd.Function):
+    """A compiled function of one tensor, with its derivative: what does not outlive them takes no memory."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Any, form: Any, *leaves: Any) -> Any:
+        anchor = torch.zeros((), device="cpu", requires_grad=True)
+        entered = []
+        with torch.enable_grad(), _meters[-1].one_kernel():
+            for item in leaves:
+                wanted = isinstance(item, torch.Tensor) and item.requires_grad
+                entered.append(_Entered.apply(anchor, item) if wanted else item)
+            out = function(*tree_unflatten(entered, form))
+        # Edges of the graph, which unlike tensors keep nothing.
+        ctx.wanted = [
+            torch.autograd.graph.get_gradient_edge(own)
+            if isinstance(own, torch.Tensor) and own.requires_grad
+            else None
+            for own in entered
+        ]
+        ctx.out = torch.autograd.graph.get_gradient_edge(out)
+        return out.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        wanted = [edge for edge in ctx.wanted if edge is not None]
+        with _meters[-1].one_kernel():
+            found = iter(torch.autograd.grad([ctx.out], wanted, list(grads)))
+        ctx.out = None
+        return (None, None, *(None if edge is None else next(found) for edge in ctx.wanted))
+
+
+class _Entered(torch.autograd.Function):
+    """Where a tensor comes into the graph of a compiled function."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Any, tensor: Any) -> Any:
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[None, None]:
+        raise AssertionError("the gradient is taken from the edge")
 
 
 def rehearse(frozen: FrozenJob, rank: int) -> dict[str, Any]:
@@ -76,7 +124,7 @@ def rehearse(frozen: FrozenJob, rank: int) -> dict[str, Any]:
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(frozen.topology.world_size), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1"
     )
-    meter = Meter()
+    meter = Meter(book=origins.asked_for())
     _meters.append(meter)
     balanced.install(meter)
     args, model_config = _initialize(frozen, rank)
@@ -260,6 +308,7 @@ def _figures(rank: int, model: Any, meter: Meter, at_rest: dict[str, int], secon
         "peak_bytes": book.exact_peak,
         "peak_bytes_in_blocks": book.peak,
         "at_peak": book.at_peak,
+        "origins": book.origins(),
         "at_rest": at_rest,
         "flops": dict(meter.flops),
         "traffic": [

@@ -1,0 +1,204 @@
+"""What attention keeps of one microbatch for its backward pass, and needs for a moment: bytes, modelled.
+
+With T tokens of a microbatch on a rank, e bytes a number and t = tp: queries, keys and values are
+``T (q + 2 k) e / t``, what comes out is ``T q e / t``. Whether they are tensors of their own, or views that
+keep the whole projection, depends on the code that splits it; what keeps what was counted in the modules
+themselves (``benchmarks/rehearse_random.py --only N --origins 40``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megaplug.plan.workload import Workload
+
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class AttentionMemory:
+    """Bytes of attention, between the norm before it and the one after it.
+
+    Attributes:
+        projected: Queries, keys and values as they go into the core attention, and what stays beside them.
+        out: What comes out of it: the input of the output projection.
+        scores: What the core attention keeps beside both: softmax, dropout and copies of keys and values of
+            unfused attention, or the logarithms that flash attention keeps.
+        forward: Beyond all of these, as the core attention runs.
+        backward: Beyond all of these, at the fullest moment of its backward pass.
+    """
+
+    projected: float
+    out: float
+    scores: float
+    forward: float
+    backward: float
+
+    @property
+    def kept(self) -> float:
+        """From forward to backward."""
+        return self.projected + self.out + self.scores
+
+
+def attention_memory(workload: Workload) -> AttentionMemory:
+    """Of one layer and one microbatch."""
+    shape, tp, size = workload.shape, workload.topology.tp, workload.precision.parameter
+    projected = _latent(workload) if shape.multi_latent_attention else _projected(workload)
+    out = size * workload.tokens * shape.attended_size / tp
+    if workload.fused_attention:
+        if _sorts_back(workload):
+            out *= 2
+        scores = _FP32 * workload.tokens * shape.num_attention_heads / tp
+        # Flash attention sums the gradients of queries in fp32.
+        forward, backward = 0.0, _FP32 * workload.tokens * shape.query_size / tp
+    else:
+        scores, forward, backward = _unfused(workload)
+    heads = shape.query_size + shape.key_size + padded_value_size(workload)
+    backward += size * workload.tokens * (shape.attended_size + heads) / tp
+    return AttentionMemory(projected, out, scores, forward, backward)
+
+
+def score_count(workload: Workload) -> float:
+    """Scores of one layer and one microbatch on a rank: heads times queries times keys."""
+    heads = workload.shape.num_attention_heads / workload.topology.tp
+    return heads * workload.tokens * workload.shape.seq_length
+
+
+def padded_value_size(workload: Workload) -> float:
+    """Channels of all values as the kernel takes them: torch's flash kernels know heads of one size only."""
+    shape = workload.shape
+    if shape.multi_latent_attention and workload.code.backend == "native" and workload.fused_attention:
+        return shape.num_attention_heads * max(shape.head_size, shape.v_head_dim)
+    return shape.value_size
+
+
+def rotary_tables(workload: Workload, num_chunks: int) -> float:
+    """Angles, cosines and sines that stay: each virtual stage has its own model and so its own.
+
+    ``RotaryEmbedding`` caches fp32 angles. Ours (``layers/attention/rotary.py``) keeps cosines and sines of
+    them, and signed sines for forward and backward; Megatron's makes cosines and sines anew in each layer.
+    """
+    shape, size = workload.shape, workload.precision.parameter
+    if not _is_rotary(workload):
+        return 0.0
+    rotated = shape.qk_pos_emb_head_dim if shape.multi_latent_attention else shape.head_size
+    elements = shape.seq_length / workload.topology.cp * rotated
+    ours = size * (2 * num_chunks + 4) if _is_ours(workload) else 0
+    return elements * (_FP32 * num_chunks + ours)
+
+
+def _is_rotary(workload: Workload) -> bool:
+    return workload.shape.position_embedding_type in ("rope", "yarn") or workload.shape.multi_latent_attention
+
+
+def _is_ours(workload: Workload) -> bool:
+    """Whether ``_SplitAndRotate`` writes queries, keys and values anew and lets go of the projection."""
+    shape = workload.shape
+    return (
+        workload.code.backend == "native"
+        and _is_rotary(workload)
+        and not shape.multi_latent_attention
+        and not shape.qk_layernorm
+        and bool(shape.num_query_groups >= workload.topology.tp)
+    )
+
+
+def _is_grouped(workload: Workload) -> bool:
+    return workload.shape.num_query_groups < workload.shape.num_attention_heads
+
+
+def _expands(workload: Workload) -> bool:
+    """Whether Megatron's unfused attention repeats keys and values, so that the originals are let go of."""
+    return not workload.fused_attention and _is_grouped(workload) and workload.code.backend == "native"
+
+
+def _sorts_back(workload: Workload) -> bool:
+    """In fp32 several groups are a batch (``attend_groups_as_batch``): what comes out is sorted back."""
+    groups = workload.shape.num_query_groups / workload.topology.tp
+    return (
+        workload.code.backend == "native"
+        and workload.precision.parameter == _FP32
+        and _is_grouped(workload)
+        and bool(groups > 1)
+        and not workload.shape.multi_latent_attention
+    )
+
+
+def _projected(workload: Workload) -> float:
+    """Of grouped-query attention."""
+    shape, tp, size = workload.shape, workload.topology.tp, workload.precision.parameter
+    tokens = workload.tokens
+    mixed = shape.query_size + shape.key_size + shape.value_size
+    is_rotary, is_grouped, expands = _is_rotary(workload), _is_grouped(workload), _expands(workload)
+    if _is_ours(workload):
+        return size * tokens * (shape.query_size if expands else mixed) / tp
+    is_whole = bool(shape.num_query_groups < tp)
+    query = shape.query_size / tp
+    key = shape.head_size if is_whole else shape.key_size / tp
+    # Megatron gathers the projections of all ranks; a slice of the whole is the rank's group.
+    projection = mixed if is_whole else mixed / tp
+    # Queries of several groups lie apart in the projection: a copy.
+    copied = query if is_grouped and bool(shape.num_query_groups > tp) else 0.0
+    normed = shape.qk_layernorm
+    kept = 0.0
+    if normed:
+        # Their inputs are kept, with the whole projection, and one or two numbers of each head.
+        numbers = 2 if shape.normalization == "LayerNorm" else 1
+        kept += size * (projection + copied) + numbers * _FP32 * (query + key) / shape.head_size
+    elif not expands or (not is_rotary and not copied):
+        # The values, and whatever is not written anew, are views of the projection.
+        kept += size * (projection + (0.0 if is_rotary else copied))
+    elif not is_rotary:
+        kept += size * copied
+    if is_rotary or normed:
+        kept += size * (query + (0.0 if expands else key))
+    if is_rotary and workload.code.backend == "native":
+        # Cosines and sines, of the queries and of the keys, made anew in each layer.
+        tables = 4 * size * shape.seq_length / workload.topology.cp * shape.head_size
+    else:
+        tables = 0.0
+    return tokens * kept + tables
+
+
+def _unfused(workload: Workload) -> tuple[float, float, float]:
+    """What Megatron's own attention keeps, and needs beyond it forward and backward.
+
+    The softmax is in fp32 where the scores are narrower, unless a kernel of Apex's or TE's does it all; with
+    dropout its mask (a byte) and what is left of it are kept instead of what goes into the dropout
+    (Korthikanti et al. 2022, ``5 a s^2 b``). ``dot_product_attention.py`` and ``fused_softmax.py``.
+    """
+    shape, code, size = workload.shape, workload.code, workload.precision.parameter
+    count = score_count(workload)
+    drops = bool(code.attention_dropout)
+    if code.fused_softmax:
+        return (size + drops * (size + 1)) * count, size * count, 2 * size * count
+    widens = size < _FP32 and code.softmax_in_fp32
+    if widens:
+        kept, forward = _FP32 + size + drops, (5 if drops else 6)
+        backward = 5 if drops else 6
+    else:
+        kept, forward = size + drops * (size + 1), size
+        # Scores are masked in place in a view, whose gradient autograd copies (``CopySlices``).
+        backward = 4 * size - kept
+    mask = shape.seq_length * shape.seq_length
+    expanded = 0.0
+    if _expands(workload):
+        expanded = 2 * size * workload.tokens * shape.query_size / workload.topology.tp
+    return kept * count + mask + expanded, forward * count, backward * count
+
+
+def _latent(workload: Workload) -> float:
+    """Of multi-head latent attention."""
+    shape, topology, size = workload.shape, workload.topology, workload.precision.parameter
+    tokens, tp, cut = workload.tokens, topology.tp, workload.sequence_cut
+    padded = padded_value_size(workload)
+    query = max(shape.query_size, padded) if padded > shape.value_size else shape.query_size
+    # Up-projections and rotations are written anew; the output of padded values once as it is and once cut.
+    kept = size * tokens * (2 * query + padded + (padded if padded > shape.value_size else 0)) / tp
+    of_queries, of_keys_values = shape.latent_sizes
+    rotated = shape.qk_pos_emb_head_dim
+    # Latents are gathered whole over tp; under sequence parallelism their norms see a slice of that.
+    kept += size * tokens * (of_queries + of_keys_values + rotated)
+    if shape.qk_layernorm:
+        kept += size * tokens * (of_queries + of_keys_values) / cut
+    return kept + 4 * size * shape.seq_length / topology.cp * rotated
