@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -30,13 +29,11 @@ def main() -> int:
         "--origins", type=int, default=0, help="lines about who made what is there at the peak"
     )
     given = parser.parse_args()
-    if given.origins:
-        os.environ["MEGAPLUG_REHEARSAL_ORIGINS"] = "1"
     jobs = list(enumerate(random_jobs(given.jobs, given.seed)))
     if given.only is not None:
         jobs = [jobs[given.only]]
     worst = 0.0
-    rehearsals = rehearse_all([(job, rank) for _, (_, job, rank) in jobs])
+    rehearsals = rehearse_all([(job, rank) for _, (_, job, rank) in jobs], origins=given.origins > 0)
     for (number, (words, job, rank)), rehearsed in zip(jobs, rehearsals, strict=True):
         figures = {figure.name: figure for figure in compare(job, rehearsed)}
         peak = figures["peak"]

@@ -12,11 +12,11 @@ from megaplug.plan.in_flight import (
     held_microbatches,
     passes_in_flight,
 )
+from megaplug.plan.layer_memory import LayerMemory, layer_memory
 from megaplug.plan.numbers import least, most
 from megaplug.plan.pipeline_memory import held_in_backward, held_in_forward
 from megaplug.plan.step_ends import embedding_gradient, loss_memory, standing_buffers, tied_gradient
 from megaplug.plan.workload import Workload
-from megaplug.plan.workspace import LayerMemory, layer_memory
 
 Kinds = dict[bool, LayerMemory]
 """A layer's memory, without and with experts."""

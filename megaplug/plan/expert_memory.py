@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megaplug.plan.layer_memory import mlp_kept, mlp_moments, widest_step
+from megaplug.plan.mlp_memory import mlp_kept, mlp_moments, widest_step
 from megaplug.plan.numbers import most
 from megaplug.plan.workload import Workload
 

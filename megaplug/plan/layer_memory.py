@@ -1,65 +1,107 @@
-"""What an MLP keeps of one microbatch for its backward pass, and the steps of that pass: bytes, modelled.
+"""One layer: what it keeps, what it computes again and what it needs for a moment beside all that is kept.
 
-With T tokens of a microbatch on a rank, e bytes a number, t = tp, and S = t under sequence parallelism or 1,
-a dense layer keeps ``4 T h e / S`` (the inputs of two norms and what comes out of them, which the linear
-layers keep), what attention keeps (``attention_memory.py``) and ``T f (g + 1) e / t`` (before and after the
-activation function; g is 2 for SwiGLU). That is Korthikanti et al. 2022, section 4, with grouped queries,
-SwiGLU and without dropout. All were counted in the modules themselves (``benchmarks/rehearse_random.py``).
+Modelled, in bytes. A layer's peaks come while its MLP runs: forward when its output is summed up over
+tensor-parallel ranks, backward in one of its three steps (second projection, activation function, first
+projection), or while unfused attention has its scores. Each is written down as what is there then, less what
+the steps before it have let go of. The letters are those of ``mlp_memory.py``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megaplug.plan.attention_memory import AttentionMemory, attention_memory, padded_value_size
+from megaplug.plan.expert_memory import experts_backward, experts_forward, experts_kept
+from megaplug.plan.mlp_memory import mlp_kept, mlp_moments, widest_step
 from megaplug.plan.numbers import most
 from megaplug.plan.workload import Workload
 
+_FP32 = 4
+
 
 @dataclass(frozen=True)
-class MlpMoments:
-    """Bytes around the activation function of an MLP.
+class LayerMemory:
+    """Bytes of one layer and one microbatch.
 
     Attributes:
-        between: After it.
-        before: Before it: ``g`` times as many.
-        second: The gradient of the second projection's weight.
-        first: Of the first one's.
+        input: Its input, all that full recompute keeps of it.
+        kept: What is kept from forward to backward.
+        again: What selective recompute makes anew while the layer's backward pass runs.
+        forward: Beyond what is kept, at the peak of its forward pass.
+        backward: Likewise of its backward pass, beyond ``kept + again``.
     """
 
-    between: float
-    before: float
-    second: float
-    first: float
+    input: float
+    kept: float
+    again: float
+    forward: float
+    backward: float
+
+    @property
+    def whole(self) -> float:
+        """All that its backward pass needs."""
+        return self.kept + self.again
 
 
-def mlp_kept(workload: Workload, ffn: float, tokens: float) -> float:
-    """Before and after the activation function, of a dense MLP of that hidden size (already cut over tp)."""
-    shape = workload.shape
-    gates = 2 if shape.swiglu else 1
-    parts = gates + 1
-    if workload.code.device == "cpu" and shape.swiglu:
-        # ``layers/swiglu.py`` keeps the SiLU of the gate; on CUDA Megatron's fused one is compiled.
-        parts += 1
-    return workload.precision.parameter * tokens * ffn * parts
+def layer_memory(workload: Workload, *, has_experts: bool) -> LayerMemory:
+    """One layer's bytes."""
+    shape, code, size = workload.shape, workload.code, workload.precision.parameter
+    local = workload.tokens / workload.sequence_cut
+    stream = size * local * shape.hidden_size
+    attention = attention_memory(workload)
+    statistics = 2 * _FP32 * local * (2 if shape.normalization == "LayerNorm" else 1)
+    masks = 2 * local * shape.hidden_size if code.hidden_dropout else 0
+    modules = workload.recompute.modules if workload.recompute.granularity == "selective" else ()
+    again = 2 * stream if "layernorm" in modules else 0.0
+    if "core_attn" in modules:
+        again += attention.scores
+    if "mla_up_proj" in modules and shape.multi_latent_attention:
+        heads = 2 * shape.query_size + padded_value_size(workload)
+        again += size * workload.tokens * heads / workload.topology.tp
+    # The gradient of the stream; where dropout stands before it, another one.
+    backward = stream * (2 if code.hidden_dropout else 1)
+    if has_experts:
+        mlp, of_mlp, forward, after = _experts(workload, modules, stream)
+    else:
+        mlp, of_mlp, forward, after = _dense(workload, modules, stream)
+    backward = most(backward + after, 2 * stream + attention.backward - mlp - 2 * stream)
+    forward = most(forward, _attention_forward(attention, modules, stream) - mlp + of_mlp)
+    kept = 4 * stream + attention.kept + statistics + masks + mlp - again - of_mlp
+    return LayerMemory(stream, kept, again + of_mlp, forward, backward)
 
 
-def mlp_moments(workload: Workload, ffn: float, tokens: float, *, matrices: float = 1) -> MlpMoments:
-    """Of an MLP of that hidden size, or of several whose weights are one tensor."""
-    size, gates = workload.precision.parameter, 2 if workload.shape.swiglu else 1
-    between, weight = size * tokens * ffn, matrices * size * ffn * workload.shape.hidden_size
-    return MlpMoments(between, gates * between, weight, gates * weight)
+def _attention_forward(attention: AttentionMemory, modules: tuple[str, ...], stream: float) -> float:
+    """As the core attention runs, when nothing that comes after it is there."""
+    again = attention.scores if "core_attn" in modules else 0.0
+    return attention.forward + again - 2 * stream
 
 
-def widest_step(mlp: MlpMoments, *, before: float, after: float) -> float:
-    """The fullest of an MLP's three steps backward, beyond what it kept.
+def _dense(workload: Workload, modules: tuple[str, ...], stream: float) -> tuple[float, float, float, float]:
+    """An MLP: what it keeps, how much of that is made anew, its peaks forward and backward."""
+    shape, tp, size = workload.shape, workload.topology.tp, workload.precision.parameter
+    ffn = shape.ffn_hidden_size / tp
+    kept = mlp_kept(workload, ffn, workload.tokens)
+    whole = size * workload.tokens * shape.hidden_size
+    is_cut = workload.sequence_cut > 1
+    moments = mlp_moments(workload, ffn, workload.tokens)
+    backward = widest_step(moments, before=whole * is_cut, after=whole + stream * is_cut)
+    forward = stream + whole
+    if "mlp" not in modules:
+        return kept, 0.0, forward, backward
+    # What comes out of it is made anew, too.
+    return kept, kept, forward + kept, backward + stream
 
-    Args:
-        mlp: Its sizes.
-        before: The output's gradient where it is gathered.
-        after: The input's gradient, whole and as it is passed on.
-    """
-    second = before + mlp.between + mlp.second
-    # Both gradients; what the second projection kept is gone.
-    activation = mlp.before
-    first = after + mlp.first - mlp.between
-    return most(second, most(activation, first))
+
+def _experts(
+    workload: Workload, modules: tuple[str, ...], stream: float
+) -> tuple[float, float, float, float]:
+    """Likewise a layer of experts."""
+    parts = experts_kept(workload)
+    kept = sum(parts.values())
+    forward = most(experts_forward(workload, stream), 2 * stream)
+    backward = experts_backward(workload)
+    if "moe" in modules:
+        return kept, kept, forward + kept, most(backward, forward) + stream
+    again = parts["expert_activation"] if "moe_act" in modules else 0.0
+    again += parts["shared_experts"] if "shared_experts" in modules else 0.0
+    return kept, again, forward, backward

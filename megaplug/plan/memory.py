@@ -1,8 +1,8 @@
 """A rank's memory at its fullest moment, by what it is for: modelled bytes that torch hands out.
 
 What lies outside of it is `Cluster.reserved`: the CUDA context, NCCL, libraries' own workspaces, and what the
-allocator holds without using it. State: below. Activations: ``activations.py``, of layers as ``workspace.py``
-has them; loss, embedding and optimizer: ``step_ends.py``.
+allocator holds without using it. State: below. Activations: ``activations.py``, of layers as
+``layer_memory.py`` has them; loss, embedding and optimizer: ``step_ends.py``.
 """
 
 from __future__ import annotations

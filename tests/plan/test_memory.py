@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from megaplug.plan.in_flight import held_microbatches
+from megaplug.plan.layer_memory import layer_memory
 from megaplug.plan.memory import GIB, estimate, stage_memory
 from megaplug.plan.parameters import total_parameters
 from megaplug.plan.workload import Implementation, Precision, Recompute, Sharing, Workload
-from megaplug.plan.workspace import layer_memory
 from megaplug.topology import Batch, ModelShape, Topology
 
 TINY = ModelShape(4, 256, 688, 8, 2, 32, 256, 256)

@@ -10,18 +10,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
 
 from megaplug.errors import UserError
 from megaplug.job.schema import Job
 from megaplug.job.variables import CONNECTIONS
 from megaplug.plan.rehearsal.frozen import freeze, rehearsed_job
 from megaplug.plan.rehearsal.result import RankRehearsal
-
-# A traceback's last lines, which name the fault.
-_SHOWN_LINES = 14
+from megaplug.runs.helper_output import content, in_memory, last_words
 
 
 def rehearse(job: Job, ranks: Sequence[int]) -> Generator[RankRehearsal]:
@@ -40,15 +37,20 @@ def rehearse(job: Job, ranks: Sequence[int]) -> Generator[RankRehearsal]:
     yield from rehearse_all([(job, rank) for rank in ranks])
 
 
-def rehearse_all(wanted: Sequence[tuple[Job, int]]) -> Generator[RankRehearsal]:
-    """As :func:`rehearse`, for ranks of several jobs: torch and Megatron are imported once."""
+def rehearse_all(wanted: Sequence[tuple[Job, int]], *, origins: bool = False) -> Generator[RankRehearsal]:
+    """As :func:`rehearse`, for ranks of several jobs: torch and Megatron are imported once.
+
+    Args:
+        wanted: Jobs, each with one of its ranks.
+        origins: Whether the results say who made what was there at the peak, which takes a few times longer.
+    """
     # Files in memory: a job may be longer than what a pipe holds, and so may what libraries print.
-    with _in_memory("asked") as asked, _in_memory("said") as said:
+    with in_memory("asked") as asked, in_memory("said") as said:
         texts: dict[int, str] = {}
         for job, rank in wanted:
             text = texts.get(id(job)) or freeze(rehearsed_job(job))
             texts[id(job)] = text
-            asked.write(json.dumps({"job": text, "rank": rank}) + "\n")
+            asked.write(json.dumps({"job": text, "rank": rank, "origins": origins}) + "\n")
         asked.seek(0)
         command = [sys.executable, "-m", "megaplug.runtime.rehearsal", str(os.getpid())]
         pipe = subprocess.PIPE
@@ -67,8 +69,7 @@ def rehearse_all(wanted: Sequence[tuple[Job, int]]) -> Generator[RankRehearsal]:
                 # Its forks end with it. Where all is told it has ended, and this does nothing.
                 child.kill()
         if code:
-            said.seek(0)
-            raise _failure(status=code, said="\n".join(said.read().strip().splitlines()[-_SHOWN_LINES:]))
+            raise _failure(status=code, said=last_words(content(said)))
 
 
 def _failure(
@@ -91,13 +92,9 @@ def _failure(
     return UserError(f"the rehearsal{of} failed; its last words:\n{said}", exit_code=1)
 
 
-def _in_memory(name: str) -> TextIO:
-    return os.fdopen(os.memfd_create(f"megaplug-{name}"), "w+", errors="replace")
-
-
-def _environment() -> Mapping[str, str]:
+def _environment() -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
     # A rehearsal computes nothing that threads could share, and has no GPU whose queues would matter.
-    kept: dict[str, Any] = {name: value for name, value in os.environ.items() if name != CONNECTIONS}
+    kept = {name: value for name, value in os.environ.items() if name != CONNECTIONS}
     return {**kept, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}

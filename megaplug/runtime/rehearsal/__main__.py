@@ -1,7 +1,8 @@
 """``python -m megaplug.runtime.rehearsal PARENT``: a rank from each line read, a JSON line of what it has.
 
-Read is ``{"job": <text of a job.yaml>, "rank": 3}``, a line each, to the end. Told is what `stage.rehearse`
-has counted, in this order, or ``{"failed": {...}}`` as the last line. Nothing is written to a disk.
+Read is ``{"job": <text of a job.yaml>, "rank": 3, "origins": false}``, a line each, to the end. Told is what
+`stage.rehearse` has counted, in this order, or ``{"failed": {...}}`` as the last line. Nothing is written to
+a disk.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ from typing import Any, TextIO
 
 from megaplug.errors import UserError
 from megaplug.runs.dependent import end_with
-
-# A traceback's last lines, which name the fault.
-_SHOWN_LINES = 14
+from megaplug.runs.helper_output import content, in_memory, last_words
 
 
 def main(parent: int) -> int:
@@ -97,13 +96,13 @@ def _rehearse_all(asked: Sequence[Mapping[str, Any]], answers: TextIO) -> int:
             if ended.status:
                 # The others end with this process.
                 return _tell_failure(ended, answers)
-        print(_content(forks[number].found), file=answers, flush=True)
+        print(content(forks[number].found), file=answers, flush=True)
     return 0
 
 
-def _start(job: str, rank: int) -> _Fork:
+def _start(job: str, rank: int, origins: bool) -> _Fork:
     here = os.getpid()
-    found, said = _in_memory("found"), _in_memory("said")
+    found, said = in_memory("found"), in_memory("said")
     if pid := os.fork():
         return _Fork(rank, pid, found, said)
     end_with(here)
@@ -111,7 +110,7 @@ def _start(job: str, rank: int) -> _Fork:
     try:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(said.fileno(), stream.fileno())
-        found.write(json.dumps(_rehearse(job, rank)))
+        found.write(json.dumps(_rehearse(job, rank, origins)))
         code = 0
     except UserError as error:
         found.write(json.dumps({"message": error.message, "hint": error.hint}))
@@ -123,7 +122,7 @@ def _start(job: str, rank: int) -> _Fork:
     os._exit(code)
 
 
-def _rehearse(job: str, rank: int) -> dict[str, object]:
+def _rehearse(job: str, rank: int, origins: bool) -> dict[str, object]:
     from megaplug.job.freeze import frozen_from_text
     from megaplug.runs.folder import RunFolder
     from megaplug.runtime import environment, loudness
@@ -132,30 +131,18 @@ def _rehearse(job: str, rank: int) -> dict[str, object]:
     frozen = frozen_from_text(job, RunFolder(Path(os.devnull)).job_file)
     loudness.set_level(frozen.job.logging.level)
     environment.prepare(frozen)
-    return stage.rehearse(frozen, rank)
+    return stage.rehearse(frozen, rank, with_origins=origins)
 
 
 def _tell_failure(fork: _Fork, answers: TextIO) -> int:
-    known = json.loads(_content(fork.found) or "{}")
-    last = _content(fork.said).strip().splitlines()[-_SHOWN_LINES:]
-    return _failed(answers, rank=fork.rank, status=fork.status, said="\n".join(last), **known)
+    known = json.loads(content(fork.found) or "{}")
+    said = last_words(content(fork.said))
+    return _failed(answers, rank=fork.rank, status=fork.status, said=said, **known)
 
 
 def _failed(answers: TextIO, **values: object) -> int:
     print(json.dumps({"failed": values}), file=answers, flush=True)
     return 1
-
-
-def _in_memory(name: str) -> TextIO:
-    """A file without a name in any folder, which no disk has to take and nobody has to remove."""
-    return os.fdopen(os.memfd_create(f"megaplug-{name}"), "w+", errors="replace")
-
-
-def _content(file: TextIO) -> str:
-    file.seek(0)
-    text = file.read()
-    file.close()
-    return text
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """Where what lay on the device at a peak was made: a view to understand a rehearsal with.
 
-With ``MEGAPLUG_REHEARSAL_ORIGINS=1`` in the environment a rehearsal finds it out, which takes a few times
-longer, and its result says it (``benchmarks/rehearse_random.py --only N --origins 30``).
+A rehearsal takes a few times longer with it (``benchmarks/rehearse_random.py --only N --origins 30``).
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ import torch
 
 from megaplug.runtime.rehearsal.book import Book
 
-ASKED_FOR = "MEGAPLUG_REHEARSAL_ORIGINS"
 # Files whose frames say nothing of who asked for memory.
 _OURS = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
@@ -79,11 +76,6 @@ class OriginBook(Book):
             f"{count:4} {count * nbytes / 2**20:9.2f} MiB {nbytes:12} {origin}"
             for (origin, nbytes), count in found
         ]
-
-
-def asked_for() -> Book | None:
-    """The book to keep where the environment asks for origins."""
-    return OriginBook() if os.environ.get(ASKED_FOR) else None
 
 
 def origin() -> str:

@@ -18,9 +18,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from megaplug.job.freeze import FrozenJob
 from megaplug.runtime import cpu, fused_adam, packages, repairs
-from megaplug.runtime.rehearsal import balanced, origins, world
+from megaplug.runtime.rehearsal import balanced, world
 from megaplug.runtime.rehearsal.book import GRADIENTS, OPTIMIZER, OTHER, WEIGHTS
 from megaplug.runtime.rehearsal.meter import Meter, watching_resizes
+from megaplug.runtime.rehearsal.origins import OriginBook
 from megaplug.runtime.rehearsal.traffic import sent_bytes
 
 
@@ -110,12 +111,13 @@ class _Entered(torch.autograd.Function):
         raise AssertionError("the gradient is taken from the edge")
 
 
-def rehearse(frozen: FrozenJob, rank: int) -> dict[str, Any]:
+def rehearse(frozen: FrozenJob, rank: int, *, with_origins: bool = False) -> dict[str, Any]:
     """Build the rank and take one step of it.
 
     Args:
         frozen: The job; nothing of its folder is read or written.
         rank: Which of its ranks.
+        with_origins: Whether who made what was there at the peak is found out, too.
 
     Returns:
         What was counted, as plain values.
@@ -124,7 +126,7 @@ def rehearse(frozen: FrozenJob, rank: int) -> dict[str, Any]:
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(frozen.topology.world_size), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1"
     )
-    meter = Meter(book=origins.asked_for())
+    meter = Meter(book=OriginBook() if with_origins else None)
     _meters.append(meter)
     balanced.install(meter)
     args, model_config = _initialize(frozen, rank)
