@@ -16,12 +16,15 @@ class Problem:
         hint: What would be right; empty if nothing better than the message can be said.
         lacks: What this machine lacks, such as a package, where nothing else is wrong: the job may run on
             another. Empty for what is wrong everywhere.
+        megatron_accepts: Whether Megatron lets it through in silence and does something else than what was
+            asked for. The message says what.
     """
 
     key: str
     message: str
     hint: str = ""
     lacks: str = ""
+    megatron_accepts: bool = False
 
     def __str__(self) -> str:
         text = f"{self.key}: {self.message}" if self.key else self.message

@@ -157,7 +157,10 @@ def _routing(job: Job) -> Iterator[Problem]:
     if (groups is None) != (chosen is None):
         missing = "moe_router_num_groups" if groups is None else "moe_router_group_topk"
         message = "group-limited routing needs the number of groups and how many of them a token may use"
-        yield Problem(f"moe.{missing}", message, "give both or neither")
+        accepts = chosen is None
+        if accepts:
+            message += "; Megatron accepts the number alone and routes without groups"
+        yield Problem(f"moe.{missing}", message, "give both or neither", megatron_accepts=accepts)
     elif groups is not None and chosen is not None and groups > 0 and chosen > 0:
         if moe.num_experts % groups:
             message = f"{moe.num_experts} experts cannot be divided into {groups} groups"

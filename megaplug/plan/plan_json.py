@@ -61,9 +61,17 @@ def plan_json(plan: Plan, rows: Sequence[RankRow] = ()) -> dict[str, Any]:
     return content
 
 
-def problems_json(problems: Sequence[Problem]) -> list[dict[str, str]]:
+def problems_json(problems: Sequence[Problem]) -> list[dict[str, str | bool]]:
     """Problems as plain values."""
-    return [{"key": each.key, "message": each.message, "hint": each.hint} for each in problems]
+    return [
+        {
+            "key": each.key,
+            "message": each.message,
+            "hint": each.hint,
+            "megatron_accepts": each.megatron_accepts,
+        }
+        for each in problems
+    ]
 
 
 def lacking_json(lacking: Sequence[Problem]) -> list[dict[str, str]]:

@@ -103,9 +103,10 @@ def _latent_problems(topology: Topology, shape: ModelShape) -> Iterator[Problem]
         # finalize_model_grads takes every q_layernorm for one of each rank's own heads.
         yield Problem(
             "topology.sequence_parallel",
-            f"latent attention with tp {tp} needs sequence parallelism "
-            "(else Megatron sums gradients of its norms that are whole already)",
+            f"latent attention with tp {tp} needs sequence parallelism; Megatron accepts it without and then "
+            "sums gradients of its norms that are whole already",
             "set topology.sequence_parallel=true",
+            megatron_accepts=True,
         )
     keys_values = shape.kv_lora_rank + shape.qk_pos_emb_head_dim
     for key, size, what in (

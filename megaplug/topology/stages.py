@@ -153,9 +153,16 @@ def _uneven_problems(topology: Topology, num_layers: int) -> list[Problem]:
     given = " and ".join(f"{key.split('_')[1]} {count}" for key, count in named.items())
     key = next(iter(named))
     if stages < 0:
-        # Megatron has no rule here and lets through what adds up by accident, with the first count unread.
+        # Megatron reads the last stage's count alone.
+        by_accident = named[LAST] == num_layers
         problems.append(
-            Problem(key, f"first and last stage are named, but there is only pp {pp}", "set topology.pp=2")
+            Problem(
+                key,
+                f"first and last stage are named, but there is only pp {pp}"
+                + ("; Megatron accepts it and leaves the first one's count unread" if by_accident else ""),
+                "set topology.pp=2",
+                megatron_accepts=by_accident,
+            )
         )
     elif rest < 0 or (rest > 0) != (stages > 0) or (stages and rest % stages):
         problems.append(

@@ -70,7 +70,7 @@ def test_what_fits_together_passes(words: list[str]) -> None:
         (
             [*LATENT, "topology.tp=2", "topology.sequence_parallel=false"],
             "topology.sequence_parallel",
-            "latent attention with tp 2",
+            "latent attention with tp 2 needs sequence parallelism; Megatron accepts it",
         ),
         ([*LATENT, "model.num_query_groups=2"], "model.num_query_groups", "no groups of heads, but 2"),
         ([*LATENT, "model.kv_channels=32"], "model.kv_channels", "qk_head_dim"),
@@ -94,7 +94,7 @@ def test_what_fits_together_passes(words: list[str]) -> None:
             "moe.moe_router_enable_expert_bias",
             "sigmoid and sqrtsoftplus",
         ),
-        ([*MOE, GROUPS[0]], "moe.moe_router_group_topk", "how many of them"),
+        ([*MOE, GROUPS[0]], "moe.moe_router_group_topk", "Megatron accepts the number alone"),
         ([*MOE, GROUPS[1]], "moe.moe_router_num_groups", "the number of groups"),
         ([*MOE, "moe.moe_router_num_groups=3", GROUPS[1]], "moe.moe_router_num_groups", "4 experts"),
         ([*MOE, GROUPS[0], "moe.moe_router_group_topk=3"], "moe.moe_router_group_topk", "3 of 2 groups"),

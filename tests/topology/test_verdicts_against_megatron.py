@@ -1,6 +1,7 @@
 """Our verdict on whole jobs against Megatron's; `megatron_verdict` says which functions are asked.
 
-Where the two differ by design, the rule says so beside its source; here such rules are listed by their words.
+What Megatron lets through in silence and megaplug does not is refused with words that say so: there Megatron
+has to accept the job.
 """
 
 from __future__ import annotations
@@ -23,15 +24,6 @@ from megaplug.job.schema import Job
 from megaplug.topology import Topology, resolve, violations
 
 WORKERS = 2
-# What Megatron lets through all the same, by our words for it: each rule names the reason where it stands.
-STRICTER = (
-    # finalize_model_grads sums gradients of norms that are whole on every rank: training is wrong in silence.
-    "latent attention with tp",
-    # Megatron leaves either key out in silence without the other.
-    "group-limited routing needs the number of groups",
-    # The sums may come out right by accident; the key for the first stage then does nothing.
-    "first and last stage are named, but there is only pp 1",
-)
 # What a sample must have asked for, on our side and on Megatron's.
 FAMILIES = (
     *(
@@ -86,10 +78,9 @@ def judge(seed: int, count: int) -> dict[str, Any]:
             tally[f"ours {key}"] += 1
         if theirs is not None:
             tally[f"theirs {theirs[0]}"] += 1
-        stricter = [problem for problem in problems if any(part in problem.message for part in STRICTER)]
-        if theirs is None and problems and problems == stricter:
-            tally["stricter"] += 1
-        elif bool(problems) != (theirs is not None):
+        refused = [problem for problem in problems if not problem.megatron_accepts]
+        tally["accepted by Megatron alone"] += bool(problems) and not refused
+        if bool(refused) != (theirs is not None):
             disagreements.append((job.topology, job.moe, job.model, job.train, problems, theirs))
     return {"tally": tally, "disagreements": disagreements}
 
@@ -113,4 +104,6 @@ def test_our_verdict_on_ten_thousand_jobs_is_megatrons(tmp_path: Path) -> None:
     print(dict(sorted(tally.items())))
     assert 3_000 < tally["legal"] < 7_000, tally
     missing = [family for family in FAMILIES if tally[family] < 20]
-    assert not missing and tally["theirs schedule"] and tally["stricter"] < 200, tally
+    assert not missing and tally["theirs schedule"], tally
+    # The rules that Megatron does not have are met, and are few.
+    assert 20 < tally["accepted by Megatron alone"] < 200, tally
