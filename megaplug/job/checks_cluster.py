@@ -16,7 +16,7 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = ("reserved_gib", "price_per_gpu_hour")
 _DEAREST = 1e6
-_MAY_BE_NULL = ("num_gpus", "price_per_gpu_hour", "constants")
+_MAY_BE_NULL = ("num_gpus", "link_domain", "price_per_gpu_hour", "constants")
 
 
 def cluster_problems(job: Job) -> Iterator[Problem]:

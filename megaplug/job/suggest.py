@@ -5,11 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# Fewer letters begin too many names.
+_BEGINNING = 3
+
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known name most like ``word``, or None when none is like it."""
+    """The known name most like ``word``, or None when none is like it.
+
+    The shortest that begins with it comes before those that only look like it: ``price`` is the beginning of
+    ``price_per_gpu_hour``.
+    """
     names = sorted(set(known))
     lower = {name.lower(): name for name in reversed(names)}
+    begun = [name for name in lower if name.startswith(word.lower())] if len(word) >= _BEGINNING else []
+    if begun:
+        return lower[min(begun, key=lambda name: (len(name), name))]
     found = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=0.6)
     return lower[found[0]] if found else None
 

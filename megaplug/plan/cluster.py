@@ -11,10 +11,11 @@ from typing import Any
 from megaplug.errors import UserError
 from megaplug.job.compose import conf_dir
 from megaplug.job.schema import ClusterConfig
-from megaplug.job.suggest import did_you_mean
+from megaplug.job.suggest import closest, did_you_mean
 
 GIB = 1024**3
 AUTO, WITHOUT_GPU = "auto", "cpu2"
+_MAY_BE_NULL = ("num_gpus", "link_domain", "price_per_gpu_hour", "constants")
 
 # What the driver calls a GPU, and its preset. H100 NVL and H100 PCIe, and the A100 of 40 GB, are others.
 _PRESET_OF_GPU = (
@@ -77,9 +78,12 @@ def cluster_of(config: ClusterConfig, gpu: str | None = None) -> Cluster:
         gpu: The name of the GPU that is here, for ``cluster=auto``; None where there is none.
 
     Raises:
-        UserError: No preset is known of that GPU, or a key is null that a cluster cannot do without.
+        UserError: No preset is known of that GPU, a key is null that a cluster cannot do without, or
+            there are no such constants.
     """
     values = dataclasses.asdict(config)
+    if config.constants is not None:
+        _check_constants(config.constants)
     if config.name == AUTO:
         below = preset_values(preset_of_gpu(gpu) if gpu is not None else WITHOUT_GPU)
         peaks = {**below["peak_tflops"], **(config.peak_tflops or {})}
@@ -136,8 +140,20 @@ def preset_of_gpu(gpu: str) -> str:
     )
 
 
+def _check_constants(name: str) -> None:
+    """That there are constants of this name: a whole set's, or those that go with a preset."""
+    from megaplug.plan.step_time.constants import constants_names
+
+    known = (*preset_names(), *constants_names())
+    if name not in known:
+        message = f"cluster.constants: there are no constants {name!r} of the step-time model"
+        presets = ", ".join(preset_names())
+        hint = f"those of a GPU: {presets}; or a set of megaplug/plan/step_time/constants"
+        raise UserError(message, hint=f"did you mean {meant}? {hint}" if (meant := closest(name, known)) else hint)
+
+
 def _cluster(values: dict[str, Any]) -> Cluster:
-    needed = [key for key in values if key not in ("num_gpus", "price_per_gpu_hour", "constants")]
+    needed = [key for key in values if key not in _MAY_BE_NULL]
     if missing := [f"cluster.{key}" for key in needed if values[key] is None]:
         raise UserError(f"{', '.join(missing)}: not given", hint="a cluster needs a value for each")
     return Cluster(
@@ -147,7 +163,7 @@ def _cluster(values: dict[str, Any]) -> Cluster:
         peak_flops={name: value * 1e12 for name, value in values["peak_tflops"].items()},
         memory_bandwidth=values["memory_bandwidth_tbps"] * 1e12,
         link_bandwidth=values["link_gbps"] * 1e9,
-        link_domain=values["link_domain"],
+        link_domain=values["link_domain"] or values["gpus_per_node"],
         network_bandwidth=values["network_gbps"] * 1e9,
         reserved=values["reserved_gib"] * GIB,
         device=values["device"],

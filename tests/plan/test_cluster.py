@@ -65,6 +65,34 @@ def test_without_a_gpu_it_is_two_cores_and_a_typed_key_holds():
 
 
 @pytest.mark.parametrize(
+    ("words", "domain"),
+    [
+        (["cluster=h100"], 8),
+        (["cluster=h100", "cluster.gpus_per_node=4"], 4),
+        (["cluster=h100", "cluster.gpus_per_node=4", "cluster.link_domain=8"], 8),
+        (["cluster=gb200", "cluster.gpus_per_node=8"], 72),
+        (["cluster.gpus_per_node=16"], 16),
+    ],
+)
+def test_links_join_the_gpus_of_a_machine_where_nothing_else_is_said(words, domain):
+    assert cluster_of(compose_job(words).cluster).link_domain == domain
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("foo", ""), ("h10", "did you mean h100?"), ("h100_fp8", "did you mean h100_fp8_")]
+)
+def test_constants_that_are_nowhere_are_refused(name, meant):
+    with pytest.raises(UserError, match="no constants") as caught:
+        cluster_of(compose_job(["cluster=h100", f"cluster.constants={name}"]).cluster)
+    assert meant in caught.value.hint and "a100_80gb" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["h200", "a100_80gb", "h100_fp8_bridge-25.09"])
+def test_constants_of_a_gpu_or_of_a_set_are_taken(name):
+    assert cluster_of(compose_job(["cluster=h100", f"cluster.constants={name}"]).cluster).constants == name
+
+
+@pytest.mark.parametrize(
     ("word", "key", "said"),
     [
         ("cluster.memory_gib=0", "cluster.memory_gib", "above 0"),
