@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from megaplug.commands import cli
+from megaplug.commands.hints import sound, with_words
+from megaplug.commands.notes import job_notes, plan_notes
+from megaplug.commands.plan_refused import Refused, planned_here
 from megaplug.commands.plan_words import Asked
 from megaplug.errors import Problem, UserError
 from megaplug.job.checks import job_shape, resolve_topology
 from megaplug.job.checks_values import value_problems
 from megaplug.job.elsewhere import Judgement, judge, remarks
 from megaplug.job.schema import Job
-from megaplug.plan.cluster import AUTO, Cluster, cluster_of
+from megaplug.plan.cluster import AUTO, Cluster, cluster_of, format_problem
 from megaplug.plan.plan import Plan, make_plan
-from megaplug.plan.plan_json import lacking_json, plan_json, problems_json
-from megaplug.plan.plan_text import plan_text
+from megaplug.plan.plan_json import FORMAT, lacking_json, plan_json
+from megaplug.plan.plan_text import labelled, plan_text
 from megaplug.plan.rank_table import rank_rows, table
-from megaplug.plan.remedies import Remedy, nearest_jobs, too_few_ranks
-from megaplug.plan.workload import workload_of
+from megaplug.plan.remedies import nearest_jobs, too_few_ranks
+from megaplug.plan.workload import precision_of, workload_of
 from megaplug.topology import resolve
 
 
@@ -29,40 +34,37 @@ def answer(asked: Asked) -> int:
     job, folder = asked.job, asked.folder("pictures")
     cluster = cluster_here(job)
     vocab_size = vocabulary(job)
-    device = _device(job, cluster)
-    judged = judge(job, device, suggest=False)
+    judged = judge(job, _device(job, cluster), suggest=False)
+    notes = plan_notes(job, asked.command.overrides, cluster)
     job = judged.job
-    if judged.problems:
-        return _impossible(asked, judged, device, cluster, vocab_size)
+    if judged.problems or _format_problems(job, cluster):
+        return _impossible(asked, judged, cluster, vocab_size)
     topology = resolve_topology(job)
     ranks = asked.ranks(topology.world_size)
     plan = plan_of(job, cluster, vocab_size, tokens=asked.count("tokens"))
     rows = rank_rows(topology, plan.workload.shape, ranks, cluster.gpus_per_node)
-    problems = plan.problems
-    if problems:
-        problems += too_few_ranks(job, topology.world_size, plan.workload.shape, cluster)
-    remedies = nearest_jobs(job, cluster, vocab_size) if problems else []
+    refused = _refused(asked, job, cluster, vocab_size, plan.problems) if plan.problems else None
     pictures = _draw(plan, folder, job.model.name) if folder is not None else []
     if asked.as_json:
-        content = plan_json(plan, rows) | {"problems": problems_json(problems)}
-        content |= {"nearest_that_work": [_remedy_json(found) for found in remedies]}
+        content = _named(asked) | plan_json(plan, rows) | {"nearest_that_work": []}
+        content |= refused.as_json() if refused else {}
         content |= {"pictures": [str(picture) for picture in pictures]} if pictures else {}
-        content |= {"lacking_here": lacking_json(judged.lacking)}
+        content |= {"notes": notes, "lacking_here": lacking_json(judged.lacking)}
         cli.show(json.dumps(content, indent=2))
-        return 2 if problems else 0
+        return 2 if refused else 0
     cli.show(f"{job.model.name} on {plan_text(plan)}")
     if rows:
         cli.show(f"\n{table(rows)}")
     if pictures:
         without = f" ({plan.no_time}: no others)" if plan.no_time else ""
         cli.show(f"\npictures       {folder}: {', '.join(picture.name for picture in pictures)}{without}")
-    if judged.lacking:
-        cli.show("\n" + "\n".join(remarks(judged.lacking)))
-    if problems:
+    if told := [*notes, *remarks(judged.lacking)]:
+        cli.show("\n" + "\n".join(labelled([("note", line) for line in told])))
+    if refused:
         sys.stdout.flush()
-        raise _error(job, cluster, problems, remedies, ())
+        raise refused.error
     if job.cluster.name == AUTO:
-        cli.show(f"\n{_here(cluster)}")
+        cli.show(f"\n{planned_here(cluster)}")
     return 0
 
 
@@ -128,67 +130,70 @@ def _device(job: Job, cluster: Cluster) -> str:
     return cluster.device if job.device == "auto" else job.device
 
 
-def _impossible(asked: Asked, judged: Judgement, device: str, cluster: Cluster, vocab_size: int) -> int:
-    """Why there is no plan, and the nearest jobs of which there is one."""
-    job = judged.job
+def _format_problems(job: Job, cluster: Cluster) -> list[Problem]:
+    """That the GPUs do not compute in the job's number format; of CPU ranks no time is modelled."""
+    problem = format_problem(cluster, precision_of(job).compute) if cluster.device == "cuda" else None
+    return [problem] if problem else []
+
+
+def _impossible(asked: Asked, judged: Judgement, cluster: Cluster, vocab_size: int) -> int:
+    """Say for a person or for a program why there is no plan."""
+    job, formats = judged.job, _format_problems(judged.job, cluster)
     if value_problems(job):
         # Of sizes that are no sizes nothing is near.
-        return _refuse(asked, UserError.from_problems(judged.problems), judged.problems, judged.lacking)
-    remedies = nearest_jobs(job, cluster, vocab_size)
-    # The nearest legal layouts are named only where none of them fits the cluster, too.
-    problems = judge(job, device, suggest=not remedies).problems
-    topology, _ = resolve(job.topology)
-    if topology is not None:
-        problems += too_few_ranks(job, topology.world_size, job_shape(job, vocab_size), cluster)
-    error = _error(job, cluster, problems, remedies, judged.lacking)
-    return _refuse(asked, error, problems, judged.lacking, remedies)
-
-
-def _refuse(
-    asked: Asked,
-    error: UserError,
-    problems: Sequence[Problem],
-    lacking: Sequence[Problem],
-    remedies: Sequence[Remedy] = (),
-) -> int:
-    """Say for a person or for a program that there is no plan."""
+        refused = Refused(judged.problems, (), cluster, job.cluster.name == AUTO)
+    else:
+        refused = _refused(asked, job, cluster, vocab_size, formats, layout=not formats)
+    notes = [*job_notes(asked.job, asked.command.overrides), *remarks(judged.lacking)]
     if not asked.as_json:
-        raise error
-    content = {
-        "possible": False,
-        "problems": problems_json(problems),
-        "nearest_that_work": [_remedy_json(found) for found in remedies],
-        "lacking_here": lacking_json(lacking),
-    }
-    cli.show(json.dumps(content, indent=2))
+        raise dataclasses.replace(refused, notes=notes).error
+    lacking = {"notes": notes, "lacking_here": lacking_json(judged.lacking)}
+    cli.show(json.dumps(_named(asked) | refused.as_json() | lacking, indent=2))
     return 2
 
 
-def _error(
+def _refused(
+    asked: Asked,
     job: Job,
     cluster: Cluster,
+    vocab_size: int,
     problems: Sequence[Problem],
-    remedies: Sequence[Remedy],
-    lacking: Sequence[Problem],
-) -> UserError:
-    lines = [str(UserError.from_problems(problems))]
-    if remedies:
-        lines.append("  the nearest that work (modelled), to be added to the command:")
-        lines += [f"    {found}" for found in remedies]
-    lines += [f"  {line}" for line in remarks(lacking)]
-    if job.cluster.name == AUTO:
-        lines.append(f"  {_here(cluster)}")
-    return UserError("\n".join(lines))
+    *,
+    layout: bool = True,
+) -> Refused:
+    """All that is wrong, and what would be right: only what leads to a plan is proposed.
+
+    Args:
+        asked: The question.
+        job: Its job, as judged.
+        cluster: The machines.
+        vocab_size: Of the model, before padding.
+        problems: What is wrong beside what its checks say.
+        layout: Whether another layout can be right.
+    """
+    remedies = nearest_jobs(job, cluster, vocab_size) if layout else []
+    # The nearest legal layouts are named only where none of them fits the cluster, too.
+    found = [*judge(job, _device(job, cluster), suggest=not remedies).problems, *problems]
+    topology, _ = resolve(job.topology)
+    if topology is not None:
+        found += too_few_ranks(job, topology.world_size, job_shape(job, vocab_size), cluster)
+    hints = sound(found, lambda words: _works(asked, words))
+    return Refused(hints, remedies, cluster, job.cluster.name == AUTO)
 
 
-def _here(cluster: Cluster) -> str:
-    return f"planned for this machine ({cluster.name}); cluster=h100 plans for others: --help cluster"
+def _works(asked: Asked, words: Sequence[str]) -> bool:
+    """Whether there is a plan with these overrides added to the command."""
+    try:
+        job = with_words(asked.job, asked.job_words, asked.command.source, words)
+        cluster = cluster_here(job)
+        judged = judge(job, _device(job, cluster), suggest=False)
+        problems = judged.problems or plan_of(judged.job, cluster, vocabulary(job)).problems
+    except UserError:
+        return False
+    return not problems
 
 
-def _remedy_json(remedy: Remedy) -> dict[str, object]:
-    return {
-        "overrides": list(remedy.words),
-        "world_size": remedy.world_size,
-        "layout": remedy.label,
-        "memory_bytes_per_rank_modelled": remedy.memory,
-    }
+def _named(asked: Asked) -> dict[str, Any]:
+    """What a program needs to know which answer this is, and of which job."""
+    job = asked.job
+    return {"format": FORMAT, "model": job.model.name, "precision": precision_of(job).compute}

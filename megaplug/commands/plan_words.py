@@ -57,6 +57,11 @@ class Asked:
     command: CommandLine
 
     @property
+    def job_words(self) -> list[str]:
+        """The words that are the job's, without this command's own."""
+        return split_words(self.command.overrides, ("action", *WORDS))[1]
+
+    @property
     def as_json(self) -> bool:
         """Whether a program reads the answer."""
         return self.typed.get("output") == "json"

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from megaplug.errors import UserError
+from megaplug.errors import Problem, UserError
 from megaplug.job.compose import conf_dir
 from megaplug.job.schema import ClusterConfig
 from megaplug.job.suggest import closest, did_you_mean
@@ -140,6 +140,27 @@ def preset_of_gpu(gpu: str) -> str:
     )
 
 
+def format_problem(cluster: Cluster, compute: str) -> Problem | None:
+    """That the GPUs of a cluster do not compute in a number format; None where they do.
+
+    Args:
+        cluster: The machines.
+        compute: What matrix products are computed in: a key of ``Cluster.peak_flops``.
+    """
+    if cluster.peak_flops.get(compute):
+        return None
+    peaks = {name: preset_values(name)["peak_tflops"].get(compute, 0) for name in preset_names()}
+    others = sorted((name for name, peak in peaks.items() if peak), key=lambda name: (peaks[name], name))[:2]
+    message = f"a GPU of {cluster.name} does not compute in {compute}: cluster.peak_tflops has " + ", ".join(
+        sorted(cluster.peak_flops)
+    )
+    return Problem(
+        "precision",
+        message,
+        "use " + " or ".join(["precision=bf16", *(f"cluster={name}" for name in others)]),
+    )
+
+
 def _check_constants(name: str) -> None:
     """That there are constants of this name: a whole set's, or those that go with a preset."""
     from megaplug.plan.step_time.constants import constants_names
@@ -149,7 +170,9 @@ def _check_constants(name: str) -> None:
         message = f"cluster.constants: there are no constants {name!r} of the step-time model"
         presets = ", ".join(preset_names())
         hint = f"those of a GPU: {presets}; or a set of megaplug/plan/step_time/constants"
-        raise UserError(message, hint=f"did you mean {meant}? {hint}" if (meant := closest(name, known)) else hint)
+        raise UserError(
+            message, hint=f"did you mean {meant}? {hint}" if (meant := closest(name, known)) else hint
+        )
 
 
 def _cluster(values: dict[str, Any]) -> Cluster:

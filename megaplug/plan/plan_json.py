@@ -12,6 +12,9 @@ from megaplug.plan.plan import Plan
 from megaplug.plan.plan_text import PARTS, TIMES
 from megaplug.plan.rank_table import RankRow
 
+FORMAT = 1
+"""Of the plan's JSON: it rises when a key goes or comes to mean something else, not when one is added."""
+
 CONVENTIONS = {
     "causal": "model FLOPs, forward and backward; attention as the causal mask leaves it",
     "full": "model FLOPs, forward and backward; attention over the whole square of scores",

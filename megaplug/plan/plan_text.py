@@ -40,12 +40,12 @@ def plan_text(plan: Plan) -> str:
         [
             *_head(plan),
             "",
-            *_rows(_size_rows(plan)),
+            *labelled(_size_rows(plan)),
             "",
             *_memory_table(plan),
             "",
             *_time_lines(plan),
-            *_rows(_cost_rows(plan)),
+            *labelled(_cost_rows(plan)),
         ]
     )
 
@@ -119,8 +119,8 @@ def _pipeline(plan: Plan) -> str:
     job = plan.workload
     many = job.num_microbatches
     text = (
-        f"{percent(plan.bubble)} of a step is bubble (waiting): {_microbatches(many)} in "
-        f"{job.topology.pp} stages"
+        f"{_microbatches(many)} in {job.topology.pp} stages: if all stages were equal, "
+        f"{percent(plan.bubble)} of a step would be bubble (waiting)"
     )
     if plan.bubble <= _LITTLE:
         return text
@@ -241,7 +241,8 @@ def _unit(plan: Plan) -> str:
     return "GPU" if plan.cluster.device == "cuda" else "core"
 
 
-def _rows(rows: Sequence[tuple[str, str]]) -> list[str]:
+def labelled(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Labels and values in two columns of `WIDTH` characters together."""
     lines = []
     for label, value in rows:
         text = textwrap.wrap(value, WIDTH - _LABEL, break_on_hyphens=False) or [""]

@@ -1,7 +1,9 @@
 """The nearest jobs that work: legal, and within the memory of the cluster, with the words to type.
 
 Asked for where a job is impossible. Milder changes come first: what leaves the result alone (a smaller
-microbatch, recomputation), then another layout of as many ranks, then more ranks.
+microbatch, recomputation), then another layout of as many ranks, then more ranks, or fewer where the cluster
+has no more. Of those that are nearest the one that takes
+the least GPU time for a token is named first.
 """
 
 from __future__ import annotations
@@ -10,17 +12,19 @@ import dataclasses
 import math
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from megaplug.errors import Problem, UserError
-from megaplug.job.checks import attention_problems, job_shape
+from megaplug.job.checks import attention_problems, job_shape, resolve_topology
 from megaplug.job.elsewhere import judge
 from megaplug.job.schema import Job, TopologyConfig
 from megaplug.plan.cluster import Cluster
 from megaplug.plan.memory import estimate
 from megaplug.plan.parameters import total_parameters
-from megaplug.plan.units import gib, in_words
+from megaplug.plan.plan import HOUR
+from megaplug.plan.step_time import step_time
+from megaplug.plan.units import gib, in_words, money, span
 from megaplug.plan.workload import workload_of
 from megaplug.topology import Batch, ModelShape, Topology, nearest_legal, overrides, resolve, violations
 
@@ -29,14 +33,13 @@ from megaplug.topology import Batch, ModelShape, Topology, nearest_legal, overri
 _MOST_TIMES = 8
 _MESHES = 2000
 _KEPT = 40
+# Of so many that are nearest, those that take the least GPU time are named.
+_COMPARED = 8
 # Sequences are not made shorter than this.
 _SHORTEST = 4096
 _ONE_RANK = Topology(1, 1, None, 1, 1, 1, 1, 1)
-_RECOMPUTE = {
-    "recompute_granularity": "full",
-    "recompute_method": "uniform",
-    "recompute_num_layers": 1,
-}
+# All layers, one by one; what nobody has said need not be typed.
+_RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class Remedy:
         world_size: Its ranks.
         memory: Modelled bytes of its fullest rank.
         label: Its layout in a few letters.
+        seconds: Modelled time of a step; None where no time is modelled.
+        dollars: What a billion tokens cost; None without a time or a price.
+        result: What of it changes what is learned, such as shorter sequences; empty if nothing does.
     """
 
     words: tuple[str, ...]
@@ -56,14 +62,30 @@ class Remedy:
     world_size: int
     memory: int
     label: str
+    seconds: float | None = None
+    dollars: float | None = None
+    result: str = ""
+
+    @property
+    def gpu_seconds_per_token(self) -> float:
+        """What it is compared by; 0 where no time is modelled."""
+        tokens = self.job.train.global_batch_size * self.job.model.seq_length
+        return (self.seconds or 0.0) * self.world_size / tokens
 
     def __str__(self) -> str:
         ranks = f"{self.world_size:,} rank{'s' * (self.world_size > 1)}"
-        return f"{' '.join(self.words)}   # {ranks}, {self.label}, {gib(self.memory)} GiB each"
+        said = [ranks, self.label, f"{gib(self.memory)} GiB each"]
+        if self.seconds is not None:
+            said.append(f"{span(self.seconds)} a step")
+        if self.dollars is not None:
+            said.append(f"{money(self.dollars)} a billion tokens")
+        if self.result:
+            said.append(f"trains otherwise: {self.result}")
+        return f"{' '.join(self.words)}   # {', '.join(said)}"
 
 
 def nearest_jobs(job: Job, cluster: Cluster, vocab_size: int, *, limit: int = 2) -> list[Remedy]:
-    """The nearest jobs that are legal and fit.
+    """The nearest jobs that are legal and fit, that with the least GPU time a token first.
 
     Args:
         job: One that is neither, or only legal; what else is wrong with it than its layout stays wrong.
@@ -96,15 +118,34 @@ def nearest_jobs(job: Job, cluster: Cluster, vocab_size: int, *, limit: int = 2)
         words = () if seq_length == length else (f"model.seq_length={seq_length}",)
         for world in worlds:
             tried = (_mildest(_cut(job, seq_length), mesh, words, vocab_size, cluster) for mesh in world)
-            if found := list(islice((remedy for remedy in tried if remedy and remedy.words), limit)):
-                return found
+            if found := list(islice((remedy for remedy in tried if remedy and remedy.words), _COMPARED)):
+                timed = [_timed(remedy, job, cluster, vocab_size) for remedy in found]
+                return sorted(timed, key=lambda remedy: remedy.gpu_seconds_per_token)[:limit]
     return []
+
+
+def _timed(remedy: Remedy, asked: Job, cluster: Cluster, vocab_size: int) -> Remedy:
+    """With its time, its price, and what of it changes the result."""
+    told, found = [], remedy.job
+    if found.model.seq_length != asked.model.seq_length:
+        told.append(f"sequences of {found.model.seq_length:,} tokens, not {asked.model.seq_length:,}")
+    if found.train.global_batch_size != asked.train.global_batch_size:
+        size = asked.train.global_batch_size
+        told.append(f"{found.train.global_batch_size:,} sequences a step, not {size:,}")
+    remedy = replace(remedy, result=" and ".join(told))
+    if cluster.device != "cuda":
+        return remedy
+    workload = workload_of(found, resolve_topology(found), job_shape(found, vocab_size))
+    remedy = replace(remedy, seconds=step_time(workload, cluster).total)
+    if (price := cluster.price_per_gpu_hour) is None:
+        return remedy
+    return replace(remedy, dollars=1e9 * remedy.gpu_seconds_per_token / HOUR * price)
 
 
 def _cut(job: Job, seq_length: int) -> Job:
     """The job with sequences of at most this length."""
     length = min(job.model.seq_length, seq_length)
-    return dataclasses.replace(job, model=dataclasses.replace(job.model, seq_length=length))
+    return replace(job, model=replace(job.model, seq_length=length))
 
 
 def _fits(job: Job, mesh: Topology, cluster: Cluster, vocab_size: int) -> bool:
@@ -150,7 +191,16 @@ def too_few_ranks(job: Job, world_size: int, shape: ModelShape, cluster: Cluster
 
 
 def _worlds(asked: int, least: int, cluster: Cluster) -> Iterator[int]:
-    """As many ranks as asked for, then twice, three, four, five times as many and so on; large enough."""
+    """As many ranks as asked for, then twice, three, four, five times as many and so on; large enough.
+
+    Of a cluster with fewer: all its GPUs, then parts of what was asked for that it has.
+    """
+    if cluster.num_gpus is not None and asked > cluster.num_gpus:
+        parts = {asked // by for by in range(2, asked + 1) if asked % by == 0}
+        yield from sorted(
+            (size for size in parts | {cluster.num_gpus} if least <= size <= cluster.num_gpus), reverse=True
+        )
+        return
     most = _MOST_TIMES * max(asked, least)
     for factor in sorted({base << power for base in (1, 3, 5, 15) for power in range(16)}):
         size = asked * factor
@@ -166,8 +216,8 @@ def _meshes(
     batch = Batch(1, world_size)
     if world_size == asked.world_size and asked.dp and not violations(asked, shape, batch):
         yield asked
-    start = dataclasses.replace(asked, world_size=world_size, dp=0)
-    request = dataclasses.replace(job.topology, world_size=world_size, dp=None)
+    start = replace(asked, world_size=world_size, dp=0)
+    request = replace(job.topology, world_size=world_size, dp=None)
     if world_size == asked.world_size and job.topology.world_size is None:
         # Nobody has said how many ranks: those follow from the sizes that are nearest.
         start, request = asked, job.topology
@@ -175,7 +225,7 @@ def _meshes(
     precision = workload_of(job, _ONE_RANK, shape).precision
     # If stages were equal, weights and gradients alone: quickly told.
     held = total_parameters(shape) * (precision.parameter + precision.gradient)
-    in_two = dataclasses.replace(job, topology=dataclasses.replace(job.topology, cp=2))
+    in_two = replace(job, topology=replace(job.topology, cp=2))
     cuts_sequences = all(problem.key != "topology.cp" for problem in attention_problems(in_two))
     for mesh in nearest_legal(start, shape, batch, _MESHES, request=request):
         possible = mesh.tp <= widest and (mesh.cp == 1 or cuts_sequences)
@@ -190,18 +240,19 @@ def _mildest(
     job: Job, mesh: Topology, words: tuple[str, ...], vocab_size: int, cluster: Cluster
 ) -> Remedy | None:
     """The job on a layout, if need be with a microbatch of 1 and with recomputation; None if none fits."""
-    laid_out = dataclasses.replace(job, topology=_config(job.topology, mesh))
+    laid_out = replace(job, topology=_config(job.topology, mesh))
     words, shape = (*overrides(mesh, job.topology), *words), job_shape(job, vocab_size)
     tried = [(laid_out, words)]
     if job.train.micro_batch_size > 1:
         tried.append((_train(laid_out, micro_batch_size=1), (*words, "train.micro_batch_size=1")))
     if job.train.recompute_granularity != "full":
-        again = tuple(f"train.{key}={value}" for key, value in _RECOMPUTE.items())
-        if job.train.recompute_modules is not None:
-            again += ("train.recompute_modules=null",)
-        tried += [
-            (_train(found, **_RECOMPUTE, recompute_modules=None), (*typed, *again)) for found, typed in tried
-        ]
+        anew = {"recompute_granularity": "full"} | {
+            key: None
+            for key in ("recompute_method", "recompute_num_layers", "recompute_modules")
+            if getattr(job.train, key) is not None
+        }
+        again = [f"train.{key}={'null' if value is None else value}" for key, value in anew.items()]
+        tried += [(_train(found, **anew), (*typed, *again)) for found, typed in tried]
     if _needed(tried[-1][0], mesh, shape) > cluster.usable_memory:
         return None
     for found, typed in tried:
@@ -231,10 +282,10 @@ def _needed(job: Job, mesh: Topology, shape: ModelShape) -> float:
 
 
 def _train(job: Job, **changes: object) -> Job:
-    return dataclasses.replace(job, train=dataclasses.replace(job.train, **changes))  # type: ignore[arg-type]
+    return replace(job, train=replace(job.train, **changes))  # type: ignore[arg-type]
 
 
 def _config(asked: TopologyConfig, mesh: Topology) -> TopologyConfig:
     """The section that makes a layout, with all that a layout does not know as it was asked for."""
     sizes = {field.name: getattr(mesh, field.name) for field in dataclasses.fields(mesh)}
-    return dataclasses.replace(asked, **sizes)
+    return replace(asked, **sizes)

@@ -199,6 +199,16 @@ class Workload:
         return self.shape.seq_length * self.batch.global_batch_size
 
 
+def precision_of(job: Job) -> Precision:
+    """The number formats of a job."""
+    return Precision.of(
+        bf16=job.precision.bf16,
+        fp16=job.precision.fp16,
+        fp8=job.precision.fp8_format is not None,
+        gradients_in_fp32=not job.precision.grad_reduce_in_bf16,
+    )
+
+
 def workload_of(job: Job, topology: Topology, shape: ModelShape) -> Workload:
     """The workload of a job that has passed its checks.
 
@@ -215,12 +225,7 @@ def workload_of(job: Job, topology: Topology, shape: ModelShape) -> Workload:
         topology,
         shape,
         job_batch(job),
-        precision=Precision.of(
-            bf16=job.precision.bf16,
-            fp16=job.precision.fp16,
-            fp8=job.precision.fp8_format is not None,
-            gradients_in_fp32=not job.precision.grad_reduce_in_bf16,
-        ),
+        precision=precision_of(job),
         recompute=Recompute(
             granularity(train), *method_and_layers(train), modules=tuple(train.recompute_modules or ())
         ),

@@ -169,7 +169,7 @@ def expert_problems(topology: Topology, shape: ModelShape) -> Iterator[Problem]:
         yield Problem(
             "moe.moe_router_topk",
             f"{shape.moe_router_topk} of {experts} experts cannot be chosen",
-            f"use 1 to {experts}",
+            f"1 to {experts} can be, such as moe.moe_router_topk={min(2, experts)}",
         )
     if shape.moe_router_topk == 1 and shape.moe_router_pre_softmax is False:
         yield Problem(

@@ -221,7 +221,8 @@ def uneven_layout(pp: int, num_layers: int) -> dict[str, int | bool]:
     """Uneven stages for layers that ``pp`` stages cannot share evenly, under the field names of a topology.
 
     Embedding and loss count as layers where that makes the shares even; otherwise first and last stage hold
-    equally many, at least half of what the others do and no more.
+    equally many or, where that cannot be, the last one fewer (it has the loss besides); both at least half of
+    what the others do and no more.
 
     Returns:
         Nothing where neither works, or where the shares are even already.
@@ -236,8 +237,16 @@ def uneven_layout(pp: int, num_layers: int) -> dict[str, int | bool]:
     for end in range(num_layers // 2, 0, -1) if pp > 2 else ():
         middle, rest = divmod(num_layers - 2 * end, pp - 2)
         if rest == 0 and end <= middle <= 2 * end:
-            return {FIRST.split(".")[1]: end, LAST.split(".")[1]: end}
+            return _ends(end, end)
+    for middle in range(-(-num_layers // pp), num_layers) if pp > 2 else ():
+        ends = num_layers - (pp - 2) * middle
+        if 2 * -(-middle // 2) <= ends <= 2 * middle:
+            return _ends(-(-ends // 2), ends // 2)
     return {}
+
+
+def _ends(first: int, last: int) -> dict[str, int | bool]:
+    return {FIRST.split(".")[1]: first, LAST.split(".")[1]: last}
 
 
 def _uneven_hints(pp: int, num_layers: int) -> list[str]:
@@ -248,8 +257,7 @@ def _uneven_hints(pp: int, num_layers: int) -> list[str]:
     if LOSS in layout:
         padded = num_layers + len(layout)
         return [f"with {typed} it is {padded} = {pp} x {padded // pp}"]
-    end = next(iter(layout.values()))
-    return [f"uneven: {typed} leave {pp - 2} stages of {(num_layers - 2 * end) // (pp - 2)}"]
+    return [f"uneven: {typed} leave {pp - 2} stages of {(num_layers - sum(layout.values())) // (pp - 2)}"]
 
 
 def _listed(sizes: list[int]) -> str:

@@ -91,7 +91,11 @@ def test_keys_of_the_job_say_where_the_disk_is_looked_at(monkeypatch, tmp_path):
             "64 ranks are asked for, and the cluster has 32 GPUs",
             "topology.world_size=32",
         ),
-        (["topology.cp=2"], "'flash' cannot split a sequence over 2 ranks", "attention=te can"),
+        (
+            ["topology.cp=2", "cluster=h100"],
+            "'flash' cannot split a sequence over 2 ranks",
+            "attention=te can",
+        ),
     ],
 )
 def test_a_wrong_question_is_answered_with_what_there_is(words, message, hint, capsys):

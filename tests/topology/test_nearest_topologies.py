@@ -129,6 +129,8 @@ def test_no_world_is_large_enough_for_a_model_that_breaks_a_rule_itself():
         (4, 7, [2, 2, 2, 1]),
         (16, 120, [4] + [8] * 14 + [4]),
         (16, 150, [5] + [10] * 14 + [5]),
+        (16, 61, [3] + [4] * 14 + [2]),  # DeepSeek-V3
+        (8, 61, [7] + [8] * 6 + [6]),
         (32, 150, None),  # 15 layers at both ends and 4 between them
         (2, 8, None),  # even already
         (1, 8, None),

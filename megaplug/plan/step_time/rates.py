@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megaplug.errors import UserError
-from megaplug.plan.cluster import Cluster
+from megaplug.plan.cluster import Cluster, format_problem
 from megaplug.plan.step_time.constants import Constants
 
 
@@ -45,12 +45,9 @@ def rates_of(cluster: Cluster, compute: str, constants: Constants) -> Rates:
     Raises:
         UserError: If the cluster has no peak for the format.
     """
-    peak = cluster.peak_flops.get(compute)
-    if not peak:
-        raise UserError(
-            f"the cluster {cluster.name} has no peak for {compute} in cluster.peak_tflops",
-            hint="it has " + ", ".join(sorted(cluster.peak_flops)),
-        )
+    if problem := format_problem(cluster, compute):
+        raise UserError.from_problems([problem])
+    peak = cluster.peak_flops[compute]
     attention_peak = cluster.peak_flops.get("bf16", peak) if compute not in ("fp32", "tf32") else peak
     return Rates(
         products=peak * constants.gemm_efficiency,
