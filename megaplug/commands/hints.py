@@ -13,6 +13,7 @@ from megaplug.job.compose import ConfigSource, compose_job
 from megaplug.job.schema import Job
 
 _WORD = re.compile(r"(?<![\w.])[a-z]\w*(?:\.\w+)*=(?:\[[^\]]*\]|[^\s,;|)]+)")
+_NAMED = re.compile(rf"another |{_WORD.pattern}")
 _EITHER = re.compile(r"  \|  |; or |, or | or |; ")
 
 
@@ -36,8 +37,8 @@ def _sound(hint: str, works: Callable[[Sequence[str]], bool]) -> str:
     kept = [part for part in parts if not (words := _WORD.findall(part)) or works(words)]
     if kept == parts:
         return hint
-    # What was said of the alternatives together, such as "use", stands before the first.
-    begin = "use " if parts[0].startswith("use ") and kept and not kept[0].startswith("use ") else ""
+    # What was said of the alternatives together stands before the first.
+    begin = "use " if parts[0].startswith("use ") and kept and _NAMED.match(kept[0]) else ""
     return begin + ", or ".join(kept)
 
 

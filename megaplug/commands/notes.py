@@ -22,13 +22,14 @@ def job_notes(job: Job, words: Sequence[str]) -> list[str]:
     return [*repeated(words), *idle_notes(job)]
 
 
-def plan_notes(job: Job, words: Sequence[str], cluster: Cluster) -> list[str]:
+def plan_notes(job: Job, words: Sequence[str], cluster: Cluster, *, works: bool = True) -> list[str]:
     """The same, and what a reader of a plan for GPUs may not have meant.
 
     Args:
         job: As composed.
         words: As they were typed.
         cluster: The machines.
+        works: Whether the plan does: what does not fit is not asked for a larger batch.
     """
     found = job_notes(job, words)
     typed = {word.partition("=")[0].lstrip("+~") for word in words}
@@ -41,7 +42,8 @@ def plan_notes(job: Job, words: Sequence[str], cluster: Cluster) -> list[str]:
         found.append("fp32 is what no precision means: GPUs train in bf16, precision=bf16")
     size = job.train.global_batch_size
     small = size == TrainConfig().global_batch_size
-    if cluster.device == "cuda" and small and not typed & {"train", "train.global_batch_size", "experiment"}:
+    said = typed & {"train", "train.global_batch_size", "experiment"}
+    if works and cluster.device == "cuda" and small and not said:
         found.append(f"{size} sequences a step are for trying things out: train=pretrain has 1,024")
     length = job.model.seq_length
     if length >= _LONG and "model.seq_length" not in typed:

@@ -35,7 +35,6 @@ def answer(asked: Asked) -> int:
     cluster = cluster_here(job)
     vocab_size = vocabulary(job)
     judged = judge(job, _device(job, cluster), suggest=False)
-    notes = plan_notes(job, asked.command.overrides, cluster)
     job = judged.job
     if judged.problems or _format_problems(job, cluster):
         return _impossible(asked, judged, cluster, vocab_size)
@@ -44,6 +43,7 @@ def answer(asked: Asked) -> int:
     plan = plan_of(job, cluster, vocab_size, tokens=asked.count("tokens"))
     rows = rank_rows(topology, plan.workload.shape, ranks, cluster.gpus_per_node)
     refused = _refused(asked, job, cluster, vocab_size, plan.problems) if plan.problems else None
+    notes = plan_notes(job, asked.command.overrides, cluster, works=not plan.problems)
     pictures = _draw(plan, folder, job.model.name) if folder is not None else []
     if asked.as_json:
         content = _named(asked) | plan_json(plan, rows) | {"nearest_that_work": []}

@@ -1,7 +1,7 @@
 """Renews the planner's answers in README.md and docs: ``python -m megaplug.commands.planner_page``.
 
-Every block of text that follows a block with a command of ``launch/plan.py`` is what that command answers; a
-test compares them.
+Every block of text that follows a block with a command of ``launch/plan.py`` is what that command answers on
+a machine without Apex and Transformer Engine, whichever machine renews it; a test compares them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import io
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from megaplug.commands import cli, plan
 from megaplug.job.compose import conf_dir
+from megaplug.job.packages import MODULES
 from megaplug.runs.atomic import write_text_atomic
 
 RENEW = "python -m megaplug.commands.planner_page"
@@ -42,12 +44,27 @@ def _answer(words: str) -> str:
     said, errors, name = io.StringIO(), io.StringIO(), sys.argv[0]
     sys.argv[0] = "launch/plan.py"
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors), _without_packages():
             plan.main(shlex.split(words.replace("\\\n", " ")))
     finally:
         sys.argv[0] = name
     text = "\n".join(part.strip("\n") for part in (said.getvalue(), errors.getvalue()) if part.strip())
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+@contextlib.contextmanager
+def _without_packages() -> Iterator[None]:
+    """The optional packages are not found: what a machine has of them changes kernels and so figures."""
+    names = [name for modules in MODULES.values() for name in modules]
+    before = {name: sys.modules[name] for name in names if name in sys.modules}
+    # A module that is None is none, to import and to find_spec.
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 def main() -> int:
