@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from megaplug.commands.planned import planned_json
 from megaplug.commands.resolved import Resolved
+from megaplug.errors import Problem
 from megaplug.job.packages import packages_line
 from megaplug.job.plain_command import command_script
+from megaplug.plan.plan_json import problems_json
 from megaplug.runs.folder import RunFolder
 from megaplug.topology import coordinates, rank_groups
 
@@ -20,8 +23,17 @@ _GROUPS_SHOWN = 4
 _NO_JOB_FILE = " or written; launch=freeze writes the job.yaml that the command reads"
 
 
-def preview_json(resolved: Resolved, folder_name: str, megatron_args: list[str]) -> str:
-    """All of it as one JSON object."""
+def preview_json(
+    resolved: Resolved, folder_name: str, megatron_args: list[str], here: Sequence[Problem] = ()
+) -> str:
+    """All of it as one JSON object.
+
+    Args:
+        resolved: The job.
+        folder_name: Where the run would be.
+        megatron_args: What Megatron's parser would read.
+        here: What this machine lacks for it.
+    """
     content: dict[str, Any] = {
         "run": folder_name,
         "job": dataclasses.asdict(resolved.job),
@@ -31,6 +43,7 @@ def preview_json(resolved: Resolved, folder_name: str, megatron_args: list[str])
         "parameters": resolved.parameters,
         "memory_bytes_per_rank_modelled": resolved.memory.total,
         "plan": planned_json(resolved),
+        "not_on_this_machine": problems_json(here),
         "rank_groups": rank_groups(resolved.topology),
         # Whose they are; which they are is known once the model is built: the run's kernels.json.
         "kernels": packages_line(

@@ -123,6 +123,13 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
     )
 
 
+def problems_here(resolved: Resolved) -> list[Problem]:
+    """Why a job that was resolved for any machine could not run on this one; none if it could."""
+    device, memory = resolved.derived.device, resolved.memory.total
+    bytes_per_rank = memory if device == "cpu" else 0
+    return machine_problems(detect_machine(), resolved.topology.world_size, bytes_per_rank, device)
+
+
 def _raise(problems: list[Problem]) -> None:
     if problems:
         raise UserError.from_problems(problems)

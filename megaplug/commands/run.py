@@ -6,16 +6,17 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import megaplug
 from megaplug.commands import cli
 from megaplug.commands.cli import CommandLine
 from megaplug.commands.failure import failure_details
+from megaplug.commands.notes import job_notes
 from megaplug.commands.planned import plan_rows
 from megaplug.commands.preview import preview_json, preview_text
-from megaplug.commands.resolved import Resolved, resolve
+from megaplug.commands.resolved import Resolved, problems_here, resolve
 from megaplug.errors import UserError
 from megaplug.job.freeze import FrozenJob, code_revision, write_frozen
 from megaplug.job.overlap import overlap_line
@@ -27,6 +28,7 @@ from megaplug.launchers import local
 from megaplug.launchers.progress import Progress, make_progress
 from megaplug.launchers.screen import Header, Summary, count
 from megaplug.launchers.verdict import Outcome
+from megaplug.plan.cluster import AUTO
 from megaplug.runs import checkpoints, metrics
 from megaplug.runs.checkpoints import RepairReport
 from megaplug.runs.folder import RunFolder, create_next, find_latest, open_first
@@ -34,16 +36,24 @@ from megaplug.runs.lock import RunLock
 from megaplug.runs.state import RunState, read_state
 
 
-def show(job: Job) -> int:
-    """``launch=print``: show the job and start nothing."""
+def show(job: Job, command: CommandLine) -> int:
+    """``launch=print``: show the job and start nothing.
+
+    Where no cluster is named, the job is this machine's, and what it lacks is warned of.
+    """
     resolved = resolve(job, on_this_machine=False)
     folder = _latest(resolved) or RunFolder(Path(job.runs_dir) / f"{job.name}-{resolved.digest}")
     arguments = megatron_arguments(
         resolved.job, resolved.topology, resolved.derived, resolved.facts, folder, source=resolved.source
     )
+    here = problems_here(resolved) if job.cluster.name == AUTO else []
     if job.launch.output == "json":
-        return cli.show(preview_json(resolved, str(folder.path), arguments))
-    return cli.show(preview_text(resolved, str(folder.path), arguments, _header(resolved).lines()))
+        return cli.show(preview_json(resolved, str(folder.path), arguments, here))
+    warned = [
+        ("WARNING", f"not on this machine: {found.message}; cluster=h100 plans for others") for found in here
+    ]
+    header = Header([*_header(resolved, words=command.overrides).rows, *warned])
+    return cli.show(preview_text(resolved, str(folder.path), arguments, header.lines()))
 
 
 def freeze(job: Job, command: CommandLine) -> int:
@@ -81,7 +91,7 @@ def start(job: Job, command: CommandLine) -> int:
         make_ready(resolved, folder, report)
         end = min(resolved.derived.iters, resolved.job.train.stop_at or resolved.derived.iters)
         with make_progress(job.logging.progress, job.launch.output, end, iteration) as progress:
-            _shown(progress.header, _header(resolved, folder, iteration))
+            _shown(progress.header, _header(resolved, folder, iteration, command.overrides))
             for note in notes:
                 progress.note(note)
             outcome = local.run(
@@ -227,7 +237,9 @@ def _environment(resolved: Resolved, folder: RunFolder) -> dict[str, str]:
     return environment
 
 
-def _header(resolved: Resolved, folder: RunFolder | None = None, iteration: int = 0) -> Header:
+def _header(
+    resolved: Resolved, folder: RunFolder | None = None, iteration: int = 0, words: Sequence[str] = ()
+) -> Header:
     job, topology, derived, facts = resolved.job, resolved.topology, resolved.derived, resolved.facts
     ranks = "1 rank" if topology.world_size == 1 else f"{topology.world_size} ranks, {topology.label}"
     if job.topology.zero != 1:
@@ -250,6 +262,8 @@ def _header(resolved: Resolved, folder: RunFolder | None = None, iteration: int 
         rows.append(("starts from", f"{what} of {resolved.source.checkpoint.path}"))
     if overlap := overlap_line(derived.overlap):
         rows.append(("overlap", overlap))
+    if notes := job_notes(job, words):
+        rows.append(("note", "; ".join(notes)))
     if folder is not None:
         rows.append(("folder", str(folder.path)))
     if iteration:

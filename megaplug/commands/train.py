@@ -66,7 +66,7 @@ def _run(job: Job, command: cli.CommandLine) -> int:
     if job.launch.kind == "print":
         from megaplug.commands.run import show
 
-        return show(job)
+        return show(job, command)
     if job.launch.kind == "freeze":
         from megaplug.commands.run import freeze
 

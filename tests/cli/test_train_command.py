@@ -130,6 +130,32 @@ def test_print_shows_job_ranks_and_megatron_s_arguments_and_makes_no_run(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        (["topology.dp=4"], False),
+        (["model.num_layers=80", "model.hidden_size=8192", "model.ffn_hidden_size=28672"], True),
+        (["model.num_layers=80", "model.hidden_size=8192", "cluster=h100", "topology=tp8"], False),
+    ],
+    ids=["small", "too large", "for another machine"],
+)
+def test_print_warns_of_a_job_that_this_machine_cannot_run(
+    words: list[str], warned: bool, text_job: list[str]
+) -> None:
+    done = train(*text_job, "launch=print", *words)
+    assert done.returncode == 0, done.stderr
+    assert ("not on this machine" in done.stdout) == warned
+    assert ("GB free of" in done.stdout) == warned
+    said = json.loads(train(*text_job, "launch=print", "launch.output=json", *words).stdout)
+    assert [found["key"] for found in said["not_on_this_machine"]] == ["topology.world_size"] * warned
+
+
+def test_words_that_do_nothing_are_told_in_the_header(text_job: list[str]) -> None:
+    done = train(*text_job, "launch=print", "topology.tp=1", "topology.tp=2", "moe.moe_router_topk=4")
+    (note,) = (line for line in done.stdout.splitlines() if line.strip().startswith("note"))
+    assert "the last holds, topology.tp=2" in note and "moe.moe_router_topk does nothing" in note
+
+
 def test_freeze_writes_the_folder_from_which_a_run_or_plain_megatron_starts(
     text_job: list[str], tmp_path: Path
 ) -> None:
