@@ -38,13 +38,17 @@ class UserError(ValueError):
         message: What is wrong, in one sentence, with the numbers that make it so.
         hint: What would be right.
         exit_code: What the command ends with: 2 before anything was started, 1 afterwards.
+        problems: The single mistakes, for a program; the message as a whole if not given.
     """
 
-    def __init__(self, message: str, *, hint: str = "", exit_code: int = 2) -> None:
+    def __init__(
+        self, message: str, *, hint: str = "", exit_code: int = 2, problems: Sequence[Problem] = ()
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.exit_code = exit_code
+        self.problems = tuple(problems) or (Problem("", message, hint),)
 
     def __str__(self) -> str:
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
@@ -54,6 +58,8 @@ class UserError(ValueError):
         """One error that lists every problem, so that all can be mended at once."""
         if len(problems) == 1:
             only = problems[0]
-            return cls(f"{only.key}: {only.message}" if only.key else only.message, hint=only.hint)
+            return cls(
+                f"{only.key}: {only.message}" if only.key else only.message, hint=only.hint, problems=problems
+            )
         listed = "\n".join(f"  - {problem}" for problem in problems)
-        return cls(f"{len(problems)} problems:\n{listed}")
+        return cls(f"{len(problems)} problems:\n{listed}", problems=problems)

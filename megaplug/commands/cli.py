@@ -110,6 +110,19 @@ def program_name(script: str) -> str:
     return f"python {sys.argv[0]}" if path.suffix == ".py" else path.name or script
 
 
+def sibling(program: str, name: str) -> str:
+    """Another command beside this one: ``python launch/train.py`` beside ``python launch/plan.py``.
+
+    Args:
+        program: From `program_name`.
+        name: The other's, such as ``train``.
+    """
+    path = Path(program.removeprefix("python "))
+    if path.suffix == ".py":
+        return f"python {path.with_name(f'{name}.py')}"
+    return f"megaplug-{name}"
+
+
 def complete(words: Sequence[str], own: Mapping[str, Sequence[str]] | None = None) -> int | None:
     """Answer a shell that completes; None where it was no shell that asked.
 

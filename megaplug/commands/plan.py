@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -14,6 +15,7 @@ from megaplug.job.compose import ConfigSource, compose_job, group_options
 from megaplug.job.keys import is_known
 from megaplug.job.schema import Job
 from megaplug.job.suggest import closest
+from megaplug.plan.plan_json import error_json
 
 _HELP = """\
 What a job needs and whether it can exist, before anything is started. Nothing is run, no GPU is needed.
@@ -74,7 +76,7 @@ ACTIONS: dict[str, Action] = {
     "search": Action(
         "megaplug.commands.plan_search",
         "the best topologies of a model on a cluster, with what reproduces each; typed sizes stay",
-        ("top",),
+        ("top", "tokens"),
     ),
     "doctor": Action(
         "megaplug.commands.plan_doctor",
@@ -99,6 +101,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(words: Sequence[str]) -> int:
+    """Every answer to a program is one JSON document on stdout, that to a mistake, too."""
+    try:
+        return _answer(words)
+    except UserError as error:
+        if "output=json" not in words:
+            raise
+        cli.show(json.dumps(error_json(error), indent=2))
+        return error.exit_code
+
+
+def _answer(words: Sequence[str]) -> int:
     if (code := cli.complete(words, _completed())) is not None:
         return code
     command = cli.parse(words, cli.program_name("megaplug-plan"))

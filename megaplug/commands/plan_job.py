@@ -81,11 +81,14 @@ def plan_of(job: Job, cluster: Cluster, vocab_size: int, *, tokens: int | None =
         UserError: As `make_plan`.
     """
     workload = workload_of(job, resolve_topology(job), job_shape(job, vocab_size))
-    if tokens is None:
-        tokens = job.train.tokens
-    if tokens is None and job.train.iters is not None:
-        tokens = job.train.iters * workload.tokens_per_step
-    return make_plan(workload, cluster, tokens=tokens)
+    return make_plan(workload, cluster, tokens=training_tokens(job, workload.tokens_per_step, tokens))
+
+
+def training_tokens(job: Job, tokens_per_step: int, typed: int | None = None) -> int | None:
+    """Tokens of the whole training: as typed, else as the job says; None if nothing does."""
+    if typed is not None or job.train.tokens is not None:
+        return typed or job.train.tokens
+    return None if job.train.iters is None else job.train.iters * tokens_per_step
 
 
 def cluster_here(job: Job) -> Cluster:

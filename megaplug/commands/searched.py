@@ -7,15 +7,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megaplug.commands.plan_job import cluster_here, vocabulary
+from megaplug.commands.plan_job import cluster_here, training_tokens, vocabulary
 from megaplug.errors import Problem, UserError
 from megaplug.job import overrides
 from megaplug.job.checks import job_shape
 from megaplug.job.checks_values import value_problems
-from megaplug.job.elsewhere import judge, remarks
+from megaplug.job.elsewhere import judge
 from megaplug.job.schema import Job
 from megaplug.plan.cluster import Cluster
-from megaplug.plan.search.answer import Answer, Row, find
+from megaplug.plan.search.answer import Answer, find
 from megaplug.plan.search.chosen import as_job, words
 from megaplug.plan.search.limits import limited
 from megaplug.plan.search.nothing import error_of
@@ -35,28 +35,36 @@ class Searched:
     Attributes:
         answer: Its rows; there is at least one.
         cluster: The machines.
-        lacking: What only this machine lacks for the job, a line each.
+        lacking: What only this machine lacks for the job.
     """
 
     answer: Answer
     cluster: Cluster
-    lacking: tuple[str, ...] = ()
+    lacking: Sequence[Problem] = ()
 
 
-def search(job: Job, typed_words: Sequence[str], *, top: int = 10, device: str | None = None) -> Searched:
+def search(
+    job: Job,
+    typed_words: Sequence[str],
+    *,
+    top: int = 10,
+    with_front: bool = True,
+    tokens: int | None = None,
+) -> Searched:
     """The best configurations of a job.
 
     Args:
         job: As composed.
         typed_words: Its overrides; the keys among them stay as they are.
         top: How many are wanted.
-        device: ``cpu`` or ``cuda`` where the job is to run; that of the cluster if not given.
+        with_front: Whether the Pareto front of memory against time is wanted, too.
+        tokens: Of the whole training; those that the job says if not given.
 
     Raises:
         UserError: Nothing is legal, nothing fits, or what was typed cannot be.
     """
     cluster = cluster_here(job)
-    device = device or (cluster.device if job.device == "auto" else job.device)
+    device = cluster.device if job.device == "auto" else job.device
     judged = judge(job, device, suggest=False)
     job = judged.job
     if problems := value_problems(job):
@@ -65,26 +73,29 @@ def search(job: Job, typed_words: Sequence[str], *, top: int = 10, device: str |
     typed = {found.key_or_group for found in overrides.parse(typed_words)}
     space = space_of(job, shape, typed, cluster.num_gpus)
     template = workload_of(job, _ONE_RANK, shape)
-    refusals: list[str] = []
 
     def problems_of(candidate: Job) -> list[Problem]:
         return judge(candidate, device, suggest=False).problems
 
-    def possible(row: Row) -> bool:
-        problems = problems_of(as_job(row.workload, job))
-        refusals.extend(str(problem) for problem in problems[:1])
-        return not problems
-
-    kept, space = space, limited(space, job, template, problems_of)
+    asked, space = space, limited(space, job, template, problems_of)
     with _Progress() as progress:
-        answer = find(space, template, cluster, top=top, possible=possible, progress=progress.show)
-    if not answer.num_fit:
-        raise error_of(answer, space, kept, template, cluster)
-    if not answer.rows:
-        raise UserError(
-            f"{answer.num_fit:,} configurations fit, but none of the best can be run: {refusals[0]}"
+        answer = find(
+            space,
+            template,
+            cluster,
+            top=top,
+            with_front=with_front,
+            tokens=training_tokens(job, template.tokens_per_step, tokens),
+            problems_of=lambda workload: problems_of(as_job(workload, job)),
+            progress=progress.show,
         )
-    return Searched(answer, cluster, tuple(remarks(judged.lacking)))
+    if not answer.num_fit:
+        inherited = "" if "model.seq_length" in typed else f"model={job.model.name}"
+        raise error_of(answer, asked, template, cluster, inherited=inherited)
+    if not answer.rows:
+        reason = next(iter(answer.refused))
+        raise UserError(f"{answer.num_fit:,} configurations fit, but none of the best can be run: {reason}")
+    return Searched(answer, cluster, judged.lacking)
 
 
 def choose(job: Job, typed_words: Sequence[str]) -> Job:
@@ -96,12 +107,12 @@ def choose(job: Job, typed_words: Sequence[str]) -> Job:
     Raises:
         UserError: As `search`.
     """
-    found = search(job, typed_words, top=1)
+    found = search(job, typed_words, top=1, with_front=False)
     answer, row = found.answer, found.answer.rows[0]
     shown = " ".join(words(row.workload, job))
     seconds = "" if row.time is None else f", {row.time.total:.3g} s a step (modelled)"
     print(
-        f"topology=auto: {layout(row)}{seconds}, the first of {answer.num_fit:,} that fit "
+        f"topology=auto: {layout(row.workload)}{seconds}, the first of {answer.num_fit:,} that fit "
         f"{found.cluster.name} of {answer.num_legal:,} legal ones, by {answer.ranked_by}: {shown}",
         file=sys.stderr,
     )

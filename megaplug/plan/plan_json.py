@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import megaplug
-from megaplug.errors import Problem
+from megaplug.errors import Problem, UserError
 from megaplug.plan.plan import Plan
 from megaplug.plan.plan_text import PARTS, TIMES
 from megaplug.plan.rank_table import RankRow
@@ -62,6 +62,16 @@ def plan_json(plan: Plan, rows: Sequence[RankRow] = ()) -> dict[str, Any]:
     if rows:
         content["ranks"] = [row.as_json() for row in rows]
     return content
+
+
+def error_json(error: UserError) -> dict[str, Any]:
+    """Why there is no answer, as plain values: keys that an impossible job's plan has, too."""
+    return {
+        "megaplug": megaplug.__version__,
+        "possible": False,
+        "problems": problems_json(error.problems),
+        "exit_code": error.exit_code,
+    }
 
 
 def problems_json(problems: Sequence[Problem]) -> list[dict[str, str | bool]]:

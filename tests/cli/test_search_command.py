@@ -41,18 +41,19 @@ def test_a_table_of_the_best_with_what_reproduces_each(ask):
     code, shown, _ = ask(*LLAMA, "topology.world_size=32", "top=4")
     lines = shown.splitlines()
     assert code == 0
-    assert lines[0].startswith("llama3_8b on 32 GPUs of h100, 64 sequences of 8,192 tokens")
-    assert "legal configurations" in lines[1]
+    assert lines[0].startswith("llama3_8b on 32 GPUs of h100 (4 nodes of 8), bf16, 64 sequences of 8,192 tok")
     names = next(line for line in lines if "step s" in line)
     assert all(name in names for name in ("tokens/s", "MFU", "GiB", "bubble", "layout", "computed again"))
-    assert sum(line.lstrip()[:1] in "1234" and "topology.world_size=32" in line for line in lines) >= 4
+    start = next(number for number, line in enumerate(lines) if line.startswith("To start one on 4 nodes"))
+    assert lines[start].endswith("topology.world_size=32 device=cuda and")
+    assert [line.split()[0] for line in lines[start + 1 : start + 5]] == ["1", "2", "3", "4"]
 
 
 @pytest.mark.parametrize("model", ["model=llama3_8b", "model=mixtral_8x7b"])
 def test_every_row_can_be_typed_and_is_that_configuration(model):
     typed = [*LLAMA, model, "model.seq_length=4096", "topology.world_size=32"]
-    found = search(compose_job(typed), typed, top=6)
-    for row in found.answer.rows + found.answer.front:
+    found = search(compose_job(typed), typed, top=3)
+    for row in found.answer.rows + found.answer.front[-1:]:
         job = compose_job(typed)
         again = compose_job([*typed, *words(row.workload, job)])
         assert check(again, device="cuda") == []
@@ -67,10 +68,13 @@ def test_json_has_the_same_rows(ask):
     assert code == 0
     assert len(answer["rows"]) == 3
     first = answer["rows"][0]
-    assert first["step_seconds_modelled"] <= answer["rows"][1]["step_seconds_modelled"]
-    assert first["within_the_error_of_the_first"] or answer["time_error"] is None
-    assert 0 < first["mfu_causal_modelled"] < 1
-    assert answer["configurations_that_fit"] <= answer["configurations_legal"]
+    assert first["step_time"]["total"] <= answer["rows"][1]["step_time"]["total"]
+    assert first["within_the_error_of_the_first"] or answer["mean_relative_error_of_time"] is None
+    assert 0 < first["speed"]["mfu"]["causal"] < 1
+    assert (answer["model"], answer["precision"], answer["world_size"]) == ("llama3_8b", "bf16", 16)
+    considered = answer["considered"]
+    assert considered["configurations_that_fit"] <= considered["configurations_legal"]
+    assert considered["grids"] == considered["grids_legal"] + sum(considered["grids_forbidden"].values())
 
 
 def test_context_parallelism_is_searched_for_machines_that_have_what_it_needs(ask, monkeypatch):
@@ -79,10 +83,9 @@ def test_context_parallelism_is_searched_for_machines_that_have_what_it_needs(as
     monkeypatch.setattr(packages, "is_installed", lambda key: False)
     typed = [*LLAMA, "attention=te", "model.seq_length=131072", "topology.world_size=16"]
     found = search(compose_job(typed), typed, top=4)
-    (remark,) = found.lacking
-    assert remark.startswith("this machine lacks transformer_engine, which attention.name needs")
+    assert {problem.lacks for problem in found.lacking} == {"transformer_engine"}
     assert any(row.workload.topology.cp > 1 for row in found.answer.rows)
-    for row in found.answer.rows:
+    for row in found.answer.rows[:2]:
         again = [*typed, *words(row.workload, compose_job(typed))]
         judged = judge(compose_job(again), "cuda")
         assert judged.problems == []
@@ -90,7 +93,7 @@ def test_context_parallelism_is_searched_for_machines_that_have_what_it_needs(as
         assert workload_of(judged.job, resolve_topology(judged.job), shape) == row.workload
         assert plan_command.main([*again, "output=json"]) == 0
     code, shown, _ = ask(*typed, "top=1")
-    assert code == 0 and shown.rstrip().endswith(remark)
+    assert code == 0 and shown.rstrip().endswith("which attention.name needs: install it where the job runs")
 
 
 def test_what_the_attention_cannot_do_is_not_enumerated():
@@ -98,7 +101,7 @@ def test_what_the_attention_cannot_do_is_not_enumerated():
     typed = [*LLAMA, "topology.world_size=32"]
     answer = search(compose_job(typed), typed, top=5).answer
     assert {row.workload.topology.cp for row in answer.rows + answer.front} == {1}
-    assert answer.refused == 0
+    assert answer.refused == {}
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import pytest
+from search_by_force import by_brute_force
 
 from megaplug.plan.search.grids import NAMES, Legal, legal
 from megaplug.plan.search.space import Layout, Space, layouts, micro_batches, recomputes
 from megaplug.plan.workload import Recompute
-from megaplug.topology import Batch, ModelShape, Topology, violations
+from megaplug.topology import ModelShape, Topology
 
 DENSE = ModelShape(6, 96, 192, 6, 2, None, 96, 1000)
 MOE = replace(DENSE, num_experts=8, moe_ffn_hidden_size=48, moe_router_topk=2)
@@ -30,47 +30,13 @@ def enumerated(found: Legal, world_size: int) -> list[tuple[Topology, int]]:
     return rows
 
 
-def by_brute_force(space: Space) -> set[tuple[Topology, int]]:
-    """Asks `violations` of every product of sizes; sequence parallelism wherever it is possible."""
-    world_size, shape, found = space.world_size, space.shape, set()
-    every = range(1, world_size + 1)
-    experts = every if shape.is_moe else [1]
-    for tp, pp, cp in itertools.product(every, every, every):
-        if world_size % (tp * pp * cp):
-            continue
-        dp = world_size // (tp * pp * cp)
-        for ep, etp, layout, vpp, micro in itertools.product(
-            experts,
-            every if shape.is_moe else [tp],
-            layouts(shape.num_layers, pp),
-            [None, *range(2, shape.num_layers + 2)],
-            range(1, 9),
-        ):
-            if world_size % (etp * ep * pp) or space.global_batch_size % micro:
-                continue
-            for with_sp in (True, False) if tp > 1 else (False,):
-                mesh = Topology(
-                    tp, pp, vpp, cp, ep, etp, dp, world_size, with_sp,
-                    layout.first, layout.last, layout.embedding, layout.loss,
-                )  # fmt: skip
-                if not violations(
-                    mesh,
-                    shape,
-                    Batch(micro, space.global_batch_size),
-                    overlap_p2p_comm=space.overlap_p2p_comm,
-                ):
-                    found.add((mesh, micro))
-                    break
-    return found
-
-
 @pytest.mark.parametrize("world_size", [1, 2, 4, 6, 8, 12])
 @pytest.mark.parametrize("shape", [DENSE, MOE, LATENT], ids=["dense", "experts", "latent"])
 def test_the_enumeration_equals_asking_for_every_product_of_sizes(shape, world_size):
     space = space_of(shape, world_size)
     rows = enumerated(legal(space), world_size)
     assert len(rows) == len(set(rows))
-    assert set(rows) == by_brute_force(space)
+    assert set(rows) == set(by_brute_force(space))
 
 
 @pytest.mark.parametrize(
@@ -86,13 +52,13 @@ def test_the_enumeration_equals_asking_for_every_product_of_sizes(shape, world_s
 )
 def test_so_it_does_for_models_that_fit_badly(shape, batch):
     space = space_of(shape, 8, batch)
-    assert set(enumerated(legal(space), 8)) == by_brute_force(space) != set()
+    assert set(enumerated(legal(space), 8)) == set(by_brute_force(space)) != set()
 
 
 def test_without_overlap_interleaving_needs_three_stages():
     space = space_of(DENSE, 6, overlap_p2p_comm=False)
     found = enumerated(legal(space), 6)
-    assert set(found) == by_brute_force(space)
+    assert set(found) == set(by_brute_force(space))
     assert all(mesh.pp > 2 for mesh, _ in found if mesh.vpp)
 
 

@@ -9,15 +9,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from megaplug.errors import Problem
 from megaplug.job.checks import job_shape
 from megaplug.job.compose import compose_job
 from megaplug.plan.cluster import Cluster, cluster_preset
 from megaplug.plan.memory import estimate
-from megaplug.plan.search.answer import BY_RULE, BY_TIME, Answer, find, smallest_that_fits
+from megaplug.plan.search.answer import BY_RULE, BY_TIME, Answer, find
 from megaplug.plan.search.clock import Clock
 from megaplug.plan.search.grids import legal
 from megaplug.plan.search.score import Scored, score, workload_at
 from megaplug.plan.search.space import Space, micro_batches, recomputes
+from megaplug.plan.search.would_fit import least_memory, longest_sequence, smallest_world
 from megaplug.plan.step_time import step_time
 from megaplug.plan.workload import Workload, workload_of
 from megaplug.topology import Topology, violations
@@ -91,26 +93,6 @@ def test_the_first_row_is_the_best_of_all_that_fit():
     assert answer.rows[0].time.total == fastest
 
 
-def test_nothing_beats_a_row_of_the_front_in_both():
-    space, template = job_space("model=llama3_8b", world_size=32)
-    answer = best(space, template, top=2000)
-    every = answer.rows
-    assert len(every) == 2000
-    assert answer.front[0].time.total == every[0].time.total
-    front = [row for row in every if row.on_front]
-    assert 1 < len(front) < len(every)
-    for row in front:
-        assert not any(
-            other.time.total <= row.time.total and other.memory.total < row.memory.total for other in every
-        )
-    for row in every:
-        if not row.on_front:
-            assert any(
-                other.time.total <= row.time.total and other.memory.total <= row.memory.total
-                for other in front
-            )
-
-
 def test_rows_within_the_error_of_the_first_are_marked(monkeypatch):
     space, template = job_space("model=llama3_8b", world_size=32)
     build = Clock.__init__
@@ -136,9 +118,16 @@ def test_a_search_says_the_same_twice():
 
 def test_what_the_rest_of_the_job_forbids_is_left_out_and_counted():
     space, template = job_space("model=llama3_8b", world_size=8)
-    answer = find(space, template, H100, top=5, possible=lambda row: row.workload.topology.cp == 1)
+    problem = Problem("attention.name", "no context parallelism")
+    answer = find(
+        space,
+        template,
+        H100,
+        top=5,
+        problems_of=lambda workload: [problem] if workload.topology.cp > 1 else [],
+    )
     assert all(row.workload.topology.cp == 1 for row in answer.rows)
-    assert answer.refused > 0
+    assert answer.refused[str(problem)] > 0
 
 
 def test_on_a_cpu_a_rule_takes_the_place_of_time():
@@ -154,11 +143,34 @@ def test_on_a_cpu_a_rule_takes_the_place_of_time():
 def test_where_nothing_fits_the_first_doubling_that_does_is_found():
     space, template = job_space("model=llama3_405b", world_size=64, batch=512)
     assert best(space, template).num_fit == 0
-    world_size, row = smallest_that_fits(space, template, H100)
+    workload, memory = smallest_world(space, template, H100)
+    world_size = workload.topology.world_size
     assert world_size in (128, 256, 512)
-    assert row.memory.total <= H100.usable_memory
+    assert memory == estimate(workload).total <= H100.usable_memory
     half = replace(space, world_size=world_size // 2)
     assert best(half, template).num_fit == 0
+
+
+def test_of_sequences_that_are_too_long_the_longest_half_that_fits_is_found():
+    space, template = job_space("model=llama3_8b", "model.seq_length=2097152", world_size=8)
+    space = replace(space, fixed={"cp": 1})
+    assert least_memory(space, template, H100) is None
+    workload, memory = longest_sequence(space, template, H100)
+    length = workload.shape.seq_length
+    assert length in [2097152 >> by for by in range(1, 10)]
+    assert memory == estimate(workload).total <= H100.usable_memory
+    shape = replace(space.shape, seq_length=2 * length)
+    longer = replace(space, shape=shape), replace(template, shape=shape)
+    assert best(*longer).num_fit == 0
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_the_least_of_the_smallest_microbatch_is_the_least_of_all(name):
+    words, world_size = SPACES[name]
+    space, template = job_space(*words, world_size=world_size)
+    _, memory = least_memory(space, template, ENDLESS)
+    every = score(space, legal(space), template, ENDLESS.usable_memory, None)
+    assert memory == min(found.memory.min() for found in every)
 
 
 def test_a_model_of_128_experts_on_4096_gpus_is_searched_in_five_seconds():

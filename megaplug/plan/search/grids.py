@@ -70,13 +70,13 @@ class Legal:
 
     Attributes:
         families: The configurations, each to be combined with every choice of recomputation.
-        num_grids: Pairs of grids that cover the ranks, before the model, the batch or a person forbids any.
-        num_meshes: Those that fit model and batch.
+        num_meshes: Pairs of grids, (tp, pp, cp, dp) and (etp, ep, pp), of which they are.
+        rules: What was asked.
     """
 
     families: list[Family]
-    num_grids: int
     num_meshes: int
+    rules: Rules
 
     @property
     def num_configurations(self) -> int:
@@ -86,7 +86,7 @@ class Legal:
 
 def legal(space: Space) -> Legal:
     """All that is legal in a space."""
-    rules = _Rules(space)
+    rules = Rules(space)
     families: list[Family] = []
     num_meshes = 0
     for pp in rules.pps:
@@ -101,12 +101,12 @@ def legal(space: Space) -> Legal:
                 used |= {rows[row] for row in held}
                 families += [family] if len(family) else []
         num_meshes += len(used)
-    return Legal(families, count_grids(space), num_meshes)
+    return Legal(families, num_meshes, rules)
 
 
 def _family(
     space: Space,
-    rules: _Rules,
+    rules: Rules,
     pipeline: tuple[int, int | None, Layout],
     meshes: NDArray[np.int64],
     with_sp: bool,
@@ -126,19 +126,14 @@ def _family(
     )
 
 
-def count_grids(space: Space) -> int:
-    """How many (tp, pp, cp, dp) and (etp, ep, pp) grids cover the ranks, whatever the model says."""
-    world_size, count = space.world_size, 0
-    for pp in divisors(world_size):
-        of_stage = divisors(world_size // pp)
-        pairs = sum(len(divisors(world_size // pp // size)) for size in of_stage)
-        # Without experts etp follows tp, and there is no ep.
-        count += pairs * (pairs if space.shape.is_moe else 1)
-    return count
+class Rules:
+    """The rules, each asked for the sizes that it looks at.
 
-
-class _Rules:
-    """The rules, each asked for the sizes that it looks at."""
+    Attributes:
+        pps: Numbers of stages that divide the ranks.
+        cuts: By tp, those sizes of cp that cut the sequence, and whether sequence parallelism does, too.
+        experts: By tp, pairs of ep and etp.
+    """
 
     def __init__(self, space: Space) -> None:
         self.space = space

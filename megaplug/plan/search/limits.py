@@ -38,7 +38,7 @@ def limited(space: Space, job: Job, template: Workload, check: Check) -> Space:
     plain = dataclasses.replace(plain, recompute=Recompute())
     if problems := check(as_job(plain, job)):
         raise UserError.from_problems(problems)
-    fixed = dict(space.fixed)
+    fixed, fixed_by = dict(space.fixed), {}
     for name in _DIMENSIONS:
         if name not in fixed:
             # Two ranks: the experts' tensor parallelism follows tp, and ep needs data-parallel ranks.
@@ -46,8 +46,8 @@ def limited(space: Space, job: Job, template: Workload, check: Check) -> Space:
             sizes |= {"tp": {"etp": 2, "sequence_parallel": True}, "ep": {"dp": 2}}.get(name, {})
             workload = dataclasses.replace(plain, topology=dataclasses.replace(one, **sizes))
             legal = not violations(workload.topology, workload.shape, workload.batch)
-            if legal and check(as_job(workload, job)):
-                fixed[name] = 1
+            if legal and (problems := check(as_job(workload, job))):
+                fixed[name], fixed_by[name] = 1, problems[0].message
     refused: list[Problem] = []
     recomputes = []
     for choice in space.recomputes:
@@ -56,4 +56,4 @@ def limited(space: Space, job: Job, template: Workload, check: Check) -> Space:
         recomputes += [] if problems else [choice]
     if not recomputes:
         raise UserError.from_problems(refused)
-    return dataclasses.replace(space, fixed=fixed, recomputes=tuple(recomputes))
+    return dataclasses.replace(space, fixed=fixed, fixed_by=fixed_by, recomputes=tuple(recomputes))

@@ -6,29 +6,31 @@ import dataclasses
 
 from megaplug.errors import UserError
 from megaplug.plan.cluster import Cluster
-from megaplug.plan.search.answer import Answer, smallest_that_fits
+from megaplug.plan.search.answer import Answer
 from megaplug.plan.search.grids import legal
 from megaplug.plan.search.space import Space
-from megaplug.plan.search.text import layout, recompute
+from megaplug.plan.search.text import layout, recompute, unit
+from megaplug.plan.search.would_fit import longest_sequence, smallest_world
+from megaplug.plan.units import gib, percent
 from megaplug.plan.workload import Workload
 
-GIB = 1024**3
 
-
-def error_of(answer: Answer, space: Space, asked: Space, template: Workload, cluster: Cluster) -> UserError:
+def error_of(
+    answer: Answer, asked: Space, template: Workload, cluster: Cluster, *, inherited: str = ""
+) -> UserError:
     """What to say where no configuration is legal, or none fits.
 
     Args:
         answer: What was found.
-        space: What was searched.
-        asked: The same before the rest of the job limited it: what its person has chosen.
+        asked: What was searched, before the rest of the job limited it: what its person has chosen.
         template: The job.
         cluster: The machines.
+        inherited: What sets the length of the sequences where nobody typed it, such as ``model=llama3_8b``.
     """
-    kept = _kept(asked)
+    kept, space = _kept(asked), answer.space
     if answer.num_legal == 0:
         return _none_legal(space, kept)
-    return _none_fits(answer, space, kept, template, cluster)
+    return _none_fits(answer, space, kept, template, cluster, inherited)
 
 
 def _none_legal(space: Space, kept: str) -> UserError:
@@ -59,34 +61,46 @@ def _nearest(space: Space, step: int, tries: int = 64) -> int | None:
     return None
 
 
-def _none_fits(answer: Answer, space: Space, kept: str, template: Workload, cluster: Cluster) -> UserError:
+def _none_fits(
+    answer: Answer, space: Space, kept: str, template: Workload, cluster: Cluster, inherited: str
+) -> UserError:
     assert answer.least is not None
-    row, usable = answer.least, cluster.usable_memory / GIB
-    memory = row.memory
-    unit = "GPUs" if cluster.device == "cuda" else "cores"
+    row, usable = answer.least, cluster.usable_memory
+    memory, found = row.memory, row.workload
     with_kept = f" with {kept}" if kept else ""
     message = (
-        f"none of {answer.num_legal:,} legal configurations fits {space.world_size:,} {unit} of "
-        f"{cluster.name}{with_kept}: the smallest, {layout(row)} with microbatches of "
-        f"{row.workload.batch.micro_batch_size} and {recompute(row.workload.recompute)} computed again, "
-        f"needs {memory.total / GIB:,.1f} GiB on each rank of stage {memory.stage}, and {usable:.1f} GiB are "
-        "there (modelled)"
+        f"none of {answer.num_legal:,} legal configurations fits {space.world_size:,} {unit(cluster)} of "
+        f"{cluster.name}{with_kept}: the smallest, {layout(found)} with microbatches of "
+        f"{found.batch.micro_batch_size} and {recompute(found.recompute)} computed again, needs "
+        f"{gib(memory.total)} GiB on each rank of stage {memory.stage}, and {gib(usable)} GiB are there "
+        "(modelled)"
     )
-    wider = smallest_that_fits(space, template, cluster)
-    if wider is None:
-        batch = space.global_batch_size
-        hint = (
-            f"up to {64 * space.world_size:,} {unit} do not help with a global batch of {batch:,} sequences"
+    hints = []
+    wider = smallest_world(space, template, cluster)
+    if wider is not None:
+        size = wider[0].topology.world_size
+        hints.append(f"topology.world_size={size} is the first doubling that works: {_needs(*wider)}")
+    state = memory.weights + memory.gradients + memory.optimizer
+    shorter = longest_sequence(space, template, cluster) if state <= usable else None
+    if shorter is not None:
+        length = space.shape.seq_length
+        message += (
+            f"; {percent(1 - state / memory.total)} of it come with the sequences of {length:,} tokens"
+            f"{f', which {inherited} sets' if inherited else ''}"
         )
-        return UserError(message, hint=f"{hint}; cluster={cluster.name} has too little memory for this job")
-    size, found = wider
-    hint = (
-        f"topology.world_size={size} is the first doubling that works: {layout(found)} needs "
-        f"{found.memory.total / GIB:,.1f} GiB"
-    )
-    if kept:
-        hint += f"; or leave out some of {kept}"
-    return UserError(message, hint=hint)
+        hints.insert(0, f"model.seq_length={shorter[0].shape.seq_length} fits: {_needs(*shorter)}")
+    if not hints:
+        hints.append(
+            f"up to {64 * space.world_size:,} {unit(cluster)} do not help with a global batch of "
+            f"{space.global_batch_size:,} sequences; cluster={cluster.name} has too little memory"
+        )
+    elif kept:
+        hints.append(f"leave out some of {kept}")
+    return UserError(message, hint="; or ".join(hints))
+
+
+def _needs(workload: Workload, memory: float) -> str:
+    return f"{layout(workload)} needs {gib(memory)} GiB"
 
 
 def _kept(space: Space) -> str:

@@ -41,6 +41,7 @@ class Space:
         sequence_parallel: True or False if it is to stay; None takes it wherever ``tp`` > 1 and the sequence
             can be cut.
         overlap_p2p_comm: Whether stages talk while they compute.
+        fixed_by: Why a dimension is 1 where nobody chose it: what the rest of the job forbids, in words.
     """
 
     shape: ModelShape
@@ -52,6 +53,7 @@ class Space:
     layout: Layout | None = None
     sequence_parallel: bool | None = None
     overlap_p2p_comm: bool = True
+    fixed_by: dict[str, str] = field(default_factory=dict)
 
     def sizes(self, name: str, choices: list[int]) -> list[int]:
         """The sizes of a dimension that are tried."""

@@ -1,0 +1,1 @@
+"""The best layouts of a model on a cluster: what is legal, what it costs, and which is best."""
