@@ -159,13 +159,23 @@ def inform(command: CommandLine, front_page: Callable[[], str]) -> int | None:
     return None
 
 
+class UnwrittenError(UserError):
+    """Where answers go nothing can be written: what is wrong can only be said on stderr."""
+
+
 def show(text: str) -> int:
-    """Print what was asked for; a reader that leaves early, such as ``head``, is no fault."""
+    """Print what was asked for; a reader that leaves early, such as ``head``, is no fault.
+
+    Raises:
+        UnwrittenError: It cannot be written, as to a file on a full disk.
+    """
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         # Python flushes once more at exit, and there is nowhere left to write to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise UnwrittenError(f"the answer cannot be written: {error.strerror}", exit_code=1) from error
     return 0
 
 

@@ -105,7 +105,7 @@ def _main(words: Sequence[str]) -> int:
     try:
         return _answer(words)
     except UserError as error:
-        if "output=json" not in words:
+        if "output=json" not in words or isinstance(error, cli.UnwrittenError):
             raise
         cli.show(json.dumps(error_json(error), indent=2))
         return error.exit_code

@@ -28,6 +28,8 @@ from megaplug.plan.remedies import nearest_jobs, too_few_ranks
 from megaplug.plan.workload import precision_of, workload_of
 from megaplug.topology import resolve
 
+_NO_PICTURES = "what is wrong is not the layout, and of a job that cannot be only layouts are drawn"
+
 
 def answer(asked: Asked) -> int:
     """Show the plan; 2 where the job cannot be, or does not fit the cluster."""
@@ -37,7 +39,7 @@ def answer(asked: Asked) -> int:
     judged = judge(job, _device(job, cluster), suggest=False)
     job = judged.job
     if judged.problems or _format_problems(job, cluster):
-        return _impossible(asked, judged, cluster, vocab_size)
+        return _impossible(asked, judged, cluster, vocab_size, folder)
     topology = resolve_topology(job)
     ranks = asked.ranks(topology.world_size)
     plan = plan_of(job, cluster, vocab_size, tokens=asked.count("tokens"))
@@ -139,7 +141,20 @@ def _format_problems(job: Job, cluster: Cluster) -> list[Problem]:
     return [problem] if problem else []
 
 
-def _impossible(asked: Asked, judged: Judgement, cluster: Cluster, vocab_size: int) -> int:
+def _draw_impossible(job: Job, cluster: Cluster, vocab_size: int, folder: Path) -> list[Path]:
+    """Which layouts can be, where the one that was asked for cannot."""
+    topology, _ = resolve(job.topology)
+    if topology is None or value_problems(job):
+        return []
+    from megaplug.plan.pictures import draw_impossible
+
+    workload = workload_of(job, topology, job_shape(job, vocab_size))
+    return draw_impossible(workload, cluster, folder, job.model.name)
+
+
+def _impossible(
+    asked: Asked, judged: Judgement, cluster: Cluster, vocab_size: int, folder: Path | None
+) -> int:
     """Say for a person or for a program why there is no plan."""
     job, formats = judged.job, _format_problems(judged.job, cluster)
     if value_problems(job):
@@ -148,10 +163,17 @@ def _impossible(asked: Asked, judged: Judgement, cluster: Cluster, vocab_size: i
     else:
         refused = _refused(asked, job, cluster, vocab_size, formats, layout=not formats)
     notes = [*job_notes(asked.job, asked.command.overrides), *remarks(judged.lacking)]
+    pictures: list[Path] = []
+    if folder is not None:
+        pictures = [] if formats else _draw_impossible(job, cluster, vocab_size, folder)
+        what = ", ".join(picture.name for picture in pictures)
+        notes.append(f"pictures in {folder}: {what}" if pictures else f"no pictures: {_NO_PICTURES}")
     if not asked.as_json:
         raise dataclasses.replace(refused, notes=notes).error
-    lacking = {"notes": notes, "lacking_here": lacking_json(judged.lacking)}
-    cli.show(json.dumps(_named(asked) | refused.as_json() | lacking, indent=2))
+    content = _named(asked) | refused.as_json()
+    content |= {"pictures": [str(picture) for picture in pictures]} if pictures else {}
+    content |= {"notes": notes, "lacking_here": lacking_json(judged.lacking)}
+    cli.show(json.dumps(content, indent=2))
     return 2
 
 

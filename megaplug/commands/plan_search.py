@@ -20,10 +20,7 @@ def answer(asked: Asked) -> int:
     Raises:
         UserError: Nothing is legal or nothing fits.
     """
-    job = asked.job
-    typed = [
-        word for word in asked.command.overrides if word.partition("=")[0] not in ("action", *asked.typed)
-    ]
+    job, typed = asked.job, asked.job_words
     found = search(job, typed, top=asked.count("top") or 10, tokens=asked.count("tokens"))
     if asked.as_json:
         content = answer_json(found.answer, job) | {"lacking_here": lacking_json(found.lacking)}

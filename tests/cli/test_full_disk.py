@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,3 +133,40 @@ def test_a_disk_that_fills_up_ends_the_run_and_with_room_the_same_command_goes_o
     assert again.of("header")[0]["resumes"] == f"from step {whole}"
     assert (state(folder).status, state(folder).iteration) == ("finished", 20)
     assert [line[0] for line in joined_curve(folder)] == list(range(1, 21))
+
+
+PICTURES = [sys.executable, "launch/plan.py", "model=llama3_8b", "cluster=h100", "precision=bf16"]
+
+
+def drawn(disk: Disk, *words: str) -> subprocess.CompletedProcess[str]:
+    """A plan whose pictures go to the disk."""
+    command = [*disk.prefix, *PICTURES, "topology.world_size=16", "topology.tp=4", "topology.pp=2", *words]
+    return subprocess.run(
+        [*command, f"pictures={disk.inside}/new"], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("disk", ["72k"], indirect=True)
+def test_pictures_on_a_disk_that_fills_up_are_whole_or_not_there(disk):
+    done = drawn(disk)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: cannot write {disk.inside}/new/")
+    assert "No space left on device" in done.stderr and "choose another with pictures=" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+    left = sorted((disk.outside / "new").iterdir())
+    assert left and all(path.suffix in (".png", ".json") for path in left)
+    for path in left:
+        content = path.read_bytes()
+        assert content.endswith(b"IEND\xaeB`\x82") if path.suffix == ".png" else json.loads(content)
+
+
+@pytest.mark.parametrize("disk", ["1m"], indirect=True)
+def test_pictures_for_a_folder_that_may_not_be_written_to_are_refused(disk):
+    disk.remount_read_only()
+    done = drawn(disk)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Read-only file system" in done.stderr and len(done.stderr.splitlines()) == 2
+    done = drawn(disk, "output=json")
+    assert (done.returncode, done.stderr) == (2, "")
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert "Read-only file system" in problem["message"] and "pictures=" in problem["hint"]

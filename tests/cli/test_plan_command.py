@@ -255,6 +255,30 @@ def test_of_cpu_ranks_only_the_memory_is_drawn(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["memory.json", "memory.png"]
 
 
+def test_of_an_impossible_layout_those_that_can_be_are_drawn(tmp_path, capsys):
+    words = ["model=llama3_8b", "cluster=h100", "precision=bf16", "topology.world_size=12", "topology.pp=8"]
+    words.append("train.global_batch_size=48")
+    assert plan.main([*words, f"pictures={tmp_path}"]) == 2
+    assert f"note: pictures in {tmp_path}: heat_map.png" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["heat_map.json", "heat_map.png"]
+    cells = json.loads((tmp_path / "heat_map.json").read_text())["cells"]
+    (own,) = [cell for cell in cells if cell["own"]]
+    assert own["rule"] == "8 does not divide 12 GPUs"
+    assert any("step_seconds" in cell for cell in cells)
+    plan.main([*words, f"pictures={tmp_path}", "output=json"])
+    assert json.loads(capsys.readouterr().out)["pictures"] == [str(tmp_path / "heat_map.png")]
+
+
+@pytest.mark.parametrize(
+    "words", [["topology.cp=2", "topology.world_size=2"], ["topology.tp=0"], ["train.seed=-1"]], ids=str
+)
+def test_where_no_picture_can_tell_why_none_is_drawn(words, tmp_path, capsys):
+    folder = tmp_path / "none"
+    assert plan.main(["model=llama3_8b", "cluster=h100", "precision=bf16", *words, f"pictures={folder}"]) == 2
+    assert "note: no pictures: what is wrong is not the layout" in capsys.readouterr().err
+    assert not folder.exists()
+
+
 def test_a_folder_of_pictures_that_is_a_file_is_told_before_anything_is_planned(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert plan.main(["model=tiny", f"pictures={tmp_path / 'file'}"]) == 2

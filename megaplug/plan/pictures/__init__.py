@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from megaplug.plan.cluster import Cluster
 from megaplug.plan.memory import stage_memory
-from megaplug.plan.pictures.cells import cells_of
+from megaplug.plan.pictures.cells import Cell, cells_of
 from megaplug.plan.pictures.growth import sizes_of
 from megaplug.plan.pictures.heat_map import draw_heat_map
 from megaplug.plan.pictures.memory_bars import draw_memory
@@ -20,6 +21,7 @@ __all__ = [
     "Point",
     "cells_of",
     "draw_heat_map",
+    "draw_impossible",
     "draw_memory",
     "draw_plan_pictures",
     "draw_predicted",
@@ -64,12 +66,33 @@ def draw_plan_pictures(workload: Workload, cluster: Cluster, directory: Path, na
         draw_timeline(
             schedule_panels(workload, cluster), directory / "timeline.png", job=job, cluster=cluster.name
         ),
-        draw_heat_map(
-            cells_of(workload, cluster),
-            directory / "heat_map.png",
-            job=name,
-            cluster=cluster.name,
-            num_gpus=num_gpus,
-        ),
+        _draw_layouts(cells_of(workload, cluster), directory, name, cluster.name, num_gpus),
         draw_scaling(sizes_of(workload, cluster), directory / "scaling.png", job=job, cluster=cluster.name),
     ]
+
+
+def draw_impossible(workload: Workload, cluster: Cluster, directory: Path, name: str) -> list[Path]:
+    """Draws what can be drawn of a layout that breaks a rule: the heat map, whose cells name the rules.
+
+    Args:
+        workload: The job; its topology is one that cannot be.
+        cluster: Its machines.
+        directory: Where it goes; it is made.
+        name: Of the model, for the title.
+
+    Returns:
+        ``heat_map.png``; nothing of CPU ranks, or where no rule of the map forbids the job.
+
+    Raises:
+        UserError: The disk refused.
+    """
+    if cluster.device != "cuda":
+        return []
+    cells = cells_of(workload, cluster)
+    if not any(cell.own and cell.problems for cell in cells):
+        return []
+    return [_draw_layouts(cells, directory, name, cluster.name, workload.topology.world_size)]
+
+
+def _draw_layouts(cells: Sequence[Cell], directory: Path, name: str, cluster: str, num_gpus: int) -> Path:
+    return draw_heat_map(cells, directory / "heat_map.png", job=name, cluster=cluster, num_gpus=num_gpus)

@@ -15,6 +15,14 @@ STYLES = {
     "growing": (canvas.ORANGE, "s", "batch grows (weak)"),
 }
 
+IDEAL: dict[str, Any] = {
+    "color": "#cccccc",
+    "linewidth": 7,
+    "solid_capstyle": "butt",
+    "zorder": 1.5,
+}
+"""A band so wide that curves which keep to it do not hide it."""
+
 
 def draw_scaling(sizes: Sequence[Size], png: Path, *, job: str, cluster: str) -> Path:
     """Draws tokens a second (logarithmic, with the ideal) and MFU, beside each other.
@@ -68,7 +76,8 @@ def _curves(left: Any, right: Any, own: Sequence[Size], colour: str, marker: str
     # A strong and a weak curve meet in the job; the ideal of each goes through its own first point.
     first = own[0]
     ideal = [first.tokens_per_second * count / first.num_gpus for count in counts]
-    left.plot(counts, ideal, color=colour, linewidth=1, linestyle=(0, (2, 2)), alpha=0.8)
+    left.plot(counts, ideal, **IDEAL)
+    right.plot(counts, [100 * first.mfu] * len(counts), **IDEAL)
     style = {"color": colour, "marker": marker, "linewidth": 1.8, "markersize": 6}
     left.plot(counts, [size.tokens_per_second for size in own], label=label, **style)
     right.plot(counts, [100 * size.mfu for size in own], **style)
@@ -105,7 +114,7 @@ def _marks(left: Any, right: Any, sizes: Sequence[Size]) -> None:
                 linestyle="",
                 label="this job",
             )
-    left.add_line(Line2D([], [], color=canvas.GREY, linestyle=(0, (2, 2)), linewidth=1, label="ideal"))
+    left.add_line(Line2D([], [], label="ideal", **IDEAL))
     if small:
         left.add_line(
             Line2D(

@@ -11,8 +11,8 @@ from megaplug.plan.search.answer import Answer, Row
 from megaplug.plan.search.chosen import words
 from megaplug.plan.search.text import layout, recompute
 
-FORMAT = "megaplug.search/1"
-"""The number goes up whenever a key changes its meaning or is gone."""
+FORMAT = 1
+"""Of the search's JSON: it rises when a key goes or comes to mean something else, not when one is added."""
 
 SECTIONS = ("topology", "batch", "pipeline", "step_time", "speed", "training")
 """Of a plan's JSON, those that each row has as they are; of ``memory`` it has the fullest stage alone."""
