@@ -16,6 +16,7 @@ from pathlib import Path
 from megaplug.errors import UserError
 from megaplug.job.compose import CONFIG_NAME, ConfigSource
 
+_FLAGS = "--cfg job, --resolve, --multirun, --config-dir, --config-name, --help, --version"
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -64,13 +65,18 @@ class CommandLine:
         return " ".join([self.program, shlex.join([*flags, *kept, *added])]).strip()
 
 
-def parse(argv: Sequence[str], program: str) -> CommandLine:
+def parse(argv: Sequence[str], program: str, *, flags: str = _FLAGS) -> CommandLine:
     """Split flags from overrides.
+
+    Args:
+        argv: The words after the command.
+        program: How it was called.
+        flags: Those that it takes, for who types another.
 
     Raises:
         UserError: A flag is not known or lacks its value.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = _Parser(flags)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--version", "-V", action="store_true")
@@ -97,11 +103,12 @@ def parse(argv: Sequence[str], program: str) -> CommandLine:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, flags: str) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+        self._flags = flags
+
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(
-            message,
-            hint="flags: --cfg job, --resolve, --multirun, --config-dir, --config-name, --help, --version",
-        )
+        raise UserError(message, hint=f"flags: {self._flags}")
 
 
 def program_name(script: str) -> str:

@@ -11,6 +11,7 @@ from typing import cast
 from megaplug.commands import cli
 from megaplug.commands.plan_words import OUTPUTS, WORDS, Asked, choose, split_words
 from megaplug.errors import UserError
+from megaplug.job import keys
 from megaplug.job.compose import ConfigSource, compose_job, group_options
 from megaplug.job.keys import is_known
 from megaplug.job.schema import Job
@@ -43,6 +44,9 @@ examples:
 
 The job is named as for launch/train.py, whose --help lists all groups and keys. `cluster` names the
 machines. Ends with 0 if the job works, with 2 and the nearest that works if it is impossible."""
+
+
+_FLAGS = "--help, --config-dir, --config-name, --completion, --version"
 
 
 @dataclass(frozen=True)
@@ -114,13 +118,17 @@ def _main(words: Sequence[str]) -> int:
 def _answer(words: Sequence[str]) -> int:
     if (code := cli.complete(words, _completed())) is not None:
         return code
-    command = cli.parse(words, cli.program_name("megaplug-plan"))
-    if command.help and len(command.overrides) == 1 and command.overrides[0].split("=")[-1] in ACTIONS:
-        return cli.show(action_page(command.overrides[0].split("=")[-1]))
+    command = cli.parse(words, cli.program_name("megaplug-plan"), flags=_FLAGS)
+    if command.help and command.overrides and not command.json:
+        return cli.show("\n\n".join(_explained(name, command.source) for name in command.overrides))
     if (code := cli.inform(command, lambda: help_page(command.program))) is not None:
         return code
-    if command.cfg is not None or command.multirun:
-        raise UserError("--cfg and --multirun are flags of launch/train.py", hint="see --help")
+    if command.cfg is not None or command.resolve:
+        hint = "python launch/train.py --cfg job shows the configuration of the same words"
+        raise UserError("--cfg and --resolve are flags of launch/train.py", hint=hint)
+    if command.multirun:
+        hint = "one plan answers one command; action=search compares layouts"
+        raise UserError("--multirun is a flag of launch/train.py", hint=hint)
     typed, rest = split_words(command.overrides, ("action", *WORDS))
     name = choose("action", typed.pop("action", "plan"), tuple(ACTIONS))
     action = ACTIONS[name]
@@ -140,10 +148,37 @@ def _misspelt(words: Sequence[str], source: ConfigSource) -> None:
     """Words that are no job's and were meant to be of this command."""
     groups = group_options(source)
     for word in words:
+        if word in ACTIONS:
+            raise UserError(f"{word!r} is no key=value", hint=f"did you mean action={word}?")
         key = word.partition("=")[0]
         meant = closest(key, ("action", *WORDS))
         if meant and "." not in key and not is_known(key) and key not in groups:
             raise UserError(f"{key}: there is no such word, key or group", hint=f"did you mean {meant}?")
+
+
+def _explained(name: str, source: ConfigSource) -> str:
+    """What a word of this command means, and what a group or key of a job does; the word comes first."""
+    from megaplug.commands.help import explain
+
+    word = name.partition("=")[0].lstrip("+~")
+    if name.split("=")[-1] in ACTIONS:
+        return action_page(name.split("=")[-1])
+    if word != "action" and word not in WORDS:
+        meant = closest(word, ("action", *WORDS))
+        if meant and closest(word, [meant, *keys.all_keys(), *group_options(source), *_leaves()]) == meant:
+            raise UserError(f"there is no word, group or key {word!r}", hint=f"did you mean {meant}?")
+        return explain(word if name == word else name.lstrip("+~"), source)
+    if word == "action":
+        return "\n".join(["action=NAME", _table([(other, one.meaning) for other, one in ACTIONS.items()])])
+    takers = [other for other, action in ACTIONS.items() if word in action.words]
+    of = f" (action={', action='.join(takers)})" if takers else ""
+    own = f"{WORDS[word].form}\n  {WORDS[word].meaning}{of}"
+    return f"{own}\n\n{explain(word, source)}" if word in _leaves() else own
+
+
+def _leaves() -> set[str]:
+    """The names of all keys without their groups."""
+    return {key.rpartition(".")[2] for key in keys.all_keys()}
 
 
 def help_page(program: str) -> str:

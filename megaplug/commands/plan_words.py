@@ -9,12 +9,11 @@ from pathlib import Path
 
 from megaplug.commands.cli import CommandLine
 from megaplug.errors import UserError
+from megaplug.job.counts import ENDINGS, count_of, decimal_comma
 from megaplug.job.schema import Job
 from megaplug.job.suggest import closest
 
 OUTPUTS = ("table", "json")
-_FACTORS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
-_NUMBER = re.compile(r"(\d+(?:[._]\d+)*(?:e\+?\d+)?)([a-zA-Z]?)")
 
 
 @dataclass(frozen=True)
@@ -102,15 +101,15 @@ def read_count(word: str, text: str) -> int:
     Raises:
         UserError: It is none.
     """
-    found = _NUMBER.fullmatch(text)
-    factor = None if found is None else _FACTORS.get(found[2]) or _FACTORS.get(found[2].upper())
-    number = 0.0 if found is None or factor is None else float(found[1].replace("_", "")) * factor
-    if number < 1 or number != int(number):
-        example = WORDS[word].form
-        raise UserError(
-            f"{word}={text} is not a whole number above 0", hint=f"such as {example} (endings: k M B T)"
-        )
-    return int(number)
+    number = count_of(text)
+    if number is None:
+        hint = f"such as {WORDS[word].form}"
+        if pointed := decimal_comma(text):
+            hint = f"a decimal point is written, not a comma: {word}={pointed}"
+        elif word == "tokens":
+            hint += f" (endings: {ENDINGS})"
+        raise UserError(f"{word}={text} is not a whole number above 0", hint=hint)
+    return number
 
 
 def read_ranks(text: str, world_size: int) -> list[int]:
@@ -127,7 +126,9 @@ def read_ranks(text: str, world_size: int) -> list[int]:
         if match is None:
             raise UserError(f"ranks={text} cannot be read", hint="such as ranks=all, ranks=[0,7], ranks=0-15")
         first, last = int(match[1]), int(match[2] or match[1])
-        if not first <= last < world_size:
+        if last < first:
+            raise UserError(f"ranks={text} counts down", hint=f"write ranks={last}-{first}")
+        if last >= world_size:
             raise UserError(
                 f"ranks={text}: there is no rank {part} among {world_size:,}",
                 hint=f"ranks are counted from 0 to {world_size - 1}",

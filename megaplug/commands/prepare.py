@@ -47,6 +47,7 @@ flags:
   --version            the versions of megaplug, Megatron-core and torch
 
 The keys are those of launch/train.py; here data.* and tokenizer.* count."""
+_FLAGS = "--help, --config-dir, --config-name, --completion, --version"
 # The words that are no keys of a job, with the values that they can have.
 OWN: dict[str, tuple[str, ...]] = {
     "action": ("prepare", "inspect", "train_tokenizer"),
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(words: Sequence[str]) -> int:
     if (code := cli.complete(words, OWN)) is not None:
         return code
-    command = cli.parse(words, cli.program_name("megaplug-prepare"))
+    command = cli.parse(words, cli.program_name("megaplug-prepare"), flags=_FLAGS)
     if (code := cli.inform(command, lambda: _HELP.format(program=command.program))) is not None:
         return code
     if command.cfg is not None or command.multirun:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from megaplug.errors import UserError
 from megaplug.job import overrides as words
+from megaplug.job.meant import several_hint
 from megaplug.job.schema import Job
 from megaplug.job.suggest import did_you_mean
 from megaplug.job.typed import to_job
@@ -68,17 +69,15 @@ def compose_config(typed_words: Sequence[str], source: ConfigSource | None = Non
     """
     source = source or ConfigSource()
     _check_source(source)
-    parsed = words.parse(typed_words)
-    problems = words.problems_of(parsed, group_options(source))
+    groups = group_options(source)
+    parsed = words.parse(typed_words, groups)
+    problems = words.problems_of(parsed, groups)
     if problems:
         raise UserError.from_problems(problems)
     sweeping = [override.input_line for override in parsed if override.is_sweep_override()]
     if sweeping:
         key, _, value = sweeping[0].partition("=")
-        hint = "add --multirun to run every one of them"
-        if key in ("data.path", "data.valid_path", "data.test_path"):
-            hint = f"several sources are written '{key}=[{value}]'; --multirun makes a run of each"
-        raise UserError(f"{sweeping[0]} names several values", hint=hint)
+        raise UserError(f"{sweeping[0]} names several values", hint=several_hint(key, value))
     return _compose([*words.for_hydra(parsed), *words.other_lengths_out(parsed)], source)
 
 
@@ -95,8 +94,9 @@ def sweep_points(typed_words: Sequence[str], source: ConfigSource | None = None)
     """
     source = source or ConfigSource()
     _check_source(source)
-    parsed = words.parse(typed_words)
-    problems = words.problems_of(parsed, group_options(source))
+    groups = group_options(source)
+    parsed = words.parse(typed_words, groups)
+    problems = words.problems_of(parsed, groups)
     if problems:
         raise UserError.from_problems(problems)
     return words.sweep(parsed)

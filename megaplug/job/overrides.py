@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from megaplug.errors import Problem, UserError
 from megaplug.job import keys
+from megaplug.job.meant import option_hint, stray_hint
 from megaplug.job.suggest import closest, did_you_mean
 
 if TYPE_CHECKING:
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
 LENGTHS = ("train.iters", "train.tokens", "train.epochs")
 
 
-def parse(words: Sequence[str]) -> list[Override]:
+def parse(words: Sequence[str], groups: Mapping[str, Sequence[str]] | None = None) -> list[Override]:
     """Read ``key=value`` words with Hydra's grammar.
+
+    Args:
+        words: What was typed.
+        groups: The options of every config group, for what a word without ``=`` may have meant.
 
     Raises:
         UserError: A word is not an override.
@@ -33,6 +38,9 @@ def parse(words: Sequence[str]) -> list[Override]:
     problems, parsed = [], []
     parser = OverridesParser.create()
     for word in words:
+        if "=" not in word and not word.startswith("~"):
+            problems.append(Problem("", f"{word!r} is no key=value", stray_hint(word, groups or {})))
+            continue
         try:
             parsed.append(parser.parse_override(_quoted(word)))
         except HydraException as error:
@@ -73,7 +81,7 @@ def _problem_of(override: Override, groups: Mapping[str, Sequence[str]]) -> Prob
         options = [value for value in _texts(override) if value not in groups[key]]
         if options:
             wrong = options[0]
-            return Problem(key, f"there is no option {wrong!r}", did_you_mean(wrong, groups[key], show=20))
+            return Problem(key, f"there is no option {wrong!r}", option_hint(key, wrong, groups[key]))
         return None
     if keys.is_known(key):
         if key in keys.sections():
@@ -112,7 +120,12 @@ def _hint_for(key: str, groups: Mapping[str, Sequence[str]]) -> str:
 
     if (argument := word.lstrip("-").replace("-", "_")) in load_table():
         return f"an argument of Megatron's is written megatron.{argument}=..."
-    match = closest(key, known) or by_leaf.get(closest(word, by_leaf) or "")
+    near_leaf = by_leaf.get(closest(word, by_leaf) or "")
+    if leaf and section in keys.sections():
+        # Of a group that is there its own name is no help.
+        elsewhere = f"did you mean {near_leaf}? " if near_leaf else ""
+        return f"{elsewhere}--help {section} lists the keys of {section}"
+    match = closest(key, known) or near_leaf
     if match is not None:
         return f"did you mean {match}?"
     if leaf and (group := closest(section, groups)) is not None:

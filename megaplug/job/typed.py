@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from megaplug.errors import Problem, UserError
 from megaplug.job import keys
+from megaplug.job.counts import count_of
 from megaplug.job.schema import Job
 from megaplug.job.suggest import did_you_mean
 
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+# Numbers so large that they may be written as 15T.
+_COUNTS = ("train.tokens",)
+# Keys that hold a value by name: such a name, and what it names.
+_TABLES = {"cluster.peak_tflops": ("bf16", "number format")}
 
 
 def to_job(config: DictConfig) -> Job:
@@ -84,6 +90,8 @@ def _assign(node: DictConfig, key: str, value: Any, dotted: str) -> list[Problem
     if type(value) is type(field._value()) and value == field._value():
         return []
     wanted = _WANTED.get(field._metadata.ref_type)
+    if dotted in _COUNTS and isinstance(value, str) and (number := count_of(value)) is not None:
+        value = number
     try:
         node[key] = value
     except OmegaConfBaseException as error:
@@ -92,9 +100,12 @@ def _assign(node: DictConfig, key: str, value: Any, dotted: str) -> list[Problem
             return _assign(node, key, int(value), dotted)
         if isinstance(value, str) and "ListConfig" in str(error):
             return [Problem(dotted, f"is a list, but is given {value!r}", f"write '{dotted}=[{value}]'")]
-        return [
-            Problem(dotted, f"must be {wanted}, but is {_shown(value)}" if wanted else _first_line(error))
-        ]
+        if dotted in _TABLES:
+            name, what = _TABLES[dotted]
+            message = f"has a value for each {what}, but is given {_shown(value)}"
+            return [Problem(dotted, message, f"such as {dotted}.{name}={_shown(value)}")]
+        message = f"must be {wanted}, but is {_shown(value)}" if wanted else _first_line(error)
+        return [Problem(dotted, message, _count_hint(dotted, value))]
     # OmegaConf takes true for the number 1, and 3 for true; a person who writes tp=true has made a mistake.
     stored = node[key]
     if (
@@ -104,6 +115,16 @@ def _assign(node: DictConfig, key: str, value: Any, dotted: str) -> list[Problem
     ):
         return [Problem(dotted, f"must be {wanted or 'no truth value'}, but is {_shown(value)}")]
     return []
+
+
+def _count_hint(dotted: str, value: Any) -> str:
+    """How a number with an ending is written where none is understood."""
+    if not isinstance(value, str):
+        return ""
+    if dotted in _COUNTS:
+        return f"such as {dotted}=1T, {dotted}=300B or {dotted}=1e12"
+    number = count_of(value)
+    return "" if number is None else f"endings are not understood here: {dotted}={number}, if that is meant"
 
 
 def _shown(value: Any) -> str:

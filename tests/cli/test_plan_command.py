@@ -69,6 +69,13 @@ def test_keys_of_the_job_say_where_the_disk_is_looked_at(monkeypatch, tmp_path):
         (["tokens=abc"], "tokens=abc is not a whole number above 0", "such as tokens=15T"),
         (["ranks=[0,9]"], "there is no rank 9 among 1", "from 0 to 0"),
         (["ranks=first"], "ranks=first cannot be read", "ranks=0-15"),
+        (["tokens=2,5T"], "tokens=2,5T is not a whole number above 0", "not a comma: tokens=2.5T"),
+        (["action=search", "top=0"], "top=0 is not a whole number above 0", "such as top=10\n"),
+        (["ranks=3-1"], "ranks=3-1 counts down", "write ranks=1-3"),
+        (["search"], "'search' is no key=value", "did you mean action=search?"),
+        (["T", "action=plan"], "'T' is no key=value", "such as tokens=1T"),
+        (["--cfg", "job"], "flags of launch/train.py", "launch/train.py --cfg job shows"),
+        (["--cgf"], "unrecognized arguments: --cgf", "flags: --help, --config-dir, --config-name, --comp"),
         (["cluster=h1000"], "there is no option 'h1000'", "h100"),
         (["cluster=h100", "cluster.memory_gib=-1"], "cluster.memory_gib: must be above 0", ""),
         (["topology.pp=3"], "4 layers cannot be dealt out evenly to 3 stages", "topology.pp=4"),
@@ -76,7 +83,9 @@ def test_keys_of_the_job_say_where_the_disk_is_looked_at(monkeypatch, tmp_path):
         (["actoin=plan"], "actoin: there is no such word, key or group", "did you mean action?"),
         (["tokns=3"], "tokns: there is no such word, key or group", "did you mean tokens?"),
         (["model=llama3_8b"], "that a core of cpu2 has", "cluster=h100 plans for others"),
-        (["--multirun"], "flags of launch/train.py", "--help"),
+        (["--multirun"], "--multirun is a flag of launch/train.py", "action=search compares layouts"),
+        (["--help", "rank"], "there is no word, group or key 'rank'", "did you mean ranks?"),
+        (["--help", "tokns"], "there is no word, group or key 'tokns'", "did you mean tokens?"),
         (["action=docter"], "action=docter does not exist", "did you mean doctor?"),
         (["action=doctor", "output=jsno"], "output=jsno does not exist", "did you mean json?"),
         (["action=doctor", "runs_dri=x"], "runs_dri", "did you mean runs_dir?"),
@@ -195,6 +204,15 @@ def test_help_names_every_action_and_every_word_of_its_own(capsys):
     assert "pipeline parallel" in page and "MFU" in page and "tokens=15T" in page
     assert plan.main(["--complete", "to"]) == 0
     assert "tokens=" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["action", *plan.WORDS])
+def test_help_explains_each_word_of_its_own(word, capsys):
+    assert plan.main(["--help", word]) == 0
+    page = capsys.readouterr().out
+    assert page.startswith(f"{word}=")
+    meaning = plan.WORDS[word].meaning if word in plan.WORDS else "rehearse"
+    assert meaning in page
 
 
 def test_neither_torch_nor_numpy_is_needed_for_a_plan():

@@ -21,6 +21,12 @@ from megaplug.job.compose import compose_job, sweep_points
         ("topology=tp2_pp", "topology", "tp2_pp2"),
         ("resum=false", "resum", "resume"),
         ("num_workers=2", "num_workers", "megatron.num_workers"),
+        ("cluster.price=3", "cluster.price", "cluster.price_per_gpu_hour"),
+        ("cluster.memory=3", "cluster.memory", "cluster.memory_gib"),
+        ("model.foo=3", "model.foo", "--help model lists"),
+        ("model=gpt4", "model", "--help model lists all"),
+        ("topology=tp4_pp3", "topology", "topology.tp=4 topology.pp=3"),
+        ("topology=tp16ep3", "topology", "topology.tp=16 topology.ep=3"),
     ],
 )
 def test_a_misspelt_word_is_answered_with_the_right_one(word: str, key: str, meant: str) -> None:
@@ -87,9 +93,61 @@ def test_a_word_that_is_no_override_is_named(word: str) -> None:
     assert "\n  hint" in str(caught.value)
 
 
-def test_several_values_ask_for_multirun() -> None:
-    with pytest.raises(UserError, match="several values"):
-        compose_job(["train.seed=1,2"])
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("T", "one word, such as tokens=1T"),
+        ("train.iters", "it lacks its value: train.iters=..."),
+        ("precision", "it lacks its value: precision=..."),
+        ("llama3_8b", "did you mean model=llama3_8b?"),
+        ("lama3_8b", "did you mean model=llama3_8b?"),
+        ("h100", "did you mean cluster=h100?"),
+        ("foo", "write key=value"),
+    ],
+)
+def test_a_word_without_a_value_is_answered_with_what_it_may_have_meant(word: str, hint: str) -> None:
+    with pytest.raises(UserError, match=f"^'{word}' is no key=value\n") as caught:
+        compose_job([word])
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("train.seed=1,2", "--multirun"),
+        ("cluster.price_per_gpu_hour=2,5", "not a comma: cluster.price_per_gpu_hour=2.5"),
+        ("train.iters=1,000", "train.iters=1_000"),
+        ("lr.lr=1,5e-4", "--multirun"),
+    ],
+)
+def test_several_values_ask_for_multirun_or_were_one(word: str, hint: str) -> None:
+    with pytest.raises(UserError, match="several values") as caught:
+        compose_job([word])
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("1T", 10**12), ("1t", 10**12), ("300B", 3 * 10**11), ("1.5T", 15 * 10**11), ("15_000", 15_000),
+     ("1e12", 10**12), ("100k", 10**5), ("2.3G", 23 * 10**8)],
+)  # fmt: skip
+def test_tokens_are_written_as_people_say_them(text: str, tokens: int) -> None:
+    assert compose_job([f"train.tokens={text}"]).train.tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("train.tokens=1X", "train.tokens=300B"),
+        ("train.tokens=0.1", ""),
+        ("model.seq_length=8k", "model.seq_length=8000, if that is meant"),
+        ("cluster.peak_tflops=800", "such as cluster.peak_tflops.bf16=800"),
+    ],
+)
+def test_a_number_in_another_form_is_answered_with_one_that_is_taken(word: str, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose_job([word])
+    assert word.partition("=")[0] in caught.value.message and hint in caught.value.hint
 
 
 def test_several_sources_are_said_to_be_a_list() -> None:
