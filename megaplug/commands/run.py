@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -25,8 +26,10 @@ from megaplug.job.schema import Job
 from megaplug.job.sharding import described
 from megaplug.job.translate import megatron_arguments
 from megaplug.launchers import local
+from megaplug.launchers.hang import Limits
 from megaplug.launchers.progress import Progress, make_progress
 from megaplug.launchers.screen import Header, Summary, count
+from megaplug.launchers.supervisor import Patience
 from megaplug.launchers.verdict import Outcome
 from megaplug.plan.cluster import AUTO
 from megaplug.runs import checkpoints, metrics
@@ -107,6 +110,7 @@ def start(job: Job, command: CommandLine) -> int:
                 iters=resolved.derived.iters,
                 iteration=iteration,
                 on_event=lambda event: _shown(progress.event, event),
+                patience=Patience(limits=Limits(**dataclasses.asdict(job.watch))),
             )
             _shown(progress.summary, _summary(resolved, folder, outcome, progress, command))
     return outcome.exit_code

@@ -63,7 +63,7 @@ _NOT_NEGATIVE = (
     "optimizer.clip_grad", "lr.min_lr", "lr.lr_warmup_iters", "lr.lr_warmup_fraction",
     "model.init_method_std", "profile.wait", "profile.warmup", "train.cpu_offloading_num_layers",
     "optimizer.optimizer_offload_fraction", "model.mscale", "model.mscale_all_dim",
-    "moe.moe_router_bias_update_rate",
+    "moe.moe_router_bias_update_rate", "watch.hang_s", "watch.start_s", "watch.first_step_s", "watch.save_s",
 )  # fmt: skip
 # From 0 up to but without 1.
 _FRACTIONS = (

@@ -309,6 +309,16 @@ class LaunchConfig:
 
 
 @dataclass
+class WatchConfig:
+    """When a rank counts as hanging, in seconds without progress; nothing here changes a run's result."""
+
+    hang_s: float | None = None
+    start_s: float = 1800.0
+    first_step_s: float = 1800.0
+    save_s: float = 1800.0
+
+
+@dataclass
 class Job:
     """One run, as composed from ``conf/`` and the user's overrides."""
 
@@ -336,5 +346,6 @@ class Job:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     megatron: dict[str, Any] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from typing import Any
 
 from megaplug.errors import UserError
 from megaplug.runs.atomic import disk_errors
-from megaplug.runs.events import EVENTS_FD, PARENT_FD, STORE_FD, parse_event
+from megaplug.runs.events import EVENTS_FD, PARENT_FD, STACK_FD, STORE_FD, parse_event
 from megaplug.runs.folder import RunFolder
 
 _MAX_PENDING = 1 << 20  # bytes of an unfinished line: a rank that floods the pipe does not fill our memory
@@ -33,6 +33,7 @@ class Rank:
         process: Never polled before the end: unreaped, it keeps the process group's number from being reused.
         pidfd: Becomes readable when the process has ended.
         events_fd: Read end of its event pipe.
+        stack_fd: A file in memory to which it writes its stack when it is asked.
         events_ended: Nobody holds the write end any more.
         log: Where its output goes.
         log_start: The byte at which this start begins in the log.
@@ -47,6 +48,7 @@ class Rank:
     events_fd: int
     log: Path
     log_start: int
+    stack_fd: int
     end: dict[str, Any] | None = None
     exit_code: int | None = None
     events_ended: bool = False
@@ -76,8 +78,8 @@ class Rank:
         """Reap the process, which has been killed, and close what was open for it."""
         self.process.wait()
         self.exit_code = self.process.returncode if self.exit_code is None else self.exit_code
-        os.close(self.pidfd)
-        os.close(self.events_fd)
+        for fd in (self.pidfd, self.events_fd, self.stack_fd):
+            os.close(fd)
 
 
 def start_ranks(
@@ -111,6 +113,7 @@ def start_ranks(
     for rank in range(world_size):
         events_read, events_write = os.pipe()
         os.set_blocking(events_read, False)
+        stack_fd = os.memfd_create(f"stack{rank}")
         environ = {
             **environment,
             "MASTER_ADDR": address,
@@ -121,9 +124,10 @@ def start_ranks(
             "MASTER_PORT": str(port),
             EVENTS_FD: str(events_write),
             PARENT_FD: str(parent_fd),
+            STACK_FD: str(stack_fd),
         }
         environ.pop(STORE_FD, None)
-        fds = [events_write, parent_fd]
+        fds = [events_write, parent_fd, stack_fd]
         if lock_fd is not None:
             fds.append(lock_fd)
         if rank == 0:
@@ -150,10 +154,12 @@ def start_ranks(
                     raise UserError(f"cannot start rank {rank}: {error.strerror}: {command[0]}") from error
         except BaseException:
             os.close(events_read)
+            os.close(stack_fd)
             raise
         finally:
             os.close(events_write)
-        ranks.append(Rank(rank, process, os.pidfd_open(process.pid), events_read, log, log_start))
+        pidfd = os.pidfd_open(process.pid)
+        ranks.append(Rank(rank, process, pidfd, events_read, log, log_start, stack_fd))
 
 
 def kill_group(ranks: Sequence[Rank], wait_s: float) -> list[int]:

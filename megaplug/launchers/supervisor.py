@@ -12,10 +12,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megaplug.errors import UserError
+from megaplug.launchers import stacks
+from megaplug.launchers.culprit import judge_hang, write_stacks
+from megaplug.launchers.hang import TICK_S, HangWatch, Limits
+from megaplug.launchers.lag import LagWatch
 from megaplug.launchers.logs import count_oom_kills, hint_for, log_tail
 from megaplug.launchers.ranks import Rank, kill_group, start_ranks
 from megaplug.launchers.verdict import GOOD, Ended, Outcome, RankFacts, judge
@@ -34,11 +38,15 @@ class Patience:
         report_s: After a rank has failed, for the others to say why they fail, too.
         teardown_s: After every rank has said that it is done, for them to leave.
         kill_s: After SIGKILL, for the kernel to end what it was sent to.
+        stack_s: After a hang was found, for every rank to say where it stands.
+        limits: How long a rank may get nothing done.
     """
 
     report_s: float = 5.0
     teardown_s: float = 10.0
     kill_s: float = 10.0
+    stack_s: float = 5.0
+    limits: Limits = field(default_factory=Limits)
 
 
 class Supervisor:
@@ -59,6 +67,9 @@ class Supervisor:
         self.patience = patience
         self.ranks: list[Rank] = []
         self.failed_at: dict[int, float] = {}
+        self.hang = HangWatch(patience.limits, 0, time.monotonic())
+        self.lag = LagWatch()
+        self.hung: Outcome | None = None
         self.stop_signal: int | None = None
         self.deadline: tuple[float, Ended] | None = None
         self.state = RunState("running", iteration=iteration, saved_iteration=iteration, iters=iters)
@@ -85,12 +96,13 @@ class Supervisor:
             finally:
                 os.close(parent_read)
                 listener.close()  # with rank 0 gone the others must be refused, not kept waiting
+            self.hang = HangWatch(self.patience.limits, world_size, time.monotonic())
             ended = self._watch(signals)
             facts = [
                 RankFacts(rank.rank, rank.end, rank.exit_code, self.failed_at.get(rank.rank))
                 for rank in self.ranks
             ]
-            outcome = judge(facts, self.stop_signal, ended, self.grace_s)
+            outcome = self.hung or judge(facts, self.stop_signal, ended, self.grace_s)
         except BaseException as error:
             with contextlib.suppress(UserError):  # the first error is the one to be shown
                 reason = f"the launcher failed: {error or type(error).__name__}"
@@ -110,10 +122,12 @@ class Supervisor:
                 selector.register(rank.pidfd, selectors.EVENT_READ, rank)
                 selector.register(rank.events_fd, selectors.EVENT_READ, rank)
             while why is None and any(rank.exit_code is None for rank in self.ranks):
-                timeout = None if self.deadline is None else self.deadline[0] - time.monotonic()
-                if self.deadline is not None and timeout is not None and timeout <= 0:
-                    why = self.deadline[1]
-                    break
+                timeout = TICK_S
+                if self.deadline is not None:
+                    timeout = min(timeout, self.deadline[0] - time.monotonic())
+                    if timeout <= 0:
+                        why = self.deadline[1]
+                        break
                 for key, _ in selector.select(timeout):
                     if key.data is None:
                         if self._signalled(signals.recv(64)):
@@ -127,9 +141,32 @@ class Supervisor:
                         self._listen(rank)
                     if rank.events_ended and rank.events_fd in selector.get_map():
                         selector.unregister(rank.events_fd)
+                if why is None and self._hangs():
+                    why = "hang"
         for rank in self.ranks:
             self._listen(rank)  # what was said in the last moment counts
         return why
+
+    def _hangs(self) -> bool:
+        """Whether the job hangs; then where its ranks stand is known and written."""
+        self.hang.tick(time.monotonic())
+        # Ranks that are leaving, or have failed, have a deadline already.
+        living = [rank for rank in self.ranks if rank.exit_code is None and rank.end is None]
+        if self.deadline is not None or not living:
+            return False
+        overdue = self.hang.overdue(rank.rank for rank in living)
+        if len(overdue) < len(living):
+            by_number = {rank.rank: rank.process.pid for rank in living}
+            if not any(stacks.is_stopped(by_number[rank]) for rank in overdue):
+                return False
+        stands = stacks.ask(living, self.patience.stack_s)
+        try:
+            written = write_stacks(self.folder, self.hang, stands)
+        except UserError as error:
+            written = []
+            self._tell({"event": "note", "text": str(error)})
+        self.hung = judge_hang(self.hang, stands, written)
+        return True
 
     def _signalled(self, numbers: bytes) -> bool:
         """Pass a first signal on as SIGTERM; True for a second one."""
@@ -159,6 +196,9 @@ class Supervisor:
             rank.peak_bytes = max(rank.peak_bytes, int(_number(event.get("peak"), 0.0)))
             if kind == "memory":
                 continue  # for the verdict alone
+            if kind == "beat":
+                self.hang.take(rank.rank, event)
+                continue
             if kind == "end":
                 rank.end = event
                 if event.get("status") not in GOOD:
@@ -168,6 +208,8 @@ class Supervisor:
             else:
                 self._tell(event)
             self._note(event)
+            if (note := self.lag.take(event)) is not None:
+                self._tell({"event": "note", "text": note})
 
     def _note(self, event: Event) -> None:
         """Keep what the state needs; a saved checkpoint is written down at once."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 # Why the supervisor ended the group itself; None where every rank left on its own.
-Ended = Literal["grace", "second signal", "report", "teardown"]
+Ended = Literal["grace", "second signal", "report", "teardown", "hang"]
 
 # A rank that these end was hit from outside or crashed; its peers fail too, even before the death is seen.
 # SIGABRT is not among them: it is how a collective reports that a peer is gone.
@@ -48,7 +48,7 @@ class Outcome:
         log_tail: The last lines of the failing rank's log.
         hint: What would help.
         kind: What a failed rank has said of its failure (``memory``, ``data``, ``nan``, ``peer``, ``exit``,
-            ``error``), or ``killed`` by SIGKILL; empty where neither is so.
+            ``error``), ``killed`` by SIGKILL, or ``hang``; empty where none is so.
         peak_bytes: The most memory that it has said it had used, 0 where it has not.
         requested_bytes: The allocation that failed, 0 where it is not known.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,10 @@ from typing import Any
 EVENTS_FD = "MEGAPLUG_EVENTS_FD"
 PARENT_FD = "MEGAPLUG_PARENT_FD"
 STORE_FD = "MEGAPLUG_STORE_FD"
+STACK_FD = "MEGAPLUG_STACK_FD"
+
+# On it a rank writes the stacks of its threads to STACK_FD. A real-time signal: SIGUSR1 and 2 have users.
+STACK_SIGNAL = signal.SIGRTMIN + 3
 
 # POSIX: a write of at most PIPE_BUF (4096 on Linux) bytes to a pipe is never mixed with another.
 MAX_LINE = 4096

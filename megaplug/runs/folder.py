@@ -69,6 +69,10 @@ class RunFolder:
         """What rank ``rank`` has written to its stdout and stderr."""
         return self.logs / f"rank{rank}.log"
 
+    def stack_file(self, rank: int) -> Path:
+        """Where rank ``rank`` stood when the run was found to hang."""
+        return self.logs / f"rank{rank}.stack"
+
     @property
     def tensorboard(self) -> Path:
         """TensorBoard's event files."""

@@ -8,12 +8,13 @@ from pathlib import Path
 from megaplug.errors import UserError
 from megaplug.job.freeze import read_frozen
 from megaplug.runs import watchdog
-from megaplug.runtime import environment
+from megaplug.runtime import environment, heartbeat
 
 
 def main() -> int:
     """Run the rank; its exit code only says whether it ended in good order."""
     watchdog.start_from_environment()
+    heartbeat.start_from_environment()
     job_file = Path(sys.argv[1])
     try:
         environment.prepare(read_frozen(job_file))

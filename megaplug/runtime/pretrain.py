@@ -20,7 +20,7 @@ from megaplug.runs import checkpoints, manifest
 from megaplug.runs.atomic import write_json_atomic
 from megaplug.runs.events import STORE_FD, EventWriter
 from megaplug.runs.state import RunState, read_state, write_state
-from megaplug.runtime import cpu, fused_adam, loudness, packages, profiling, repairs
+from megaplug.runtime import cpu, fused_adam, heartbeat, loudness, packages, profiling, repairs
 from megaplug.runtime.failures import LastWords
 from megaplug.runtime.metrics import MetricsRecorder
 
@@ -119,11 +119,15 @@ class _Run:
             job.attention.name, dict(job.attention.params), self.frozen.derived.backend
         )
         sources = SourceLosses(self.frozen.facts)
-        step = partial(forward_step, sources=sources)
+        step = heartbeat.counting(partial(forward_step, sources=sources))
         profiled_step = profiling.watch(training, step, self.frozen, self.rank)
         self.recorder.watch(training)
         what_runs.watch(training, self._on_built)
         sources.watch(training)
+        graphs = job.cuda_graph
+        # The step after the last of warming up is the one that is captured.
+        made_once = 1 if graphs.cuda_graph_impl == "none" else graphs.cuda_graph_warmup_steps + 2
+        heartbeat.watch(training, made_once)
         self._report("running")
         state = None
         try:

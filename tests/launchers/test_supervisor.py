@@ -223,7 +223,7 @@ def test_what_a_rank_said_before_it_left_comes_first(job):
     process = subprocess.Popen([sys.executable, "-c", ""])
     pidfd = os.pidfd_open(process.pid)
     os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
-    rank = Rank(0, process, pidfd, reader, job.folder.log_file(0), 0)
+    rank = Rank(0, process, pidfd, reader, job.folder.log_file(0), 0, os.memfd_create("stack"))
     supervisor = Supervisor(job.folder, 1.0, None, Patience(), 1, 0)
     supervisor.ranks.append(rank)
     supervisor._exited(rank)

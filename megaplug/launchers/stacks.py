@@ -1,0 +1,129 @@
+"""Where the ranks of a job that hangs stand: asked from outside, since they do not answer any more."""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import os
+import re
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megaplug.launchers.ranks import Rank
+from megaplug.runs.events import STACK_SIGNAL
+
+_POLL_S, _SETTLED_S = 0.02, 0.3
+_FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>[0-9]+) in (?P<function>.+)$')
+# How a rank waits for others: torch's own collectives, handles of such that were started before, and on a GPU
+# whatever waits for the device, which waits for the collective.
+_COLLECTIVE_FILES = "/torch/distributed/"
+_WAITING_LINE = re.compile(r"\.(wait|item|tolist|cpu|synchronize)\(|\bTCPStore\(|\bbarrier\(")
+_NEAREST_FRAMES = 4
+_STOPPED = "T"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One line of a stack."""
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.function} ({'/'.join(Path(self.file).parts[-3:])}:{self.line})"
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Where one rank stands.
+
+    Attributes:
+        state: The kernel's letter: ``R`` runs, ``S`` sleeps, ``D`` waits for a disk, ``T`` is stopped.
+        text: What faulthandler has written; empty where the rank gave nothing.
+    """
+
+    state: str
+    text: str
+
+    @property
+    def stopped(self) -> bool:
+        """By SIGSTOP or its like."""
+        return self.state == _STOPPED
+
+    @property
+    def frames(self) -> list[Frame]:
+        """The main thread's, innermost first: faulthandler writes it last."""
+        block = self.text.rpartition("most recent call first):\n")[2]
+        matches = map(_FRAME.match, block.splitlines())
+        return [Frame(found["file"], int(found["line"]), found["function"]) for found in matches if found]
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is seen to wait for other ranks."""
+        frames = self.frames
+        if any(_COLLECTIVE_FILES in frame.file for frame in frames[:_NEAREST_FRAMES]):
+            return True
+        return bool(frames) and bool(
+            _WAITING_LINE.search(linecache.getline(frames[0].file, frames[0].line))
+            and not frames[0].file.endswith("/threading.py")
+        )
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter for the state of a process; ``X`` where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by SIGSTOP or its like."""
+    return state_of(pid) == _STOPPED
+
+
+def ask(ranks: Sequence[Rank], wait_s: float) -> dict[int, Stand]:
+    """Have every rank that still can write its stack.
+
+    A stopped rank is not woken, and one that has not yet said what is to be done on the signal is not sent
+    it: it would die of it.
+
+    Args:
+        ranks: Those that live.
+        wait_s: For the last of them to answer.
+    """
+    states = {rank.rank: state_of(rank.process.pid) for rank in ranks}
+    asked = [rank for rank in ranks if states[rank.rank] != _STOPPED and _hears(rank.process.pid)]
+    before = {rank.rank: os.fstat(rank.stack_fd).st_size for rank in asked}
+    for rank in asked:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(rank.pidfd, STACK_SIGNAL)
+    deadline = time.monotonic() + wait_s
+    sizes, changed = dict(before), time.monotonic()
+    # Nothing marks the end of a stack: it is there when all have begun and none has grown for a moment.
+    while (now := time.monotonic()) < deadline:
+        found = {rank.rank: os.fstat(rank.stack_fd).st_size for rank in asked}
+        if found != sizes:
+            sizes, changed = found, now
+        if all(found[rank] > before[rank] for rank in found) and now - changed > _SETTLED_S:
+            break
+        time.sleep(_POLL_S)
+    texts = {
+        rank.rank: os.pread(rank.stack_fd, 1 << 20, before[rank.rank]).decode(errors="replace")
+        for rank in asked
+    }
+    return {rank: Stand(state, texts.get(rank, "")) for rank, state in states.items()}
+
+
+def _hears(pid: int) -> bool:
+    """Whether a process catches the signal."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return bool(caught and int(caught[1], 16) >> (STACK_SIGNAL - 1) & 1)
