@@ -83,13 +83,18 @@ class HangWatch:
         """Take one ``beat``."""
         standing = self.ranks[rank]
         progress, phase = beat.get("progress"), str(beat.get("phase"))
-        if progress == standing.progress or not isinstance(progress, int):
-            return
+        if not isinstance(progress, int) or progress <= standing.progress:
+            return  # the rank's two threads may tell the same, or in the wrong order
         if standing.phase == phase == "training":
             standing.slowest = max(standing.slowest, self.clock - standing.since)
         standing.num_validated += standing.phase == phase == "validating"
         standing.phase, standing.progress, standing.since = phase, progress, self.clock
         standing.iteration = int(beat.get("iteration", standing.iteration))
+
+    def released(self) -> None:
+        """A rank has come to its end: whoever has waited for it has done nothing wrong so far."""
+        for standing in self.ranks:
+            standing.since = self.clock
 
     def stood_still(self, rank: int) -> float:
         """Seconds since a rank has last got anything done."""

@@ -201,6 +201,7 @@ class Supervisor:
                 continue
             if kind == "end":
                 rank.end = event
+                self.hang.released()
                 if event.get("status") not in GOOD:
                     self._failed(rank, _number(event.get("time"), time.time()))
                 elif all(other.end is not None for other in self.ranks):

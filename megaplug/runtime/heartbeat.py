@@ -42,8 +42,9 @@ class Whereabouts:
         self.beat()
 
     def beat(self) -> None:
-        """Tell the supervisor."""
-        self.events.write("beat", phase=self.phase, iteration=self.iteration, progress=self.progress)
+        """Tell the supervisor, from either thread."""
+        progress = self.progress  # first: whoever counts has named the phase before
+        self.events.write("beat", progress=progress, iteration=self.iteration, phase=self.phase)
 
     def did(self, iteration: int | None = None) -> None:
         """Something is done: a micro-batch, or the training step of that number."""
