@@ -51,7 +51,7 @@ MODEL_OF_TOPOLOGY = {
 
 def test_all_groups_are_there() -> None:
     model_and_data = "model topology attention moe data tokenizer train optimizer lr precision"
-    how = "kernels overlap cuda_graph checkpoint logging profile launch cluster experiment"
+    how = "kernels overlap cuda_graph checkpoint logging profile launch watch cluster experiment"
     assert sorted(group_options(ConfigSource())) == sorted(f"{model_and_data} {how}".split())
 
 
