@@ -9,7 +9,7 @@ from pathlib import Path
 if importlib.util.find_spec("megaplug") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from megaplug.commands.train import main
+from megaplug.entry import train
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(train())

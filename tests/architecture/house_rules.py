@@ -25,7 +25,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "layers": {"layers.registry"},
     "runtime": {"topology", "runs", "job", "data", "layers", "layers.registry"},
     "commands": {"topology", "runs", "job", "plan", "launchers", "data", "layers.registry"},
-    "launch": {"commands"},
+    "entry": {"commands"},
+    "launch": {"entry"},
 }
 # These may import `runtime`, but only when they are called.
 MAY_CALL_RUNTIME = ("megaplug.plan.rehearsal", "megaplug.plan.measure", "megaplug.plan.doctor")

@@ -21,6 +21,10 @@ SMALL = ["action=rehearse", "model=tiny", "model.vocab_size=1000", "precision=bf
         ),
         (["topology=cp2", "attention=te"], "topology.cp=2"),
         (["topology=dp2", "topology.zero=2"], "topology.zero=2"),
+        (
+            ["megatron.gradient_accumulation_fusion=true"],
+            "these cannot be rehearsed: megatron.gradient_accum",
+        ),
         (["topology=tp2", "model.num_attention_heads=3"], "num_attention_heads"),
         (["tokens=3T"], "tokens=... means nothing to action=rehearse"),
     ],

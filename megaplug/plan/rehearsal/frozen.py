@@ -78,6 +78,8 @@ def _refuse(job: Job) -> None:
         wanted.append("optimizer.optimizer_cpu_offload")
     if job.train.cpu_offloading_num_layers or job.train.fine_grained_activation_offloading:
         wanted.append("the offload of activations")
+    if job.megatron.get("gradient_accumulation_fusion"):
+        wanted.append("megatron.gradient_accumulation_fusion, whose kernels are Apex's")
     if wanted:
         raise UserError(
             "these cannot be rehearsed: " + "; ".join(wanted),

@@ -1,0 +1,43 @@
+"""Where the commands begin, so early that Ctrl-C is one line even while they are still being imported."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+
+_INTERRUPTED = 128 + signal.SIGINT
+
+
+def train() -> int:
+    """``megaplug-train`` and ``launch/train.py``; returns the exit code."""
+    return _command("train")
+
+
+def plan() -> int:
+    """``megaplug-plan`` and ``launch/plan.py``; returns the exit code."""
+    return _command("plan")
+
+
+def prepare() -> int:
+    """``megaplug-prepare`` and ``launch/prepare.py``; returns the exit code."""
+    return _command("prepare")
+
+
+def _command(name: str) -> int:
+    # Under nohup and in scripts' background it is ignored, and stays so.
+    waiting = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if waiting:
+        signal.signal(signal.SIGINT, _leave)
+    main = importlib.import_module(f"megaplug.commands.{name}").main
+    if waiting:
+        # From here on the command sees to it; see `commands.cli.guarded`.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    code: int = main()
+    return code
+
+
+def _leave(*_: object) -> None:
+    """Nothing has begun: there is nothing to clean up."""
+    os.write(2, b"interrupted\n")
+    os._exit(_INTERRUPTED)

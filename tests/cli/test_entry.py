@@ -1,0 +1,47 @@
+"""Ctrl-C while a command is still being imported: one line and 130, not a traceback."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Ctrl-C at the moment at which the command's own module is looked for.
+EARLY = """
+import os, signal, sys
+class Early:
+    def find_spec(self, name, *_):
+        if name == "megaplug.commands.{name}":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Early())
+sys.argv = ["launch/{name}.py", "--help"]
+import runpy
+runpy.run_path("launch/{name}.py", run_name="__main__")
+"""
+
+
+def run(name, handler):
+    return subprocess.run(
+        [sys.executable, "-c", EARLY.format(name=name)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
+    )
+
+
+@pytest.mark.parametrize("name", ["train", "plan", "prepare"])
+def test_ctrl_c_during_imports_is_one_line(name):
+    done = run(name, signal.default_int_handler)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("name", ["train", "plan", "prepare"])
+def test_where_ctrl_c_is_ignored_it_stays_so(name):
+    done = run(name, signal.SIG_IGN)
+    assert (done.returncode, done.stderr) == (0, "") and "usage: python launch/" in done.stdout
