@@ -97,9 +97,20 @@ def cluster_here(job: Job) -> Cluster:
     """The cluster of a job; that of this machine for ``cluster=auto``.
 
     Raises:
-        UserError: This machine's GPU has no preset.
+        UserError: This machine's GPU has no preset, or the job is to run on what the cluster has not.
     """
-    if job.cluster.name != AUTO or job.device == "cpu":
+    if job.cluster.name != AUTO:
+        cluster = cluster_of(job.cluster)
+        if job.device not in ("auto", cluster.device):
+            has, wanted, other = (
+                ("GPUs", "cores", "cpu2") if cluster.device == "cuda" else ("cores", "GPUs", "h100")
+            )
+            raise UserError(
+                f"device={job.device} wants {wanted}, and cluster={cluster.name} has {has}",
+                hint=f"leave out one of them, or plan for machines with {wanted}, such as cluster={other}",
+            )
+        return cluster
+    if job.device == "cpu":
         return cluster_of(job.cluster)
     from megaplug.launchers.machine import gpu_name
 

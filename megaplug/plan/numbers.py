@@ -34,4 +34,10 @@ def where(condition: Any, first: Any, second: Any) -> Any:
 def _of_columns(*values: Any) -> Any:
     """Numpy if any of the values is a column; None for plain numbers."""
     numpy = sys.modules.get("numpy")
-    return numpy if numpy and any(isinstance(value, numpy.ndarray) for value in values) else None
+    if numpy is None:
+        return None
+    # A search asks a hundred thousand times.
+    for value in values:
+        if isinstance(value, numpy.ndarray):
+            return numpy
+    return None

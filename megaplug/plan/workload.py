@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 from megaplug.job.checks import job_batch
@@ -178,12 +179,13 @@ class Workload:
     code: Implementation = field(default_factory=Implementation)
     routing: Routing = field(default_factory=Routing)
 
-    @property
+    # The two that are asked for most, and that are long columns in a search.
+    @functools.cached_property
     def num_microbatches(self) -> int:
         """Forward passes of a rank in one step."""
         return self.batch.global_batch_size // (self.batch.micro_batch_size * self.topology.dp)
 
-    @property
+    @functools.cached_property
     def tokens(self) -> int:
         """Of one microbatch on a rank, before sequence parallelism cuts them."""
         return self.shape.seq_length * self.batch.micro_batch_size // self.topology.cp

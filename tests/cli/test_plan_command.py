@@ -86,6 +86,8 @@ def test_keys_of_the_job_say_where_the_disk_is_looked_at(monkeypatch, tmp_path):
         (["--multirun"], "--multirun is a flag of launch/train.py", "action=search compares layouts"),
         (["--help", "rank"], "there is no word, group or key 'rank'", "did you mean ranks?"),
         (["--help", "tokns"], "there is no word, group or key 'tokns'", "did you mean tokens?"),
+        (["device=cpu", "cluster=h100"], "device=cpu wants cores, and cluster=h100 has GPUs", "cluster=cpu2"),
+        (["device=cuda", "cluster=cpu2"], "device=cuda wants GPUs, and cluster=cpu2 has cores", "leave out"),
         (["action=docter"], "action=docter does not exist", "did you mean doctor?"),
         (["action=doctor", "output=jsno"], "output=jsno does not exist", "did you mean json?"),
         (["action=doctor", "runs_dri=x"], "runs_dri", "did you mean runs_dir?"),

@@ -49,6 +49,63 @@ def test_a_table_of_the_best_with_what_reproduces_each(ask):
     assert [line.split()[0] for line in lines[start + 1 : start + 5]] == ["1", "2", "3", "4"]
 
 
+def test_what_starts_a_row_is_the_command_beside_this_one(ask, monkeypatch):
+    typed = [*LLAMA, "topology.world_size=8", "top=1"]
+    for called, starts in [
+        ("launch/plan.py", "To start one: python launch/train.py model="),
+        ("../launch/plan.py", "To start one: python ../launch/train.py model="),
+        ("/usr/bin/megaplug-plan", "To start one: megaplug-train model="),
+    ]:
+        monkeypatch.setattr(sys, "argv", [called])
+        _, shown, _ = ask(*typed)
+        assert any(
+            line.startswith(starts) and line.endswith(" device=cuda and") for line in shown.splitlines()
+        )
+    _, shown, _ = ask("device=cuda", *typed)
+    assert shown.count("device=cuda") == 1
+    _, shown, _ = ask("model=tiny", "cluster=cpu2", "topology.world_size=2", "top=1")
+    assert "device=" not in shown and "nodes" not in shown
+
+
+def test_cores_and_gpus_are_not_confused(ask):
+    code, shown, error = ask(*LLAMA, "topology.world_size=8", "device=cpu")
+    assert (code, shown) == (2, "")
+    assert "device=cpu wants cores, and cluster=h100 has GPUs" in error
+
+
+def test_days_and_money_are_columns_where_tokens_and_a_price_are_known(ask):
+    typed = [*LLAMA, "topology.world_size=64", "train=pretrain", "top=2"]
+    _, shown, _ = ask(*typed)
+    names = next(line for line in shown.splitlines() if "step s" in line)
+    assert "training" in names and "dollars" not in names
+    _, shown, _ = ask(*typed, "tokens=15T", "cluster.price_per_gpu_hour=2.5")
+    names = next(line for line in shown.splitlines() if "step s" in line)
+    assert "training" in names and "US dollars" in names
+    assert "tokens=15T" not in shown and "cluster.price_per_gpu_hour=2.5" in shown
+    _, shown, _ = ask(*typed, "tokens=15T", "cluster.price_per_gpu_hour=2.5", "output=json")
+    training = json.loads(shown)["rows"][0]["training"]
+    assert training["tokens"] == 15_000_000_000_000
+    assert training["us_dollars"] == pytest.approx(2.5 * training["gpu_hours"])
+
+
+def test_what_was_considered_is_said_in_words(ask):
+    _, shown, _ = ask(*LLAMA, "topology.world_size=64", "topology.tp=4", "top=1")
+    assert "84 ways to cut 64 ranks into TP x PP x CP x DP\n" in shown
+    assert "cp > 1: the core_attention 'flash' cannot split a sequence over 2 ranks\n" in shown
+    assert " tp is to be 4\n" in shown
+    assert "microbatches of 1, 2, 4, 8, and 4 choices of what is computed again\n" in shown
+
+
+def test_sequences_that_are_why_nothing_fits_are_named_with_what_sets_them(ask):
+    typed = ["model=arbor_400b", "cluster=h100", "precision=bf16", "topology.world_size=512"]
+    _, _, error = ask(*typed)
+    assert "come with the sequences of 2,097,152 tokens, which model=arbor_400b sets" in error
+    length = int(error.partition("model.seq_length=")[2].partition(" fits")[0])
+    assert ask(*typed, f"model.seq_length={length}", "top=1")[0] == 0
+    code, _, error = ask(*typed, f"model.seq_length={2 * length}")
+    assert code == 2 and f"sequences of {2 * length:,} tokens\n" in error
+
+
 @pytest.mark.parametrize("model", ["model=llama3_8b", "model=mixtral_8x7b"])
 def test_every_row_can_be_typed_and_is_that_configuration(model):
     typed = [*LLAMA, model, "model.seq_length=4096", "topology.world_size=32"]
@@ -151,7 +208,7 @@ def test_a_typed_microbatch_and_recomputation_stay():
         ([*LLAMA, "topology.world_size=16", "train.recompute_modules=[moe]"], ["the model has none"]),
         ([*LLAMA, "topology.world_size=16", "top=0"], ["top=0 is not a whole number above 0"]),
         ([*LLAMA, "topology.world_size=16", "top=few"], ["top=few"]),
-        ([*LLAMA, "topology.world_size=16", "topology.tq=2"], ["topology.tq", "did you mean"]),
+        ([*LLAMA, "topology.world_size=16", "topology.tq=2"], ["topology.tq", "--help topology lists"]),
         (
             ["model=llama3_405b", "cluster=h100", "precision=bf16", "topology.world_size=8",
              "train.global_batch_size=64"],
