@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -43,7 +44,10 @@ examples:
   is the plan right?     {program} action=rehearse model=llama3_8b topology=tp4_pp2 precision=bf16 ranks=0
 
 The job is named as for launch/train.py, whose --help lists all groups and keys. `cluster` names the
-machines. Ends with 0 if the job works, with 2 and the nearest that works if it is impossible."""
+machines. How many GPUs: topology.world_size is what the job takes (plan: it follows from tp, pp, cp and dp);
+cluster.num_gpus is what there is, and no job is larger. Where nothing is said, numbers are fp32 and a step
+has 8 sequences, for trying things out: GPUs train with precision=bf16 train=pretrain.
+Ends with 0 if the job works, with 2 and the nearest that works if it is impossible."""
 
 
 _FLAGS = "--help, --config-dir, --config-name, --completion, --version"
@@ -204,7 +208,15 @@ def action_page(name: str) -> str:
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(f"  {left:<21}{right}" for left, right in rows)
+    """Two columns; what is too long for a line goes on below."""
+    lines: list[str] = []
+    for left, right in rows:
+        begin = f"  {left:<21}"
+        if not begin.endswith(" "):
+            lines, begin = [*lines, begin], " " * 23
+        wrapped = textwrap.wrap(right, 110 - 23, break_on_hyphens=False)
+        lines += [f"{begin}{wrapped[0]}", *(" " * 23 + line for line in wrapped[1:])]
+    return "\n".join(lines)
 
 
 def _completed() -> dict[str, tuple[str, ...]]:

@@ -117,3 +117,23 @@ def test_plan_explains_its_actions_and_the_keys_of_a_job() -> None:
     page = said("--help", script="plan")
     assert "what this machine has" in page and "tokens=15T" in page
     assert "Folder that holds the runs." in said("--help", "runs_dir", script="plan")
+
+
+@pytest.mark.parametrize(
+    ("name", "said_of_it"),
+    [
+        ("plan", ["VPP ", "ETP ", "tokens to experts ", "if all stages were equal"]),
+        ("model", ["Its sequences are 2,097,152 tokens long"]),
+    ],
+)
+def test_a_page_knows_the_words_of_a_plan(name: str, said_of_it: list[str]) -> None:
+    page = said("--help", name, script="plan")
+    assert max(map(len, page.splitlines())) <= 110
+    flat = " ".join(page.split())
+    assert all(words in flat for words in said_of_it)
+
+
+def test_the_planners_page_tells_num_gpus_from_world_size_and_names_the_defaults() -> None:
+    page = " ".join(said("--help", script="plan").split())
+    assert "topology.world_size is what the job takes" in page and "cluster.num_gpus is what there is" in page
+    assert "fp32" in page and "8 sequences" in page and "precision=bf16 train=pretrain" in page
