@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import megaplug
 from megaplug.commands import cli
 from megaplug.commands.hints import sound, with_words
 from megaplug.commands.notes import job_notes, plan_notes
@@ -21,7 +22,7 @@ from megaplug.job.elsewhere import Judgement, judge, remarks
 from megaplug.job.schema import Job
 from megaplug.plan.cluster import AUTO, Cluster, cluster_of, format_problem
 from megaplug.plan.plan import Plan, make_plan
-from megaplug.plan.plan_json import FORMAT, lacking_json, plan_json
+from megaplug.plan.plan_json import FORMAT, lacking_json, plan_json, precision_json
 from megaplug.plan.plan_text import labelled, plan_text
 from megaplug.plan.rank_table import rank_rows, table
 from megaplug.plan.remedies import nearest_jobs, too_few_ranks
@@ -232,4 +233,9 @@ def _works(asked: Asked, words: Sequence[str]) -> bool:
 def _named(asked: Asked) -> dict[str, Any]:
     """What a program needs to know which answer this is, and of which job."""
     job = asked.job
-    return {"format": FORMAT, "model": job.model.name, "precision": precision_of(job).compute}
+    return {
+        "megaplug": megaplug.__version__,
+        "format": FORMAT,
+        "model": job.model.name,
+        "precision": precision_json(precision_of(job)),
+    }

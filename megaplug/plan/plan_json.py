@@ -11,6 +11,7 @@ from megaplug.errors import Problem, UserError
 from megaplug.plan.plan import Plan
 from megaplug.plan.plan_text import PARTS, TIMES
 from megaplug.plan.rank_table import RankRow
+from megaplug.plan.workload import Precision
 
 FORMAT = 1
 """Of the plan's JSON: it rises when a key goes or comes to mean something else, not when one is added."""
@@ -32,6 +33,8 @@ def plan_json(plan: Plan, rows: Sequence[RankRow] = ()) -> dict[str, Any]:
     job, cluster = plan.workload, plan.cluster
     content: dict[str, Any] = {
         "megaplug": megaplug.__version__,
+        "format": FORMAT,
+        "precision": precision_json(job.precision),
         "possible": not plan.problems,
         "problems": problems_json(plan.problems),
         "topology": asdict(job.topology),
@@ -68,9 +71,21 @@ def error_json(error: UserError) -> dict[str, Any]:
     """Why there is no answer, as plain values: keys that an impossible job's plan has, too."""
     return {
         "megaplug": megaplug.__version__,
+        "format": FORMAT,
         "possible": False,
         "problems": problems_json(error.problems),
         "exit_code": error.exit_code,
+    }
+
+
+def precision_json(precision: Precision) -> dict[str, Any]:
+    """The number formats of a job as plain values."""
+    return {
+        "compute": precision.compute,
+        "unit": "bytes a parameter",
+        "weights": precision.parameter,
+        "gradients": precision.gradient,
+        "optimizer": precision.optimizer,
     }
 
 

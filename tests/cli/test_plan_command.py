@@ -152,6 +152,17 @@ def test_a_plan_for_a_program_says_where_its_figures_come_from(capsys):
     assert said["ranks"][1]["layers"] == "119-125" and said["ranks"][1]["node"] == 15
 
 
+@pytest.mark.parametrize(
+    "words", [[], ["topology.tp=3"], ["cluster=rtx4090"]], ids=["works", "refused", "full"]
+)
+def test_a_program_is_told_which_answer_this_is_and_of_which_job(words, capsys):
+    plan.main(["model=llama3_8b", "cluster=h100", "topology=tp8", "precision=bf16", "output=json", *words])
+    said = json.loads(capsys.readouterr().out)
+    assert (said["format"], said["model"], said["precision"]["compute"]) == (1, "llama3_8b", "bf16")
+    assert [said["precision"][part] for part in ("weights", "gradients", "optimizer")] == [2, 4, 12]
+    assert {"megaplug", "possible", "problems", "nearest_that_work", "notes"} <= set(said)
+
+
 def test_a_job_that_does_not_fit_is_planned_all_the_same_and_ends_with_2(capsys):
     assert plan.main(["model=llama3_8b", "precision=bf16", "cluster=rtx4090"]) == 2
     said = capsys.readouterr()
