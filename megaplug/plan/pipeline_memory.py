@@ -3,7 +3,7 @@
 ``schedules.py``: a name in a loop keeps what it names until it names the next one, and with overlapped
 communication what comes next is received while a microbatch is computed. Where microbatches are so few that
 forward and backward passes never go together, a stage holds one or two less; that is said of the first stage
-alone, so that of like stages between the ends the earliest is the fullest (``search/score.py``).
+alone, so that of like stages between the ends the earliest is the fullest (``telling_stages.py``).
 """
 
 from __future__ import annotations

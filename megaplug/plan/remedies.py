@@ -20,13 +20,15 @@ from megaplug.job.checks import attention_problems, job_shape, resolve_topology
 from megaplug.job.elsewhere import judge
 from megaplug.job.schema import Job, TopologyConfig
 from megaplug.plan.cluster import Cluster
-from megaplug.plan.memory import estimate
+from megaplug.plan.memory import stage_memory
 from megaplug.plan.parameters import total_parameters
 from megaplug.plan.plan import HOUR
 from megaplug.plan.step_time import step_time
+from megaplug.plan.telling_stages import stages_unlike
 from megaplug.plan.units import gib, in_words, money, span
 from megaplug.plan.workload import workload_of
-from megaplug.topology import Batch, ModelShape, Topology, nearest_legal, overrides, resolve, violations
+from megaplug.topology import Batch, ModelShape, Topology, overrides, resolve, violations
+from megaplug.topology.nearest import Mesh, by_distance
 
 # More ranks than these many times those that hold the state, and more layouts of one world, are not tried;
 # of those that could fit, the nearest are kept.
@@ -230,12 +232,14 @@ def _meshes(
     held = total_parameters(shape) * (precision.parameter + precision.gradient)
     in_two = replace(job, topology=replace(job.topology, cp=2))
     cuts_sequences = all(problem.key != "topology.cp" for problem in attention_problems(in_two))
-    for mesh in nearest_legal(start, shape, batch, _MESHES, request=request):
-        possible = mesh.tp <= widest and (mesh.cp == 1 or cuts_sequences)
-        cut = (
-            mesh.world_size if job.topology.zero > 1 else mesh.tp * mesh.pp * (mesh.ep if shape.is_moe else 1)
-        )
-        if mesh != asked and possible and held / cut < cluster.usable_memory:
+
+    def possible(sizes: Mesh) -> bool:
+        tp, pp, cp, ep, _, dp = sizes
+        cut = tp * pp * cp * dp if job.topology.zero > 1 else tp * pp * (ep if shape.is_moe else 1)
+        return tp <= widest and (cp == 1 or cuts_sequences) and held / cut < cluster.usable_memory
+
+    for mesh in islice(by_distance(start, shape, batch, request=request, possible=possible), _MESHES):
+        if mesh != asked:
             yield mesh
 
 
@@ -279,7 +283,8 @@ def _whole_batch(job: Job, mesh: Topology) -> Job:
 def _needed(job: Job, mesh: Topology, shape: ModelShape) -> float:
     """Bytes of the fullest rank."""
     try:
-        return estimate(workload_of(_whole_batch(job, mesh), mesh, shape)).total
+        workload = workload_of(_whole_batch(job, mesh), mesh, shape)
+        return max(stage_memory(workload, stage).total for stage in stages_unlike(mesh, shape))
     except UserError:
         return math.inf  # the layers cannot be dealt out so
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 
 from megaplug.topology.mesh import Topology, TopologyRequest
 from megaplug.topology.rules import expert_problems, tensor_problems, violations
@@ -61,9 +63,29 @@ def nearest_legal(
     Returns:
         Legal topologies, nearest first; nothing if the model or the batch fits no mesh at all.
     """
+    return list(islice(by_distance(topology, shape, batch, request=request), limit))
+
+
+def by_distance(
+    topology: Topology,
+    shape: ModelShape,
+    batch: Batch,
+    *,
+    request: TopologyRequest | None = None,
+    possible: Callable[[Mesh], bool] = lambda mesh: True,
+) -> Iterator[Topology]:
+    """As `nearest_legal`, one after the other.
+
+    Args:
+        topology: As there.
+        shape: As there.
+        batch: As there.
+        request: As there.
+        possible: Asked of every mesh first, its rules only then: what need not be looked at.
+    """
     plain = _plain(topology)
     if violations(with_mesh(plain, (1, 1, 1, 1, 1, 1), shape), shape, Batch(1, 1)):
-        return []
+        return
     keep_world_size = request is None or request.world_size is not None
     wanted_dp = 0 if request is None else request.dp or 0
     asked_etp = etp_asked(topology, request)
@@ -73,16 +95,14 @@ def nearest_legal(
         meshes = _free_world(topology, shape, batch, wanted_dp)
     found = []
     for number, (stages, mesh) in enumerate(meshes):
+        if not possible(mesh):
+            continue
         changes, ratio = distance(topology, mesh, wanted_dp, asked_etp)
         found.append((changes + stages.changes, ratio + stages.ratio, mesh, number, stages))
-    legal: list[Topology] = []
     for _, _, mesh, _, stages in sorted(found, key=lambda entry: entry[:4]):
         candidate = with_mesh(stages.layout, mesh, shape)
         if not violations(candidate, shape, batch):
-            legal.append(candidate)
-            if len(legal) == limit:
-                break
-    return legal
+            yield candidate
 
 
 def etp_asked(topology: Topology, request: TopologyRequest | None) -> int | None:
@@ -244,9 +264,14 @@ def distance(topology: Topology, mesh: Mesh, wanted_dp: int, asked_etp: int | No
         pairs.append((asked_etp, etp))
     if wanted_dp:
         pairs.append((wanted_dp, dp))
-    changed = [abs(math.log2(size / wanted)) for wanted, size in pairs if size != wanted]
+    changed = [_powers(size, wanted) for wanted, size in pairs if size != wanted]
     typed = 0.25 if asked_etp is None and etp != tp else 0.0
     return len(changed), round(sum(changed), 6) + typed
+
+
+@functools.cache
+def _powers(size: int, wanted: int) -> float:
+    return abs(math.log2(size / wanted))
 
 
 def _near(sizes: Iterable[int], wanted: int) -> list[int]:

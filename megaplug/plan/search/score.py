@@ -19,8 +19,8 @@ from megaplug.plan.search.clock import Clock
 from megaplug.plan.search.columns import Numbers, by_columns, in_parts
 from megaplug.plan.search.grids import Family, Legal
 from megaplug.plan.search.space import Space
+from megaplug.plan.telling_stages import stages_unlike
 from megaplug.plan.workload import Recompute, Workload
-from megaplug.topology import ModelShape, Topology, layer_ids
 
 Formula = Callable[[Workload], Any]
 """A number of a workload, or a column of them for one with columns in it."""
@@ -92,25 +92,9 @@ def workload_at(
 
 
 def telling_stages(family: Family, space: Space) -> list[int]:
-    """The stages one of which is the fullest.
-
-    Of stages that hold the same layers, with and without experts, in each of their chunks, and are alike in
-    being the first or the last or neither, the earliest has the most microbatches in flight.
-    """
+    """The stages one of which is the fullest, of all configurations of a family; see `stages_unlike`."""
     only = family.topology(family.pp, tp=1, cp=1, dp=1, ep=1, etp=1)
     return stages_unlike(only, space.shape)
-
-
-def stages_unlike(topology: Topology, shape: ModelShape) -> list[int]:
-    """The first stage of each kind; see `telling_stages`."""
-    experts = shape.moe_layers
-    kinds: dict[tuple[object, bool, bool], int] = {}
-    last = topology.pp - 1
-    for stage in range(topology.pp):
-        chunks = layer_ids(topology, shape.num_layers, stage)
-        held = tuple(tuple(experts[layer] for layer in chunk) for chunk in chunks)
-        kinds.setdefault((held, stage == 0, stage == last), stage)
-    return sorted(kinds.values())
 
 
 def _fullest(stages: list[int]) -> Formula:
