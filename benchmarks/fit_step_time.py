@@ -8,9 +8,11 @@ give the same files. ``--check`` writes nothing and repeats each fit with other 
 matters.
 
 A100: ten numbers on 360 of the 1,440 rows of vTrain, drawn with seed 0. Others take most numbers from there
-or from ``step_time_sets.NEWER`` and fit one or two on at most three rows: those of the smallest, the middle
-and the largest model by FLOPs a token. Least are absolute errors of the logarithm of time, so that one odd
-row among three does not bend the rest, and a little for every fitted number that leaves where it began.
+or from ``step_time_sets.NEWER`` and fit one to three on at most three rows: those of the smallest, the middle
+and the largest model by FLOPs a token, or, where a set has dense models and models with experts, the largest
+dense one with the smallest and the largest with experts. Least are absolute errors of the logarithm of time,
+so that one odd row among three does not bend the rest, and a little for every fitted number that leaves where
+it began.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from megaplug.plan.step_time.constants import FOLDER
 
 SEED = 0
 # What a fitted number costs that is as far from its start as its prior says, in mean error of log time.
-PULL = 0.01
+PULL = 0.02
 
 
 @dataclass
@@ -50,9 +52,9 @@ class Rows:
 
     @classmethod
     def of(cls, measured: list[Measured]) -> Rows:
-        """Counts the workloads' numbers."""
+        """Counts the workloads' numbers; what they lack of what was trained is taken off the seconds."""
         terms = stack([terms_of(row.workload) for row in measured])
-        return cls(measured, terms, np.array([row.seconds for row in measured]))
+        return cls(measured, terms, np.array([row.seconds / row.beyond_workload for row in measured]))
 
     def part(self, indices: Sequence[int]) -> Rows:
         """Some of the rows."""
@@ -70,12 +72,13 @@ class Rows:
 
 def fitted(rows: Rows, free: dict[str, Prior], base: Constants, evaluations: int = 400) -> Constants:
     """The constants with which the rows' times are nearest."""
-    widths = np.array([width for _, width, _ in free.values()])
+    # One row tells one number, which must take up all that is different from where it begins.
+    widths = np.array([width for _, width, _ in free.values()]) * (3 if len(rows.measured) == 1 else 1)
 
     def constants(x: np.ndarray) -> Constants:
         values = {
             name: min(start * float(np.exp(width * move)), most)
-            for (name, (start, width, most)), move in zip(free.items(), x, strict=True)
+            for (name, (start, _, most)), width, move in zip(free.items(), widths, x, strict=True)
         }
         return replace(base, **values)
 
@@ -89,10 +92,18 @@ def fitted(rows: Rows, free: dict[str, Prior], base: Constants, evaluations: int
 
 
 def spread_out(measured: Sequence[Measured], one: SetOfConstants) -> list[int]:
-    """Rows of the smallest, middle and largest model; fewer where none would be left to judge by."""
+    """The rows to fit on, whatever was measured: the models that differ most, by FLOPs a token.
+
+    The smallest, the middle and the largest; of dense models and of those with experts the largest dense one,
+    and the smallest and the largest with experts. Fewer where none would be left to judge by.
+    """
     open_to_it = [i for i, row in enumerate(measured) if row.table not in one.judged_only]
     order = sorted(open_to_it, key=lambda i: (measured[i].flops_per_token, i))
     count = min(one.most, max(1, len(order) - 1))
+    experts = [i for i in order if measured[i].workload.shape.is_moe]
+    plain = [i for i in order if i not in experts]
+    if count == 3 and plain and len(experts) > 1:
+        return sorted((plain[-1], experts[0], experts[-1]))
     places = {1: [len(order) // 2], 2: [0, -1], 3: [0, len(order) // 2, -1]}[count]
     return sorted(order[place] for place in places)
 
@@ -111,7 +122,8 @@ def statistics(ratios: np.ndarray) -> dict[str, float | int]:
 
 def made(one: SetOfConstants, rows: Rows, chosen: Sequence[int], base: Constants) -> dict[str, Any]:
     """A set as its file has it."""
-    constants = fitted(rows.part(chosen), one.free, base)
+    free = dict(list(one.free.items())[: len(chosen)])
+    constants = fitted(rows.part(chosen), free, replace(base, **{k: v[0] for k, v in one.free.items()}))
     others = [i for i in range(len(rows.measured)) if i not in set(chosen)]
     names: dict[str, list[str]] = {}
     for i in chosen:

@@ -214,7 +214,7 @@ def step_time_model() -> Model:
         if name not in clusters:
             clusters[name] = cluster_of(compose_job([f"cluster={name}"]).cluster)
         constants = set_of(measured, clusters[name])
-        seconds = step_time(measured.workload, clusters[name], constants).total
+        seconds = step_time(measured.workload, clusters[name], constants).total * measured.beyond_workload
         return seconds, is_fitted(measured, constants), constants.name
 
     return model

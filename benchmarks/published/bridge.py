@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from benchmarks.published.bridge_recipes import recipe_of
 from benchmarks.published.models import NOT_SHIPPED, shape_of
 from benchmarks.published.record import Measured, batch, grid, rows_of
-from megaplug.plan.workload import Overlaps, Precision, Sharing, Workload
+from megaplug.plan.workload import Implementation, Overlaps, Precision, Recompute, Sharing, Workload
 from megaplug.topology import LaidOutTopology, ModelShape, Topology
 
 # "FP8" alone is FP8 with current scaling; in the releases that put a second figure in parentheses, that
@@ -45,7 +46,12 @@ def _measured(line: str, row: dict[str, str], *, second: bool) -> Measured:
     def number(key: str) -> int:
         return _number(row[key], second=second)
 
-    model, assumed = _model(row), ["no recompute"]
+    model, assumed = (
+        _model(row),
+        ["recompute, dispatch and overlap as in Bridge's recipe for model and GPU"],
+    )
+    gpu = row["system"].removeprefix("DGX-").lower()
+    recipe = recipe_of(model, gpu, row["release"])
     label = "mxfp8" if second else PRECISIONS[row["precision"].split(" ")[0]]
     shape = shape_of(model, number("seq"))
     tp, pp = number("TP"), number("PP")
@@ -56,7 +62,7 @@ def _measured(line: str, row: dict[str, str], *, second: bool) -> Measured:
     topology = _stages(topology, shape)
     mtp = int(model == "DeepSeekV3" and "w/o MTP" not in row["model"])
     if mtp:
-        assumed.append("the layer of multi-token prediction counts in FLOPs, and is not in the workload")
+        assumed.append("multi-token prediction is not in the workload: its part of the FLOPs is added")
     precision = Precision.of(
         bf16=label == "bf16", fp8=label != "bf16", gradients_in_fp32=False
     )  # as in Bridge's recipes for performance
@@ -66,14 +72,17 @@ def _measured(line: str, row: dict[str, str], *, second: bool) -> Measured:
         batch(number("MBS"), number("GBS")),
         precision=dataclasses.replace(precision, compute=COMPUTE[label]),
         sharing=Sharing(zero=3 if number("FSDP") else 1),
-        overlaps=Overlaps(tp=tp > 1 and not shape.is_moe),
+        recompute=Recompute("selective", modules=recipe.recompute) if recipe.recompute else Recompute(),
+        # In nvfp4 the recipes switch the overlap of tensor parallelism off.
+        overlaps=Overlaps(tp=tp > 1 and not shape.is_moe and label != "nvfp4", ep=recipe.overlap_ep),
+        code=Implementation(backend="te", grouped_experts=True, tokens_sent_once=recipe.sent_once),
     )
     return Measured(
         "bridge",
         _row_id(line, row) + (" (second)" if second else ""),
         row["model"],
         workload,
-        cluster=row["system"].removeprefix("DGX-").lower(),
+        cluster=gpu,
         software=f"bridge-{row['release']}",
         precision=label,
         convention="causal",

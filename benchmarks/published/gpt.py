@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from benchmarks.published.record import Measured, batch, gpt_shape, grid, rows_of
 from megaplug.plan.workload import Overlaps, Precision, Recompute, Sharing, Workload
 
-NOTHING_HIDDEN = Overlaps(grad_reduce=False, param_gather=False, p2p=False, tp=False)
+NOTHING_HIDDEN = Overlaps(grad_reduce=False, param_gather=False, p2p=False, tp=False, tp_backward=False)
 EVERY_LAYER = Recompute("full", "uniform", 1)
 
 
@@ -127,7 +129,7 @@ def korthikanti() -> list[Measured]:
                 precision=Precision.of(fp16=True),
                 recompute=Recompute("selective", modules=("core_attn",)) if present else EVERY_LAYER,
                 sharing=Sharing(zero=0),
-                overlaps=NOTHING_HIDDEN,
+                overlaps=dataclasses.replace(NOTHING_HIDDEN, tp_backward=True),
                 fused_attention=False,
             )
             which = "present" if present else "full"

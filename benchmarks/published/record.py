@@ -73,6 +73,13 @@ class Measured:
         return flops_per_token(self.workload, self.convention, self.mtp_num_layers)
 
     @property
+    def beyond_workload(self) -> float:
+        """What was trained over what the workload has, by FLOPs: above 1 with multi-token prediction."""
+        if not self.mtp_num_layers:
+            return 1.0
+        return self.flops_per_token / flops_per_token(self.workload, self.convention)
+
+    @property
     def family(self) -> str:
         """The software without its release: ``bridge`` for ``bridge-26.02``."""
         return re.sub(r"-[\d.]+$", "", self.software)

@@ -95,12 +95,24 @@ class Sharing:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """Which communication runs beside computation."""
+    """Which communication runs beside computation.
+
+    Attributes:
+        grad_reduce: Gradients of a bucket beside the backward pass of the next.
+        param_gather: Weights of a bucket beside the forward pass of the one before.
+        p2p: Between pipeline stages.
+        tp: Over tensor parallelism, in Transformer Engine's chunks.
+        tp_backward: What tensor parallelism sends in backward beside products of the same linear layer, as
+            Megatron and Transformer Engine do unasked.
+        ep: Tokens to experts beside another microbatch's layers (``overlap_moe_expert_parallel_comm``).
+    """
 
     grad_reduce: bool = True
     param_gather: bool = True
     p2p: bool = True
     tp: bool = False
+    tp_backward: bool = True
+    ep: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,6 +150,8 @@ class Implementation:
         fused_softmax: Whether unfused attention has a kernel of Apex's or Transformer Engine's for mask and
             softmax, which keeps its result alone.
         softmax_in_fp32: Whether it computes a softmax of narrower scores in fp32 where it has no such kernel.
+        tokens_sent_once: Whether a token with several experts on a rank goes there once (DeepEP, HybridEP),
+            and not with every copy (Megatron's ``alltoall``).
     """
 
     backend: str = "native"
@@ -149,6 +163,7 @@ class Implementation:
     attention_dropout: float = 0.0
     fused_softmax: bool = False
     softmax_in_fp32: bool = True
+    tokens_sent_once: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,6 +256,7 @@ def workload_of(job: Job, topology: Topology, shape: ModelShape) -> Workload:
             param_gather=overlap.overlap_param_gather is not False,
             p2p=overlap.overlap_p2p_comm is not False,
             tp=overlap.tp_comm_overlap is True,
+            ep=bool(job.megatron.get("overlap_moe_expert_parallel_comm")),
         ),
         fused_attention=job.attention.name != "local",
         code=Implementation(

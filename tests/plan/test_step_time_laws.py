@@ -131,5 +131,5 @@ def test_a_format_that_the_machine_has_no_peak_for_is_an_error():
     from megaplug.errors import UserError
 
     job = replace(workload(), precision=Precision.of(fp8=True))
-    with pytest.raises(UserError, match="no peak for fp8"):
+    with pytest.raises(UserError, match="does not compute in fp8"):
         step_time(job, cluster_preset("a100_80gb"))

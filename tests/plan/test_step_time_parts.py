@@ -11,7 +11,7 @@ from megaplug.plan.step_time import Constants, layer_seconds, pipeline_seconds, 
 from megaplug.plan.step_time.collectives import exchange_seconds, group_bandwidth, ring_seconds, send_seconds
 from megaplug.plan.step_time.kernels import attention_core, product
 from megaplug.plan.step_time.pipeline import head_seconds
-from megaplug.plan.workload import Overlaps, Precision, Recompute, Sharing, Workload
+from megaplug.plan.workload import Overlaps, Precision, Recompute, Routing, Sharing, Workload
 from megaplug.topology import Batch, ModelShape, Topology
 
 # Round numbers: 1 PFLOP/s, 1 TB/s, links of 100 GB/s among 8 GPUs, adapters of 10 GB/s.
@@ -19,8 +19,9 @@ ROUND = Cluster("round", 8, 80e9, {"bf16": 1e15, "fp8": 2e15}, 1e12, 100e9, 8, 1
 # All efficiencies one, nothing that takes time of itself.
 PURE = Constants(
     gemm_efficiency=1, attention_efficiency=1, memory_efficiency=1, element_passes=10, score_passes=4,
-    head_efficiency=1, launch_seconds=1e-9, moe_launch_seconds=1e-9, expert_passes=6, link_efficiency=1,
-    network_efficiency=1, collective_seconds=0, microbatch_seconds=0, step_seconds=0, overlap=1,
+    head_efficiency=1, launch_seconds=1e-9, moe_launch_seconds=1e-9, expert_passes=6, expert_seconds=0,
+    bias_passes=0, link_efficiency=1, network_efficiency=1, collective_seconds=0, microbatch_seconds=0,
+    step_seconds=0, overlap=1,
 )  # fmt: skip
 SHAPE = ModelShape(8, 1024, 4096, 16, 16, None, 2048, 32000)
 RATES = rates_of(ROUND, "bf16", PURE)
@@ -78,20 +79,74 @@ def test_rings_and_transfers_take_their_bytes_at_the_bandwidth_of_their_group():
     assert send_seconds(1e9, 4, 4, RATES) == pytest.approx(1e9 / 10e9)
 
 
-def test_tokens_go_to_a_node_once_however_many_of_their_experts_are_there():
-    # Inside a node: of 8 copies 7 leave the rank.
-    assert exchange_seconds(1e9, 8, 8, 1, RATES) == pytest.approx(7e9 / 100e9)
+def test_every_copy_of_a_token_is_sent_by_itself():
+    # Inside a node: of 8 copies 7 leave the rank; over four nodes 6 leave the node.
+    assert exchange_seconds(1e9, 8, 8, 1, RATES, 0) == pytest.approx(7e9 / 100e9)
+    assert exchange_seconds(1e9, 8, 32, 1, RATES, 0) == pytest.approx(6e9 / 10e9)
+
+
+def test_or_a_token_goes_to_a_rank_and_to_a_node_once_however_many_of_its_experts_are_there():
+    # Of 8 ranks a token misses one with (7/8)^8, and one of the 8 is its own.
+    assert exchange_seconds(1e9, 8, 8, 1, RATES, 1) == pytest.approx(8 * (1 - 0.875**8) * 7 / 8 * 1e9 / 100e9)
     # Four nodes, 8 copies: a token misses another node with (3/4)^8.
-    assert exchange_seconds(1e9, 8, 32, 1, RATES) == pytest.approx(3 * (1 - 0.75**8) * 1e9 / 10e9)
+    assert exchange_seconds(1e9, 8, 32, 1, RATES, 1) == pytest.approx(3 * (1 - 0.75**8) * 1e9 / 10e9)
 
 
-def test_tensor_parallelism_gathers_and_scatters_two_and_two_and_one_more_each_backward():
-    wide = layer_seconds(terms_of(job(tp=8, sequence_parallel=True)), RATES, moe=False)
+def test_the_allgather_dispatcher_sends_all_tokens_to_all_ranks():
+    shape = replace(SHAPE, num_experts=8, moe_ffn_hidden_size=1024, moe_router_topk=2)
+    sent = job(shape, ep=4, dp=4)
+    gathered = replace(sent, routing=Routing(gathers=True))
+    tokens = 2 * 2048 * 1024
+    found = [layer_seconds(terms_of(one), RATES, moe=True).forward.ep for one in (sent, gathered)]
+    # There and back: of two copies 3 in 4 leave the rank; or three other ranks' tokens come.
+    assert found == pytest.approx([2 * 2 * 3 / 4 * tokens / 100e9, 2 * 3 * tokens / 100e9], rel=1e-3)
+
+
+def test_experts_wait_for_the_cpu_and_their_biases_are_added_one_by_one():
+    shape = replace(SHAPE, num_experts=8, moe_ffn_hidden_size=1024, moe_router_topk=2)
+    waiting = rates_of(ROUND, "bf16", replace(PURE, moe_launch_seconds=1.0, expert_seconds=0.5))
+    terms = terms_of(job(shape, ep=4, dp=4))
+    pure = layer_seconds(terms, RATES, moe=True)
+    late = layer_seconds(terms, waiting, moe=True)
+    assert late.forward.total - pure.forward.total == pytest.approx(1 + 2 * 0.5)
+    biased = replace(shape, add_bias_linear=True)
+    adding = rates_of(ROUND, "bf16", replace(PURE, bias_passes=5))
+    slower = layer_seconds(terms_of(job(biased, ep=4, dp=4)), adding, moe=True)
+    copies = 2 * 2048 * 2 * 1024
+    assert slower.forward.compute - pure.forward.compute == pytest.approx(5 * copies / 1e12, rel=1e-3)
+
+
+def test_tensor_parallelism_gathers_and_scatters_two_and_two_and_two_more_backward():
+    alone = Overlaps(tp_backward=False)
+    wide = terms_of(replace(job(tp=8, sequence_parallel=True), overlaps=alone))
     once = 2 * 2048 * 1024 * 7 / 8 / 100e9
-    assert wide.forward.tp == pytest.approx(4 * once, rel=1e-3)
-    assert wide.backward.tp == pytest.approx(6 * once, rel=1e-3)
-    reduced = layer_seconds(terms_of(job(tp=8)), RATES, moe=False)
-    assert reduced.backward.tp == pytest.approx(4 * once, rel=1e-3)
+    assert layer_seconds(wide, RATES, moe=False).forward.tp == pytest.approx(4 * once, rel=1e-3)
+    assert layer_seconds(wide, RATES, moe=False).backward.tp == pytest.approx(6 * once, rel=1e-3)
+    reduced = terms_of(replace(job(tp=8), overlaps=alone))
+    assert layer_seconds(reduced, RATES, moe=False).backward.tp == pytest.approx(4 * once, rel=1e-3)
+
+
+def test_in_backward_products_of_a_blocks_first_layer_hide_what_it_sends():
+    once = 2 * 2048 * 1024 * 7 / 8 / 100e9
+    slow = Cluster("slow", 8, 80e9, {"bf16": 1e12}, 1e12, 100e9, 8, 10e9)
+    rates = rates_of(slow, "bf16", PURE)
+    wide = layer_seconds(terms_of(job(tp=8, sequence_parallel=True)), rates, moe=False)
+    # Long products: a gather for each block's last layer is left.
+    assert wide.backward.tp == pytest.approx(2 * once, rel=1e-3)
+    assert layer_seconds(terms_of(job(tp=8)), rates, moe=False).backward.tp == pytest.approx(0, abs=1e-9)
+    # Short ones hide as long as they take: those for queries, keys and values, and for gate and value.
+    terms = terms_of(job(tp=8, sequence_parallel=True))
+    hidden = product(2048, 3 * 1024 / 8, 1024, terms, RATES).backward
+    hidden += product(2048, 2 * 4096 / 8, 1024, terms, RATES).backward
+    short = layer_seconds(terms, RATES, moe=False)
+    assert short.backward.tp == pytest.approx(6 * once - hidden, rel=1e-3)
+
+
+def test_tensor_parallelism_does_not_gather_for_experts_that_it_does_not_cut():
+    shape = replace(SHAPE, num_experts=8, moe_ffn_hidden_size=1024, moe_router_topk=2)
+    once = 2 * 2048 * 1024 * 7 / 8 / 100e9
+    whole = layer_seconds(terms_of(job(shape, tp=8, ep=8, sequence_parallel=True)), RATES, moe=True)
+    assert whole.forward.tp == pytest.approx(2 * once, rel=1e-3)
 
 
 def test_a_layer_is_as_long_as_the_cpu_needs_where_the_gpu_is_faster():

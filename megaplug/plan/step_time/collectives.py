@@ -36,19 +36,30 @@ def ring_seconds(whole: Number, size: Number, stride: Number, rates: Rates) -> N
     return where(size > 1, rates.constants.collective_seconds + moved, 0.0)
 
 
-def exchange_seconds(tokens: Number, copies: Number, size: Number, stride: Number, rates: Rates) -> Number:
+def exchange_seconds(
+    tokens: Number, copies: Number, size: Number, stride: Number, rates: Rates, once: Number
+) -> Number:
     """Every rank sends ``copies`` of ``tokens`` bytes to ranks of its group, balanced: to experts.
 
-    A token goes to another NVLink domain once, however many of its experts are there, and is spread inside
-    (DeepEP, HybridEP): with N domains to (N - 1)(1 - (1 - 1/N)^copies) others on average. The links inside
-    and the network between work beside each other.
+    The links inside and the network between work beside each other.
+
+    Args:
+        tokens: Bytes of a rank's tokens.
+        copies: Experts of a token.
+        size: Ranks of the group.
+        stride: Distance of two neighbours in the numbering of ranks.
+        rates: What the machines reach.
+        once: 1 where a token goes once to a rank, and once to another NVLink domain, however many of its
+            experts are there (DeepEP, HybridEP); 0 where every copy goes by itself (all-to-all).
     """
     near_ranks = ranks_in_domain(size, stride, rates)
     domains = size / near_ranks
-    others = (domains - 1) * (1 - (1 - 1 / domains) ** copies)
-    near = tokens * copies * (near_ranks - 1) / near_ranks / rates.link
-    far = tokens * others / rates.network
-    return where(size > 1, rates.constants.collective_seconds + most(near, far), 0.0)
+    met = size * (1 - (1 - 1 / size) ** copies)
+    # What goes to ranks of the own domain, and what comes into it from others and is spread there.
+    near = where(once, met * (near_ranks - 1) / near_ranks, copies * (near_ranks - 1) / size)
+    far = where(once, (domains - 1) * (1 - (1 - 1 / domains) ** copies), copies * (domains - 1) / domains)
+    seconds = most(tokens * near / rates.link, tokens * far / rates.network)
+    return where(size > 1, rates.constants.collective_seconds + seconds, 0.0)
 
 
 def send_seconds(sent: Number, stages: Number, stride: Number, rates: Rates) -> Number:

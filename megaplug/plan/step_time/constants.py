@@ -29,9 +29,15 @@ class Constants:
         score_passes: Reads and writes of the scores by unfused attention's softmax and dropout in forward.
         head_efficiency: Of the peak, of the product with the vocabulary.
         launch_seconds: Below which a layer's forward pass does not come: the CPU starting its kernels.
-        moe_launch_seconds: The same of a layer with experts: more kernels, and a wait for counts of tokens.
-        expert_passes: Reads and writes of a token's copies, one for each of its experts, in forward: putting
-            them in order and back, weighing, adding.
+        moe_launch_seconds: What a layer with experts waits for the CPU in each pass, in seconds, whatever the
+            GPU has to compute: for the counts of tokens, which shapes depend on.
+        expert_seconds: The same for each expert of a rank, in seconds: some ten kernels (a cast and a product
+            for each of two weights, and their splits) that the GPU is too fast for to be started in time.
+        expert_passes: Reads and writes of a token's copies, one for each of its experts, in forward and in
+            backward: putting them in order and back, weighing, adding.
+        bias_passes: More of them where experts have biases, which Megatron-core adds expert by expert and in
+            fp32 (``TEGroupedMLP._apply_bias``). Counting its tensors gives about 17. It is set by hand to
+            what GPT-OSS takes, the one such model that was measured, and what is not known of it is in it.
         link_efficiency: Of the bandwidth inside a node, of collectives.
         network_efficiency: Of the bandwidth between nodes.
         collective_seconds: Latency of a collective.
@@ -50,8 +56,10 @@ class Constants:
     score_passes: float = 6.0
     head_efficiency: float = 0.6
     launch_seconds: float = 8e-4
-    moe_launch_seconds: float = 2.5e-3
-    expert_passes: float = 6.0
+    moe_launch_seconds: float = 6.5e-4
+    expert_passes: float = 8.5
+    bias_passes: float = 60.0
+    expert_seconds: float = 6.5e-5
     link_efficiency: float = 0.7
     network_efficiency: float = 0.7
     collective_seconds: float = 2e-5

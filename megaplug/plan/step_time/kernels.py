@@ -48,9 +48,7 @@ def product(
     ends = (rows * inner * terms.operand_bytes + rows * columns * terms.activation_bytes) / rates.memory
     read = weights * terms.operand_bytes / rates.memory
     added = weights * 2 * terms.gradient_bytes / rates.memory
-    # Below two bytes an operand is read, and written as it stands and transposed, before it is used.
-    narrow = terms.operand_bytes < terms.activation_bytes
-    cast = narrow * (terms.activation_bytes + 2 * terms.operand_bytes) / rates.memory
+    cast = terms.cast_bytes / rates.memory
     return Work(
         computing + ends + read + cast * rows * inner,
         2 * computing + 2 * ends + read + added + cast * rows * columns,
@@ -62,16 +60,36 @@ def projections(terms: Terms, rates: Rates) -> Work:
     tokens, hidden, tp = terms.tokens, terms.hidden, terms.tp
     out = product(tokens, hidden, terms.attended / tp, terms, rates)
     latent = terms.latent_key > 0
-    plain = product(tokens, (terms.query + terms.key + terms.value) / tp, hidden, terms, rates)
     down = product(tokens, (terms.latent_query + terms.latent_key) / tp, hidden, terms, rates)
-    up = product(
-        tokens, terms.query / tp, terms.latent_query + (terms.latent_query == 0) * hidden, terms, rates
-    )
-    up += product(tokens, (terms.key + terms.value) / tp, terms.latent_key, terms, rates)
+    into = into_attention(terms, rates)
     return Work(
-        out.forward + (1 - latent) * plain.forward + latent * (down.forward + up.forward),
-        out.backward + (1 - latent) * plain.backward + latent * (down.backward + up.backward),
+        out.forward + into.forward + latent * down.forward,
+        out.backward + into.backward + latent * down.backward,
     )
+
+
+def into_attention(terms: Terms, rates: Rates) -> Work:
+    """The product for queries, keys and values; with multi-latent attention those up from the latents."""
+    latent = terms.latent_key > 0
+    columns = (terms.query + terms.key + terms.value) / terms.tp
+    plain, up = product(terms.tokens, columns, terms.hidden, terms, rates), from_latents(terms, rates)
+    return Work(
+        (1 - latent) * plain.forward + latent * up.forward,
+        (1 - latent) * plain.backward + latent * up.backward,
+    )
+
+
+def into_mlp(terms: Terms, rates: Rates) -> Work:
+    """The first product of the dense MLP."""
+    return product(terms.tokens, terms.gates * terms.ffn / terms.tp, terms.hidden, terms, rates)
+
+
+def from_latents(terms: Terms, rates: Rates) -> Work:
+    """The products up from the latents of multi-latent attention; of no meaning without."""
+    tokens, tp = terms.tokens, terms.tp
+    inner = terms.latent_query + (terms.latent_query == 0) * terms.hidden
+    queries = product(tokens, terms.query / tp, inner, terms, rates)
+    return queries + product(tokens, (terms.key + terms.value) / tp, terms.latent_key, terms, rates)
 
 
 def attention_core(terms: Terms, rates: Rates) -> Work:
@@ -100,10 +118,18 @@ def experts(terms: Terms, rates: Rates) -> Work:
     local = terms.experts / terms.ep
     work = product(own, terms.experts, terms.hidden, terms, rates)
     work += _feed_forward(routed, terms.expert_ffn / terms.etp, terms, rates, copies=local)
-    # Tokens are copied into the order of experts and back, and weighed.
-    copied = rates.constants.expert_passes * terms.activation_bytes * routed * terms.hidden / rates.memory
+    # Tokens are copied into the order of experts and back, and weighed. Biases are added outside of the
+    # grouped product, expert by expert and in fp32 (Megatron-core's TEGroupedMLP._apply_bias).
+    passes = rates.constants.expert_passes + terms.expert_bias * rates.constants.bias_passes
+    copied = passes * terms.activation_bytes * routed * terms.hidden / rates.memory
     work += Work(copied, copied)
     return work + _feed_forward(terms.tokens, terms.shared_ffn / terms.tp, terms, rates)
+
+
+def expert_activation(terms: Terms, rates: Rates) -> Number:
+    """Seconds of the activation between the products of experts, in one forward pass."""
+    routed = terms.tokens / terms.cut * terms.topk
+    return terms.activation_bytes * routed * terms.expert_ffn * (terms.gates + 1) / rates.memory
 
 
 def elements(terms: Terms, rates: Rates) -> Work:

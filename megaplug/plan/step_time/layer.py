@@ -20,7 +20,11 @@ from megaplug.plan.step_time.kernels import (
     Work,
     attention_core,
     elements,
+    expert_activation,
     experts,
+    from_latents,
+    into_attention,
+    into_mlp,
     mlp,
     projections,
 )
@@ -29,6 +33,8 @@ from megaplug.plan.step_time.terms import Number, Terms
 
 #: Sharpness of the maximum of what the GPU and what the CPU needs.
 SHARPNESS = 4
+#: Of the exchange of tokens with experts, what another microbatch's kernels hide: they share the GPU's cores.
+BESIDE_ANOTHER = 0.5
 
 
 @dataclass(frozen=True)
@@ -75,20 +81,25 @@ def layer_seconds(terms: Terms, rates: Rates, *, moe: bool) -> LayerSeconds:
             terms.again_core * core.forward
             + again_block * block.forward
             + terms.again_elements * moving.forward
+            + terms.again_latent * (terms.latent_key > 0) * from_latents(terms, rates).forward
+            + (terms.again_activation * expert_activation(terms, rates) if moe else 0.0)
         ),
     )
-    tp, tp_again = _tensor_parallel(terms, rates, forward=True), terms.again_layer
-    tp_back = _tensor_parallel(terms, rates, forward=False)
+    tp, tp_again = _tensor_parallel(terms, rates, moe=moe), terms.again_layer
+    tp_back = _tensor_parallel_backward(terms, rates, moe=moe)
     ring, ring_back = _context_parallel(terms, rates, core)
     exchange = _expert_parallel(terms, rates) if moe else 0.0
     ep_again = most(terms.again_layer, terms.again_moe) if moe else 0.0
-    starting = rates.constants.moe_launch_seconds if moe else rates.constants.launch_seconds
-    floor = starting
+    floor, waits = rates.constants.launch_seconds, 0.0
+    if moe:
+        local = terms.experts / terms.ep
+        waits = rates.constants.moe_launch_seconds + local * rates.constants.expert_seconds
+        exchange = exchange * (1 - terms.overlap_ep * BESIDE_ANOTHER)
     return LayerSeconds(
-        _pass(floor, work.forward, tp, ring, exchange),
+        _pass(floor, work.forward + waits, tp, ring, exchange),
         _pass(
             floor * (1 + terms.again_layer),
-            work.backward + again,
+            work.backward + again + waits * (1 + terms.again_layer),
             tp_back + tp_again * tp,
             ring_back + terms.again_layer * ring,
             exchange * (1 + ep_again),
@@ -108,17 +119,42 @@ def _longer(left: Number, right: Number) -> Number:
     return (left**SHARPNESS + right**SHARPNESS) ** (1 / SHARPNESS)
 
 
-def _tensor_parallel(terms: Terms, rates: Rates, *, forward: bool) -> Number:
-    """A gather and a scatter each for attention and MLP, which also is what an all-reduce takes.
+def _tensor_parallel(terms: Terms, rates: Rates, *, moe: bool) -> Number:
+    """A gather and a scatter a block in forward, which also is what an all-reduce takes."""
+    return 2 * _blocks(terms, moe) * _ring(terms, rates) * _beside_userbuffers(terms, rates)
 
-    In backward, sequence parallelism gathers once more the inputs for the weights' gradient.
+
+def _tensor_parallel_backward(terms: Terms, rates: Rates, *, moe: bool) -> Number:
+    """The same in backward, most of it beside products (Korthikanti et al. 2022, 4.2.2; Megatron and TE).
+
+    The linear layer that goes into a block scatters its input's gradient (without sequence parallelism:
+    all-reduces it) beside the product for its weights' gradient. With sequence parallelism it also gathers
+    its input once more, beside the product before; and the layer that leads out of the block has to gather
+    the gradient that comes to it before anything can be computed.
     """
-    whole = terms.activation_bytes * terms.tokens * terms.hidden
-    once = ring_seconds(whole, terms.tp, 1, rates)
-    gathers = where(terms.cut > 1, 4 if forward else 6, 4)
-    # Userbuffers pipeline the ring with the product it feeds; the first and last chunk stay visible.
-    hidden = terms.overlap_tp * rates.constants.overlap
-    return gathers * once * (1 - hidden)
+    rings, sequence = _blocks(terms, moe) * _ring(terms, rates), terms.cut > 1
+    products = into_attention(terms, rates).backward
+    if not moe:
+        products = products + into_mlp(terms, rates).backward
+    window = terms.overlap_tp_backward * rates.constants.overlap
+    beside = window * products * where(sequence, 1, 0.5)
+    before = where(sequence, rings, 0.0) * _beside_userbuffers(terms, rates)
+    return before + most((1 - window) * 2 * rings, 2 * rings - beside)
+
+
+def _ring(terms: Terms, rates: Rates) -> Number:
+    """A gather or a scatter of the residual stream."""
+    return ring_seconds(terms.activation_bytes * terms.tokens * terms.hidden, terms.tp, 1, rates)
+
+
+def _blocks(terms: Terms, moe: bool) -> Number:
+    """Blocks of a layer that tp cuts: attention, and the MLP. Routed experts have etp, and tokens sent."""
+    return 1 + (least(terms.shared_ffn, 1) if moe else 1)
+
+
+def _beside_userbuffers(terms: Terms, rates: Rates) -> Number:
+    """Userbuffers pipeline a ring with the product it feeds; the first and last chunk stay visible."""
+    return 1 - terms.overlap_tp * rates.constants.overlap
 
 
 def _context_parallel(terms: Terms, rates: Rates, core: Work) -> tuple[Number, Number]:
@@ -136,6 +172,9 @@ def _context_parallel(terms: Terms, rates: Rates, core: Work) -> tuple[Number, N
 def _expert_parallel(terms: Terms, rates: Rates) -> Number:
     """Tokens to their experts and back; with etp a gather and a scatter of them inside its group."""
     tokens = terms.activation_bytes * terms.tokens / terms.cut * terms.hidden
-    there = exchange_seconds(tokens, terms.topk, terms.ep, terms.etp, rates)
+    there = exchange_seconds(tokens, terms.topk, terms.ep, terms.etp, rates, terms.once)
     spread = ring_seconds(tokens * terms.topk * terms.etp, terms.etp, 1, rates)
-    return 2 * (there + spread)
+    ranks = terms.ep * terms.etp
+    # The allgather dispatcher gives every rank all tokens, and scatters the sums of their results.
+    gathered = ring_seconds(tokens * ranks, ranks, 1, rates)
+    return 2 * where(terms.gathers, gathered, there + spread)

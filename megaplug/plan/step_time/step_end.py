@@ -14,9 +14,6 @@ from megaplug.plan.step_time.pipeline import PipelineSeconds
 from megaplug.plan.step_time.rates import Rates
 from megaplug.plan.step_time.terms import Number, Terms
 
-#: Buckets that gradients are reduced in; the last one has nothing to hide behind.
-BUCKETS = 16
-
 
 def data_parallel_seconds(terms: Terms, rates: Rates, pipeline: PipelineSeconds) -> Number:
     """What of reducing gradients and gathering weights nothing hides.
@@ -37,9 +34,9 @@ def data_parallel_seconds(terms: Terms, rates: Rates, pipeline: PipelineSeconds)
     gather = gather * where(sharded, 2, 1)
     # Interleaving ends (and begins) each virtual stage in turn, pp microbatches apart.
     turns = where(terms.vpp > 1, least(terms.pp, terms.microbatches), 1)
-    exposed_gather = _exposed(gather, window * turns * pipeline.forward * terms.overlap_gather)
-    exposed_reduce = _exposed(reduce, window * turns * pipeline.backward * terms.overlap_reduce)
-    together = _exposed(gather + reduce, window * (pipeline.forward + pipeline.backward))
+    exposed_gather = _exposed(gather, turns * pipeline.forward * terms.overlap_gather, window)
+    exposed_reduce = _exposed(reduce, turns * pipeline.backward * terms.overlap_reduce, window)
+    together = _exposed(gather + reduce, pipeline.forward + pipeline.backward, window)
     return times * where(sharded, together, exposed_gather + exposed_reduce)
 
 
@@ -60,6 +57,9 @@ def _over_replicas(terms: Terms, rates: Rates, of_parameter: Number) -> Number:
     return dense + where(terms.expert_parameters > 0, expert, 0.0)
 
 
-def _exposed(sent: Number, beside: Number) -> Number:
-    """What is left of a transfer that runs beside ``beside`` seconds of work; the last bucket always is."""
-    return most(where(beside > 0, sent / BUCKETS, sent), sent - beside)
+def _exposed(sent: Number, beside: Number, overlap: Number) -> Number:
+    """What is left of a transfer that runs beside ``beside`` seconds of work, of which it slows the rest.
+
+    The last bucket has nothing to hide behind, and what is hidden takes cores and memory from the work.
+    """
+    return where(beside > 0, most((1 - overlap) * sent, sent - overlap * beside), sent)

@@ -12,6 +12,12 @@ from megaplug.plan.workload import Workload
 
 #: A number, or an array of one number a workload.
 Number = Any
+#: Of a matrix product's operand, its scales included, where that is not the parameter's own format.
+OPERAND_BYTES = {"fp8": 1.0, "nvfp4": 0.5625}
+#: To cast a number of bf16: read, and written as it stands and transposed. In nvfp4, counted, with kernels
+#: that are not fused: read for its largest value, read and written, rotated (Hadamard), read and written
+#: transposed: 2 + 2.6 + 4 + 2.6, and some more for rounding at random.
+CAST_BYTES = {"fp8": 4.0, "nvfp4": 12.0}
 
 
 @dataclass(frozen=True)
@@ -35,9 +41,16 @@ class Terms:
         parameter_bytes, gradient_bytes, optimizer_bytes: As in ``Precision``.
         activation_bytes: Of an activation, in memory and on the wire.
         operand_bytes: Of a matrix product's operands: 1 in fp8.
+        cast_bytes: Read and written to cast one of an operand's numbers from bf16; 0 where none is cast.
         again_layer, again_core, again_mlp, again_moe, again_elements: Parts (0 to 1) of the layers' whole
             forward pass, of core attention, of MLPs, of experts, of element-wise kernels computed again.
-        zero, fused, overlap_reduce, overlap_gather, overlap_p2p, overlap_tp: Switches of the workload.
+        again_latent, again_activation: Likewise of the projections up from multi-latent attention's latents,
+            and of the experts' activation.
+        expert_bias: 1 where experts have biases.
+        once: 1 where a token goes once to a rank, however many of its experts are there.
+        gathers: 1 where every rank of the experts' group gets all tokens.
+        zero, fused, overlap_reduce, overlap_gather, overlap_p2p, overlap_tp, overlap_tp_backward, overlap_ep:
+            Switches of the workload.
     """
 
     hidden: Number
@@ -82,17 +95,25 @@ class Terms:
     optimizer_bytes: Number
     activation_bytes: Number
     operand_bytes: Number
+    cast_bytes: Number
     again_layer: Number
     again_core: Number
     again_mlp: Number
     again_moe: Number
     again_elements: Number
+    again_latent: Number
+    again_activation: Number
+    expert_bias: Number
+    once: Number
+    gathers: Number
     zero: Number
     fused: Number
     overlap_reduce: Number
     overlap_gather: Number
     overlap_p2p: Number
     overlap_tp: Number
+    overlap_tp_backward: Number
+    overlap_ep: Number
 
     @property
     def tokens(self) -> Number:
@@ -156,13 +177,19 @@ def terms_of(workload: Workload) -> Terms:
         # fp16's copies of gradients are made and read in each step.
         optimizer_bytes=precision.optimizer + (precision.for_step if precision.compute == "fp16" else 0),
         activation_bytes=precision.parameter,
-        operand_bytes=1 if precision.compute not in ("fp32", "tf32", "fp16", "bf16") else precision.parameter,
+        operand_bytes=OPERAND_BYTES.get(precision.compute, precision.parameter),
+        cast_bytes=CAST_BYTES.get(precision.compute, 0),
         zero=workload.sharing.zero,
         fused=float(workload.fused_attention),
         overlap_reduce=float(workload.overlaps.grad_reduce),
         overlap_gather=float(workload.overlaps.param_gather),
         overlap_p2p=float(workload.overlaps.p2p),
         overlap_tp=float(workload.overlaps.tp),
+        overlap_tp_backward=float(workload.overlaps.tp_backward),
+        overlap_ep=float(workload.overlaps.ep),
+        gathers=float(workload.routing.gathers),
+        once=float(workload.code.tokens_sent_once),
+        expert_bias=float(shape.is_moe and shape.add_bias_linear),
         **_computed_again(workload, max(dense[stage] + moe[stage] for stage in range(topology.pp))),
     )
 
@@ -202,5 +229,7 @@ def _computed_again(workload: Workload, stage_layers: int) -> dict[str, float]:
         "again_core": float("core_attn" in modules),
         "again_mlp": float("mlp" in modules),
         "again_moe": float("moe" in modules),
-        "again_elements": 0.5 * len(modules & {"layernorm", "moe_act", "mla_up_proj"}) / 2,
+        "again_elements": 0.5 * float("layernorm" in modules),
+        "again_latent": float("mla_up_proj" in modules),
+        "again_activation": float("moe_act" in modules),
     }
