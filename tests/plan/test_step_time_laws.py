@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
+from megaplug.job.flops import training_flops_per_token
 from megaplug.plan.cluster import cluster_preset
-from megaplug.plan.step_time import StepTime, step_time
-from megaplug.plan.workload import Overlaps, Precision, Recompute, Sharing, Workload
+from megaplug.plan.step_time import StepTime, constants_for, step_time
+from megaplug.plan.workload import Implementation, Overlaps, Precision, Recompute, Sharing, Workload
 from megaplug.topology import Batch, ModelShape, Topology
 
 H100 = cluster_preset("h100")
@@ -81,6 +83,40 @@ def test_a_better_machine_is_never_slower(case):
     ]
     assert seconds(job, faster[0]) < seconds(job)
     assert all(seconds(job, machine) <= seconds(job) * (1 + 1e-12) for machine in faster)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_more_is_computed_than_the_rate_of_products_allows(case):
+    job = CASES[case]
+    flops = training_flops_per_token(job.shape, vocab_size=job.shape.padded_vocab_size(job.topology.tp))
+    reached = flops * job.tokens_per_step / seconds(job) / job.topology.world_size
+    assert reached < constants_for(H100, "bf16").gemm_efficiency * H100.peak_flops["bf16"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_more_replicas_with_as_much_work_each_make_more_tokens_a_second_and_less_than_in_proportion(case):
+    job = CASES[case]
+    found = []
+    for times in (1, 2, 8, 64):
+        size = replace(job.topology, dp=times * job.topology.dp, world_size=times * job.topology.world_size)
+        batch = Batch(job.batch.micro_batch_size, times * job.batch.global_batch_size)
+        found.append((times, times / seconds(replace(job, topology=size, batch=batch))))
+    for (few, slower), (many, faster) in pairwise(found):
+        assert slower < faster <= slower * many / few * 1.02  # the optimizer's part of a rank gets smaller
+
+
+@pytest.mark.parametrize("dispatch", [{}, {"tokens_sent_once": True}])
+def test_a_better_machine_is_never_slower_for_any_dispatch_of_tokens(dispatch):
+    job = replace(CASES["experts across nodes"], code=Implementation(**dispatch))
+    links = [replace(H100, link_bandwidth=factor * H100.link_bandwidth) for factor in (0.1, 0.5, 1, 2)]
+    adapters = [
+        replace(H100, network_bandwidth=factor * H100.network_bandwidth) for factor in (0.1, 0.5, 1, 2)
+    ]
+    for machines in (links, adapters):
+        times = [seconds(job, machine) for machine in machines]
+        assert times == sorted(times, reverse=True)
+    once = replace(job, code=Implementation(tokens_sent_once=True))
+    assert step_time(once, H100).ep <= step_time(job, H100).ep
 
 
 def test_tensor_parallelism_inside_a_node_costs_less_than_across():
