@@ -12,7 +12,8 @@ from megaplug.job import keys
 from megaplug.job.compose import ConfigSource, compose_job
 from megaplug.job.schema import Job
 
-_WORD = re.compile(r"(?<![\w.])[a-z]\w*(?:\.\w+)*=(?:\[[^\]]*\]|[^\s,;|)]+)")
+# Another question, such as action=search, is no override.
+_WORD = re.compile(r"(?<![\w.])(?!action=)[a-z]\w*(?:\.\w+)*=(?:\[[^\]]*\]|[^\s,;|)]+)")
 _NAMED = re.compile(rf"another |{_WORD.pattern}")
 _EITHER = re.compile(r"  \|  |; or |, or | or |; ")
 

@@ -212,7 +212,7 @@ def _refused(
     # The nearest legal layouts are named only where none of them fits the cluster, too.
     found = [*judge(job, _device(job, cluster), suggest=not remedies).problems, *problems]
     topology, _ = resolve(job.topology)
-    if topology is not None:
+    if topology is not None and not job.topology.auto:
         found += too_few_ranks(job, topology.world_size, job_shape(job, vocab_size), cluster)
     hints = sound(found, lambda words: _works(asked, words))
     return Refused(hints, remedies, cluster, job.cluster.name == AUTO)

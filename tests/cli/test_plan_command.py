@@ -71,6 +71,11 @@ def test_keys_of_the_job_say_where_the_disk_is_looked_at(monkeypatch, tmp_path):
         (["ranks=first"], "ranks=first cannot be read", "ranks=0-15"),
         (["tokens=2,5T"], "tokens=2,5T is not a whole number above 0", "not a comma: tokens=2.5T"),
         (["action=search", "top=0"], "top=0 is not a whole number above 0", "such as top=10\n"),
+        (
+            ["topology=auto", "cluster=h100"],
+            "sizes of this topology are not chosen yet",
+            "action=search shows",
+        ),
         (["ranks=3-1"], "ranks=3-1 counts down", "write ranks=1-3"),
         (["search"], "'search' is no key=value", "did you mean action=search?"),
         (["T", "action=plan"], "'T' is no key=value", "such as tokens=1T"),
