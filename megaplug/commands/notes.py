@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from megaplug.job.idle import idle_notes
 from megaplug.job.schema import Job, TrainConfig
 from megaplug.plan.cluster import Cluster
+from megaplug.plan.plan import Plan
+from megaplug.plan.step_time import constants_for
 
 # Sequences from this length on are said to be long; what is proposed in their place.
 _LONG, _SHORT = 32_768, 8_192
@@ -51,6 +53,14 @@ def plan_notes(job: Job, words: Sequence[str], cluster: Cluster, *, works: bool 
             f"sequences of {length:,} tokens are this model's own: model.seq_length={_SHORT} is usual"
         )
     return found
+
+
+def time_notes(plan: Plan) -> list[str]:
+    """That a plan's step time is modelled with another GPU's or number format's constants, where it is."""
+    if plan.time is None:
+        return []
+    note = constants_for(plan.cluster, plan.workload.precision.compute).note
+    return [note] if note else []
 
 
 def repeated(words: Sequence[str]) -> list[str]:

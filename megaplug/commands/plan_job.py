@@ -12,7 +12,7 @@ from typing import Any
 import megaplug
 from megaplug.commands import cli
 from megaplug.commands.hints import sound, with_words
-from megaplug.commands.notes import job_notes, plan_notes
+from megaplug.commands.notes import job_notes, plan_notes, time_notes
 from megaplug.commands.plan_refused import Refused, planned_here
 from megaplug.commands.plan_words import Asked
 from megaplug.errors import Problem, UserError
@@ -46,7 +46,7 @@ def answer(asked: Asked) -> int:
     plan = plan_of(job, cluster, vocab_size, tokens=asked.count("tokens"))
     rows = rank_rows(topology, plan.workload.shape, ranks, cluster.gpus_per_node)
     refused = _refused(asked, job, cluster, vocab_size, plan.problems) if plan.problems else None
-    notes = plan_notes(job, asked.command.overrides, cluster, works=not plan.problems)
+    notes = plan_notes(job, asked.command.overrides, cluster, works=not plan.problems) + time_notes(plan)
     pictures = _draw(plan, folder, job.model.name) if folder is not None else []
     if asked.as_json:
         content = _named(asked) | plan_json(plan, rows) | {"nearest_that_work": []}

@@ -33,6 +33,7 @@ def noted(words, capsys):
         (["model=llama3_8b", "cluster=h100", "topology.tp=8"], "precision=bf16"),
         (["model=llama3_8b", "cluster=h100", "topology.tp=8"], "train=pretrain has 1,024"),
         (["model=mixtral_8x22b", *PRETRAIN], "sequences of 65,536 tokens"),
+        ([*DENSE, "cluster=h200"], "no step time was measured on h200 in bf16"),
     ],
 )
 def test_a_note_says_what_a_person_may_not_have_meant(words, said, capsys):

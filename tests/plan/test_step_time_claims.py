@@ -103,4 +103,7 @@ def test_every_generation_and_format_has_constants_and_says_when_they_are_anothe
     borrowed = constants_for(cluster_preset("h200"), "bf16")
     assert borrowed.error is None
     assert "h100_bf16_core-0.8" in borrowed.note
+    single = constants_for(cluster_preset("h100"), "fp32")
+    assert single.error is None
+    assert "h100 in fp32" in single.note
     assert constants_for(cluster_preset("a100_80gb"), "fp16").name == "a100_bf16_megatron-2021"

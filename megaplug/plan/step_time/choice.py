@@ -9,6 +9,8 @@ from megaplug.plan.step_time.constants import Constants, constants_names, load_c
 
 #: What is fitted apart from each other; others follow bf16.
 FORMATS = {"fp8": "fp8", "mxfp8": "fp8", "nvfp4": "nvfp4"}
+#: Formats that nothing was published in: those of bf16 with the format's own peak.
+UNMEASURED = ("fp32", "tf32")
 #: The set that plans are made with, of those of a GPU and format: the newest software whose rows have dense
 #: models too. On A100 that of whole jobs on many nodes: vTrain's, of one node, computes faster than any job
 #: with flash attention was seen to. On B200 in bf16 only GPT-OSS was published, on B300 only models with
@@ -41,10 +43,13 @@ def constants_for(cluster: Cluster, compute: str) -> Constants:
     format_ = FORMATS.get(compute, "bf16")
     generation = next((known for known in GENERATIONS if cluster.constants.startswith(known)), "")
     own = CHOSEN.get((generation, format_))
-    if own is not None:
+    if own is not None and compute not in UNMEASURED:
         return load_constants(own)
     nearest = CHOSEN[min(CHOSEN, key=lambda key: _distance(key, generation, format_))]
-    note = f"no constants of {cluster.constants} in {format_}: those of {nearest}, with an unknown error"
+    note = (
+        f"no step time was measured on {cluster.constants} in {compute}: modelled with the constants "
+        f"{nearest}, whose error there is not known"
+    )
     return replace(load_constants(nearest), error=None, note=note)
 
 
