@@ -86,6 +86,7 @@ def start(job: Job, command: CommandLine) -> int:
             f"checkpoint {aside.iteration} is not whole ({aside.faults[0]}): now at {aside.path}"
             for aside in report.set_aside
         ]
+        notes += [f"the save of step {step} was never completed; removed" for step in report.unfinished]
         if job.profile.kind == "nsys" and "NSYS_PROFILING_SESSION_ID" not in os.environ:
             notes.append(f"nsys is not watching; it does with: {_nsys_line(folder, command)}")
         if _nothing_to_do(resolved, folder, iteration, command):

@@ -1,11 +1,13 @@
 """The checkpoints of a run: only a whole one is ever loaded, and what is not whole is set aside.
 
-Megatron saves in place and writes its tracker with a plain ``open``, so a job that is killed leaves
-half-written folders and a tracker that points anywhere. `repair` runs before a start and puts that right.
+A checkpoint has its name only when it is whole (`megaplug.runs.saving`). What happens to it afterwards, a
+flipped bit or a missing file, is found by `repair`, which runs before a start, names it and goes back one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from megaplug.runs.metadata_scan import scan_metadata
 
 TRACKER = "latest_checkpointed_iteration.txt"
 SET_ASIDE = "set_aside"
+SAVING = "saving"
 _KEEP_SET_ASIDE = 2
 
 
@@ -56,11 +59,13 @@ class RepairReport:
         newest: The newest whole checkpoint, the one that Megatron will load; None to begin at step 0.
         set_aside: What was moved away, newest first.
         tracker_rewritten: True if the tracker pointed elsewhere.
+        unfinished: The steps whose save was never completed; what there was of them is removed.
     """
 
     newest: Checkpoint | None
     set_aside: list[SetAside]
     tracker_rewritten: bool
+    unfinished: list[int]
 
 
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
@@ -104,7 +109,8 @@ def faults_of(checkpoint: Path) -> list[str]:
 def repair(directory: Path) -> RepairReport:
     """Find the newest whole checkpoint, set aside whatever is newer, and make the tracker say so.
 
-    Older checkpoints are not read: they are looked at when they become the newest.
+    Older checkpoints are not read: they are looked at when they become the newest. What was never completed
+    is removed.
 
     Args:
         directory: The run's checkpoint folder; it need not exist.
@@ -112,6 +118,7 @@ def repair(directory: Path) -> RepairReport:
     Raises:
         UserError: If the disk is full or may not be read or written. Nothing is lost then.
     """
+    unfinished = discard_unfinished(directory)
     aside: list[SetAside] = []
     newest: Checkpoint | None = None
     for found in reversed(list_checkpoints(directory)):
@@ -119,28 +126,67 @@ def repair(directory: Path) -> RepairReport:
         if not faults:
             newest = found
             break
-        aside.append(SetAside(_set_aside(directory, found.path), found.iteration, faults))
+        aside.append(SetAside(set_aside(directory, found.path), found.iteration, faults))
     if aside:
         _forget_old(directory / SET_ASIDE)
-    return RepairReport(newest, aside, _rewrite_tracker(directory, newest))
+    return RepairReport(newest, aside, _rewrite_tracker(directory, newest), unfinished)
+
+
+def discard_unfinished(directory: Path) -> list[int]:
+    """Remove what was never completed, and return the steps that were being saved.
+
+    Nobody may be saving there: the run's lock is held, and every process of its last job has ended.
+    """
+    place = directory / SAVING
+    if not os.path.lexists(place):
+        return []
+    with disk_errors(place, "remove the leftovers in"):
+        if place.is_symlink() or not place.is_dir():
+            place.unlink()
+            return []
+        unfinished = [found.iteration for found in list_checkpoints(place)]
+        shutil.rmtree(place)
+        fsync_folder(directory)
+    return unfinished
 
 
 def prune(directory: Path, keep: int) -> list[Checkpoint]:
     """Delete all but the newest ``keep`` checkpoints and return those deleted.
 
-    A checkpoint loses its manifest first, so that one that is half deleted is never taken for whole.
+    A checkpoint loses its name first, so that one that is half deleted is never taken for one.
     """
     assert keep >= 1
     old = list_checkpoints(directory)[:-keep]
     for checkpoint in old:
-        with disk_errors(checkpoint.path, "delete the old checkpoint"):
-            (checkpoint.path / "manifest.json").unlink(missing_ok=True)
-            shutil.rmtree(checkpoint.path)
+        delete(checkpoint)
     return old
 
 
-def _set_aside(directory: Path, path: Path) -> Path:
-    """Move to ``set_aside/<number>-<name>``; the numbers only ever grow."""
+def delete(checkpoint: Checkpoint) -> None:
+    """Remove a checkpoint, its name first.
+
+    Raises:
+        UserError: If the disk refuses.
+    """
+    place = checkpoint.path.parent / SAVING
+    going = place / f"old_{checkpoint.path.name}"
+    with disk_errors(checkpoint.path, "delete the checkpoint"):
+        place.mkdir(exist_ok=True)
+        checkpoint.path.rename(going)
+        if going.is_dir() and not going.is_symlink():
+            shutil.rmtree(going)
+        else:
+            going.unlink()
+
+
+def tidy(directory: Path) -> None:
+    """Remove the folder of what comes and goes, if there is nothing in it."""
+    with contextlib.suppress(OSError):
+        (directory / SAVING).rmdir()
+
+
+def set_aside(directory: Path, path: Path) -> Path:
+    """Move a checkpoint to ``set_aside/<number>-<name>``; the numbers only ever grow."""
     place = directory / SET_ASIDE
     with disk_errors(directory, "set a broken checkpoint aside in"):
         place.mkdir(exist_ok=True)

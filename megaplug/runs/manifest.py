@@ -13,6 +13,7 @@ from typing import Any
 
 from megaplug.errors import UserError
 from megaplug.runs.atomic import disk_errors, fsync_folder, write_json_atomic
+from megaplug.runs.hashed import Written
 
 MANIFEST = "manifest.json"
 _VERSION = 1
@@ -20,28 +21,40 @@ _CHUNK = 4 << 20
 _THREADS = min(8, os.cpu_count() or 1)  # hashing and reading both let go of the interpreter
 
 
-def write_manifest(checkpoint_dir: Path, extra: Mapping[str, Any] | None = None) -> None:
+def write_manifest(
+    checkpoint_dir: Path,
+    extra: Mapping[str, Any] | None = None,
+    written: Mapping[str, Written] | None = None,
+) -> None:
     """Make every file of a checkpoint durable, then list them in ``manifest.json``, renamed into place last.
 
     Args:
         checkpoint_dir: A folder that nobody writes to any more.
         extra: Kept in the manifest under ``extra``, for instance the model's fingerprint.
+        written: What the writers of some files know; those are durable already and not read again.
 
     Raises:
-        UserError: If the folder cannot be read or written, or holds what is neither file nor folder.
+        UserError: If the folder cannot be read or written, holds what is neither file nor folder, or not as
+            much as was written.
     """
+    written = written or {}
     with disk_errors(checkpoint_dir, "write the manifest of"):
         sizes, others = _walk(checkpoint_dir)
         if others:
             raise UserError(f"{checkpoint_dir} holds what is neither file nor folder: {', '.join(others)}")
-        names = sorted(sizes)
+        for name, known in sorted(written.items()):
+            if sizes.get(name) != known.size:
+                found = f"has {sizes[name]} bytes" if name in sizes else "is missing"
+                raise UserError(f"{checkpoint_dir / name} {found}; {known.size} were written", exit_code=1)
+        unknown = sorted(sizes.keys() - written.keys())
         with ThreadPoolExecutor(_THREADS) as pool:
-            hashes = list(pool.map(lambda name: _sha256(checkpoint_dir / name, durable=True), names))
+            read = list(pool.map(lambda name: _sha256(checkpoint_dir / name, durable=True), unknown))
         for folder, _, _ in os.walk(checkpoint_dir):
             fsync_folder(Path(folder))
-        files = {
-            name: {"size": sizes[name], "sha256": value} for name, value in zip(names, hashes, strict=True)
-        }
+        hashes = {name: known.sha256 for name, known in written.items()} | dict(
+            zip(unknown, read, strict=True)
+        )
+        files = {name: {"size": sizes[name], "sha256": hashes[name]} for name in sorted(sizes)}
         content = {"version": _VERSION, "files": files, "extra": dict(extra or {})}
         write_json_atomic(checkpoint_dir / MANIFEST, content)
 

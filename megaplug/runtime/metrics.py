@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,16 +33,14 @@ class MetricsRecorder:
     Args:
         frozen: The job.
         events: Where the supervisor listens.
-        on_saved: Called on every rank after a checkpoint is complete, with its iteration.
     """
 
-    def __init__(self, frozen: FrozenJob, events: EventWriter, on_saved: Callable[[int], None]) -> None:
+    def __init__(self, frozen: FrozenJob, events: EventWriter) -> None:
         self.iteration = 0
         self.figures: RankFigures | None = None
         self._frozen = frozen
         self._folder = frozen.folder
         self._events = events
-        self._on_saved = on_saved
         self._pace = Pace.of(frozen)
         self._sinks: list[Sink] = []
         self._since = time.perf_counter()
@@ -225,12 +222,7 @@ class MetricsRecorder:
         def save_checkpoint_and_time(iteration: int, *args: Any, **kwargs: Any) -> Any:
             if iteration == self._loaded_iteration:
                 return None  # a run that was killed after its last save: the checkpoint is there, and whole
-            started = time.perf_counter()
             answer = real_save(iteration, *args, **kwargs)
-            self._on_saved(iteration)
-            if torch.distributed.get_rank() == 0:
-                seconds = time.perf_counter() - started
-                self._events.write("saved", iteration=iteration, seconds=seconds)
             self._since = time.perf_counter()
             return answer
 

@@ -16,13 +16,13 @@ import torch
 
 from megaplug.errors import UserError
 from megaplug.job.freeze import FrozenJob, read_frozen
-from megaplug.runs import checkpoints, manifest
 from megaplug.runs.atomic import write_json_atomic
 from megaplug.runs.events import STORE_FD, EventWriter
 from megaplug.runs.state import RunState, read_state, write_state
 from megaplug.runtime import cpu, fused_adam, heartbeat, loudness, packages, profiling, repairs
 from megaplug.runtime.failures import LastWords
 from megaplug.runtime.metrics import MetricsRecorder
+from megaplug.runtime.saving import Saver
 
 
 def run(
@@ -91,7 +91,10 @@ class _Run:
         self.folder = frozen.folder
         self.events = events
         self.rank = rank
-        self.recorder = MetricsRecorder(frozen, events, self._on_saved)
+        self.recorder = MetricsRecorder(frozen, events)
+        about = {"model": frozen.model_fingerprint, "job": frozen.digest}
+        keep = frozen.job.checkpoint.keep
+        self.saver = Saver(self.folder.checkpoints, about, keep, events, self._on_saved)
         self.saved_iteration: int | None = None
 
     def pretrain(self, more_words: list[str]) -> RunState:
@@ -122,6 +125,7 @@ class _Run:
         step = heartbeat.counting(partial(forward_step, sources=sources))
         profiled_step = profiling.watch(training, step, self.frozen, self.rank)
         self.recorder.watch(training)
+        self.saver.watch(training)
         what_runs.watch(training, self._on_built)
         sources.watch(training)
         graphs = job.cuda_graph
@@ -133,6 +137,7 @@ class _Run:
         try:
             with LastWords(self.events, self.recorder):
                 left = self._train(training, args, model_config, profiled_step)
+                self.saver.close()
             state = self._ended(left)
         finally:
             self.recorder.close(good=state is not None)
@@ -176,11 +181,6 @@ class _Run:
 
     def _on_saved(self, iteration: int) -> None:
         self.saved_iteration = iteration
-        if self.rank != 0:
-            return
-        extra = {"iteration": iteration, "model": self.frozen.model_fingerprint, "job": self.frozen.digest}
-        manifest.write_manifest(self.folder.checkpoints / f"iter_{iteration:07d}", extra)
-        checkpoints.prune(self.folder.checkpoints, self.frozen.job.checkpoint.keep)
         self._report("running", iteration=iteration, saved_iteration=iteration)
 
     def _ended(self, left: bool) -> RunState:

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from megaplug.runs.checkpoints import list_checkpoints
+from megaplug.runs.checkpoints import SAVING, list_checkpoints
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.manifest import MANIFEST, verify_manifest
 from megaplug.runs.metrics import read_metrics
@@ -157,10 +157,11 @@ def await_nobody(folder: RunFolder, timeout_s: float = 15.0) -> None:
 
 def await_save_begun(folder: RunFolder, timeout_s: float = 60.0) -> Path:
     """Until the next checkpoint that is being written appears; no event tells of that."""
-    known = {found.path for found in list_checkpoints(folder.checkpoints)}
+    place = folder.checkpoints / SAVING
+    known = {found.path for found in list_checkpoints(place)}
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        for found in reversed(list_checkpoints(folder.checkpoints)):
+        for found in reversed(list_checkpoints(place)):
             if found.path not in known:
                 return found.path
         time.sleep(_POLL_S)
@@ -168,11 +169,11 @@ def await_save_begun(folder: RunFolder, timeout_s: float = 60.0) -> Path:
 
 
 def await_save(folder: RunFolder) -> float:
-    """Until the next checkpoint is whole; returns the seconds from its folder to its manifest."""
-    checkpoint = await_save_begun(folder)
+    """Until the next checkpoint is whole; returns the seconds from its folder to its name."""
+    being_written = await_save_begun(folder)
     began = time.monotonic()
-    while not (checkpoint / MANIFEST).exists():
-        assert time.monotonic() < began + 60.0, f"{checkpoint} is never completed"
+    while not (folder.checkpoints / being_written.name).exists():
+        assert time.monotonic() < began + 60.0, f"{being_written} is never completed"
         time.sleep(_POLL_S)
     return time.monotonic() - began
 
@@ -186,12 +187,10 @@ def newest_whole(folder: RunFolder) -> int:
 
 
 def half_written(folder: RunFolder) -> list[int]:
-    """The steps whose checkpoint has no manifest."""
-    return [
-        found.iteration
-        for found in list_checkpoints(folder.checkpoints)
-        if not (found.path / MANIFEST).exists()
-    ]
+    """The steps whose save was begun and never completed; what has a name is whole."""
+    named = list_checkpoints(folder.checkpoints)
+    assert all((found.path / MANIFEST).exists() for found in named), named
+    return [found.iteration for found in list_checkpoints(folder.checkpoints / SAVING)]
 
 
 def joined_curve(folder: RunFolder) -> list[tuple[Any, ...]]:

@@ -44,7 +44,7 @@ class Job:
         words: Its overrides but for the place of its runs.
         curve: What was measured when nobody disturbed it.
         startup_s: From typing the command to the first step.
-        writing_s: From the appearance of a checkpoint's folder to its manifest.
+        writing_s: From the appearance of the folder that is written to the checkpoint's name.
     """
 
     words: list[str]
