@@ -52,7 +52,8 @@ def main() -> int:
         print(f"{number:3} rank {rank:3} {peak.rehearsed / 2**20:9.1f} MiB  {shares}  parameters {wrong:+d}")
         print("    " + " ".join(word.split(".", 1)[-1] for word in words), flush=True)
         print("".join(f"    {line}\n" for line in rehearsed.origins[: given.origins]), end="", flush=True)
-    print(f"largest difference of the peak: {worst:.2%}", file=sys.stderr)
+    sys.stdout.flush()
+    print(f"\nlargest difference of the peak: {worst:.2%}", file=sys.stderr, flush=True)
     return 0
 
 

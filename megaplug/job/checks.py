@@ -133,6 +133,7 @@ def job_shape(job: Job, vocab_size: int | None = None) -> ModelShape:
         qk_layernorm=model.qk_layernorm,
         untie_embeddings_and_output_weights=model.untie_embeddings_and_output_weights,
         position_embedding_type=model.position_embedding_type,
+        rotary_percent=model.rotary_percent,
         moe_shared_expert_intermediate_size=moe.moe_shared_expert_intermediate_size if experts else None,
         moe_layer_freq=moe.moe_layer_freq,
         moe_router_pre_softmax=moe.moe_router_pre_softmax if by_softmax else None,

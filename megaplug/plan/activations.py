@@ -94,13 +94,14 @@ def stage_activations(workload: Workload, stage: int) -> Activations:
         forward = peaks.forward + held_in_forward(workload, stage, backward) * stream
         fullest = most(fullest, now + most(needed + passed, forward))
     if is_first:
-        passed = (held_in_backward(workload, stage, 1) + (workload.topology.pp > 1)) * stream
+        first = first_backward_of(workload, 0)
+        passed = (held_in_backward(workload, stage, first) + (workload.topology.pp > 1)) * stream
         left = _left_by_experts(workload, chunks, kinds)
-        emptied = held(first_backward_of(workload, 0)) - of_chunk[0] + left
+        emptied = held(first) - of_chunk[0] + left
         fullest = most(fullest, emptied + embedding_gradient(workload) + passed + waiting)
     if is_last:
         kept += 2 * stream  # into and out of the last norm
-    standing = standing_buffers(workload, len(chunks))
+    standing = standing_buffers(workload, chunks)
     return Activations(kept, logits, most(0, fullest - kept - logits) + standing)
 
 
@@ -136,10 +137,10 @@ def _peaks(workload: Workload, chunk: Chunk, kinds: Kinds) -> Peaks:
     recompute, last = workload.recompute, kinds[chunk[-1]]
     whole = {kind: layer.whole for kind, layer in kinds.items()}
     if recompute.granularity != "full":
-        backward = last.again + last.backward
+        backward = last.backward
         for kind, layer in kinds.items():
             if kind != chunk[-1]:
-                backward = most(backward, layer.again + layer.backward - last.kept)
+                backward = most(backward, layer.backward - last.kept)
         return Peaks(last.forward, backward)
     span = min(recompute.num_layers or 1, len(chunk))
     if recompute.method != "block":

@@ -43,18 +43,27 @@ class AttentionMemory:
 def attention_memory(workload: Workload) -> AttentionMemory:
     """Of one layer and one microbatch."""
     shape, tp, size = workload.shape, workload.topology.tp, workload.precision.parameter
-    projected = _latent(workload) if shape.multi_latent_attention else _projected(workload)
+    expands = _expands(workload) and not _computes_core_again(workload)
+    projected = _latent(workload) if shape.multi_latent_attention else _projected(workload, expands=expands)
     out = size * workload.tokens * shape.attended_size / tp
     if workload.fused_attention:
-        if _sorts_back(workload):
-            out *= 2
         scores = _FP32 * workload.tokens * shape.num_attention_heads / tp
+        if _sorts_back(workload):
+            scores += out  # as it is, and as the output projection takes it
         # Flash attention sums the gradients of queries in fp32.
         forward, backward = 0.0, _FP32 * workload.tokens * shape.query_size / tp
+        heads = shape.query_size + shape.key_size + padded_value_size(workload)
+        backward += size * workload.tokens * (shape.attended_size + heads) / tp
     else:
         scores, forward, backward = _unfused(workload)
-    heads = shape.query_size + shape.key_size + padded_value_size(workload)
-    backward += size * workload.tokens * (shape.attended_size + heads) / tp
+        # What comes out is not there yet, or no longer; of the gradients that of the values alone is.
+        forward -= out
+        backward += (
+            size * workload.tokens * (shape.query_size if _expands(workload) else shape.value_size) / tp - out
+        )
+        if expands and not shape.multi_latent_attention:
+            # Keys and values that were repeated are still named by those who called.
+            forward += _projected(workload, expands=False) - projected
     return AttentionMemory(projected, out, scores, forward, backward)
 
 
@@ -82,8 +91,9 @@ def rotary_tables(workload: Workload, num_chunks: int) -> float:
     if not _is_rotary(workload):
         return 0.0
     rotated = shape.qk_pos_emb_head_dim if shape.multi_latent_attention else shape.head_size
-    elements = shape.seq_length / workload.topology.cp * rotated
-    ours = size * (2 * num_chunks + 4) if _is_ours(workload) else 0
+    elements = shape.seq_length / workload.topology.cp * rotated * shape.rotary_percent
+    # ``lru_cache(maxsize=2)`` keeps signed sines of two models, forward and backward.
+    ours = size * (2 * num_chunks + 2 * min(num_chunks, 2)) if _is_ours(workload) else 0
     return elements * (_FP32 * num_chunks + ours)
 
 
@@ -112,6 +122,10 @@ def _expands(workload: Workload) -> bool:
     return not workload.fused_attention and _is_grouped(workload) and workload.code.backend == "native"
 
 
+def _computes_core_again(workload: Workload) -> bool:
+    return workload.recompute.granularity == "selective" and "core_attn" in workload.recompute.modules
+
+
 def _sorts_back(workload: Workload) -> bool:
     """In fp32 several groups are a batch (``attend_groups_as_batch``): what comes out is sorted back."""
     groups = workload.shape.num_query_groups / workload.topology.tp
@@ -124,12 +138,12 @@ def _sorts_back(workload: Workload) -> bool:
     )
 
 
-def _projected(workload: Workload) -> float:
-    """Of grouped-query attention."""
+def _projected(workload: Workload, *, expands: bool) -> float:
+    """Of grouped-query attention; repeated keys and values let go of the originals."""
     shape, tp, size = workload.shape, workload.topology.tp, workload.precision.parameter
     tokens = workload.tokens
     mixed = shape.query_size + shape.key_size + shape.value_size
-    is_rotary, is_grouped, expands = _is_rotary(workload), _is_grouped(workload), _expands(workload)
+    is_rotary, is_grouped = _is_rotary(workload), _is_grouped(workload)
     if _is_ours(workload):
         return size * tokens * (shape.query_size if expands else mixed) / tp
     is_whole = bool(shape.num_query_groups < tp)
@@ -137,8 +151,11 @@ def _projected(workload: Workload) -> float:
     key = shape.head_size if is_whole else shape.key_size / tp
     # Megatron gathers the projections of all ranks; a slice of the whole is the rank's group.
     projection = mixed if is_whole else mixed / tp
-    # Queries of several groups lie apart in the projection: a copy.
-    copied = query if is_grouped and bool(shape.num_query_groups > tp) else 0.0
+    # Queries of several groups, or of several sequences for Megatron's own attention, lie apart: a copy.
+    is_copied = bool(shape.num_query_groups > tp) or (
+        not workload.fused_attention and bool(workload.batch.micro_batch_size > 1)
+    )
+    copied = query if is_grouped and is_copied else 0.0
     normed = shape.qk_layernorm
     kept = 0.0
     if normed:
@@ -154,7 +171,8 @@ def _projected(workload: Workload) -> float:
         kept += size * (query + (0.0 if expands else key))
     if is_rotary and workload.code.backend == "native":
         # Cosines and sines, of the queries and of the keys, made anew in each layer.
-        tables = 4 * size * shape.seq_length / workload.topology.cp * shape.head_size
+        rotated = shape.head_size * shape.rotary_percent
+        tables = 4 * size * shape.seq_length / workload.topology.cp * rotated
     else:
         tables = 0.0
     return tokens * kept + tables

@@ -28,7 +28,7 @@ class LayerMemory:
         kept: What is kept from forward to backward.
         again: What selective recompute makes anew while the layer's backward pass runs.
         forward: Beyond what is kept, at the peak of its forward pass.
-        backward: Likewise of its backward pass, beyond ``kept + again``.
+        backward: Likewise of its backward pass, with what is made anew.
     """
 
     input: float
@@ -52,19 +52,22 @@ def layer_memory(workload: Workload, *, has_experts: bool) -> LayerMemory:
     statistics = 2 * _FP32 * local * (2 if shape.normalization == "LayerNorm" else 1)
     masks = 2 * local * shape.hidden_size if code.hidden_dropout else 0
     modules = workload.recompute.modules if workload.recompute.granularity == "selective" else ()
-    again = 2 * stream if "layernorm" in modules else 0.0
+    of_norm = stream if "layernorm" in modules else 0.0
+    again = 2 * of_norm
     if "core_attn" in modules:
         again += attention.scores
     if "mla_up_proj" in modules and shape.multi_latent_attention:
         heads = 2 * shape.query_size + padded_value_size(workload)
         again += size * workload.tokens * heads / workload.topology.tp
-    # The gradient of the stream; where dropout stands before it, another one.
-    backward = stream * (2 if code.hidden_dropout else 1)
+    # The dropout's gradient beside that of the stream; its mask is gone by then.
+    dropped = stream - masks / 2 if code.hidden_dropout else 0.0
     if has_experts:
         mlp, of_mlp, forward, after = _experts(workload, modules, stream)
+        after = after + dropped
     else:
-        mlp, of_mlp, forward, after = _dense(workload, modules, stream)
-    backward = most(backward + after, 2 * stream + attention.backward - mlp - 2 * stream)
+        mlp, of_mlp, forward, after = _dense(workload, modules, stream, dropped)
+    # Of what is made anew, attention's part is there only once the MLP's backward pass is done.
+    backward = most(of_norm + of_mlp + stream + after, again + of_mlp + attention.backward - mlp)
     forward = most(forward, _attention_forward(attention, modules, stream) - mlp + of_mlp)
     kept = 4 * stream + attention.kept + statistics + masks + mlp - again - of_mlp
     return LayerMemory(stream, kept, again + of_mlp, forward, backward)
@@ -76,7 +79,9 @@ def _attention_forward(attention: AttentionMemory, modules: tuple[str, ...], str
     return attention.forward + again - 2 * stream
 
 
-def _dense(workload: Workload, modules: tuple[str, ...], stream: float) -> tuple[float, float, float, float]:
+def _dense(
+    workload: Workload, modules: tuple[str, ...], stream: float, dropped: float
+) -> tuple[float, float, float, float]:
     """An MLP: what it keeps, how much of that is made anew, its peaks forward and backward."""
     shape, tp, size = workload.shape, workload.topology.tp, workload.precision.parameter
     ffn = shape.ffn_hidden_size / tp
@@ -84,10 +89,13 @@ def _dense(workload: Workload, modules: tuple[str, ...], stream: float) -> tuple
     whole = size * workload.tokens * shape.hidden_size
     is_cut = workload.sequence_cut > 1
     moments = mlp_moments(workload, ffn, workload.tokens)
-    backward = widest_step(moments, before=whole * is_cut, after=whole + stream * is_cut)
     forward = stream + whole
     if "mlp" not in modules:
-        return kept, 0.0, forward, backward
+        # Where it is not gathered, the gradient that comes in is the dropout's.
+        before = whole if is_cut else dropped
+        return kept, 0.0, forward, widest_step(moments, before=before, after=whole + stream * is_cut)
+    # The dropout's gradient is an argument of the checkpoint's backward pass until that is done.
+    backward = dropped + widest_step(moments, before=whole * is_cut, after=whole + stream * is_cut)
     # What comes out of it is made anew, too.
     return kept, kept, forward + kept, backward + stream
 

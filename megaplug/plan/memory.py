@@ -89,15 +89,15 @@ def stage_memory(workload: Workload, stage: int) -> StageMemory:
     precision = workload.precision
     held = stage_parameters(shape, topology, stage)
     cut = held.dense / (topology.dp * topology.cp) + held.expert / topology.expert_dp
-    num_layers = sum(len(chunk) for chunk in chunks_of(workload, stage))
+    chunks = chunks_of(workload, stage)
+    num_layers = sum(len(chunk) for chunk in chunks)
     stepped = cut if sharing.zero >= 1 else held.total
     optimizer = stepped * precision.optimizer
     found = stage_activations(workload, stage)
     moved = offloaded(workload, stage, found.kept)
     workspace = found.workspace + _gathered(held, cut, sharing.zero, num_layers, precision)
     # As the optimizer steps, activations are gone; what it makes then lies in their place.
-    is_end = stage in (0, topology.pp - 1)
-    step = optimizer_step(workload, held, is_end=is_end) + standing_buffers(workload, topology.vpp or 1)
+    step = optimizer_step(workload, held, stage, chunks) + standing_buffers(workload, chunks)
     step += stepped * precision.for_step * (1 - sharing.optimizer_on_cpu)
     return StageMemory(
         stage=stage,

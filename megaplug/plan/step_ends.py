@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from megaplug.plan.attention_memory import rotary_tables, score_count
+from megaplug.plan.in_flight import Chunk
 from megaplug.plan.numbers import least, most
 from megaplug.plan.parameters import RankParameters
 from megaplug.plan.workload import Workload
@@ -29,7 +32,8 @@ def loss_memory(workload: Workload) -> tuple[float, float]:
     count = words * workload.tokens
     hidden = size * workload.tokens * workload.shape.hidden_size
     # The gradients of the output layer: of its weight, and of its input before and after it is cut.
-    output = size * words * workload.shape.hidden_size + hidden * (1 + (workload.sequence_cut > 1))
+    is_cut = workload.sequence_cut > 1
+    output = size * words * workload.shape.hidden_size + hidden * (1 + is_cut / workload.sequence_cut)
     if code.fused_loss:
         piece = least(count, _LOSS_ELEMENTS[code.device])
         return size * count, most(_LOSS_COPIES[size] * _FP32 * piece, output)
@@ -68,13 +72,14 @@ def _word_embedding(workload: Workload) -> float:
     return workload.precision.parameter * shape.padded_vocab_size(tp) / tp * shape.hidden_size
 
 
-def optimizer_step(workload: Workload, held: RankParameters, *, is_end: bool) -> float:
+def optimizer_step(workload: Workload, held: RankParameters, stage: int, chunks: Sequence[Chunk]) -> float:
     """A copy of the largest gradient, as it is scaled (``multi_tensor_scale`` without Apex's or TE's).
 
     Args:
         workload: The job.
         held: What the rank holds.
-        is_end: Whether the rank holds word embeddings.
+        stage: Of the pipeline.
+        chunks: Its layers.
     """
     if workload.code.backend != "native":
         return 0.0
@@ -85,35 +90,48 @@ def optimizer_step(workload: Workload, held: RankParameters, *, is_end: bool) ->
         largest = shape.query_size / topology.tp
     if not all(shape.moe_layers):
         largest = most(largest, gates * shape.ffn_hidden_size / topology.tp)
-    if is_end:
-        largest = most(largest, shape.padded_vocab_size(topology.tp) / topology.tp)
-    dense = _piece(workload, largest * hidden, held.dense, topology.dp * topology.cp)
+    words = shape.padded_vocab_size(topology.tp) / topology.tp * hidden
+    is_tied = not shape.untie_embeddings_and_output_weights
+    is_first, is_last = stage == 0, stage == topology.pp - 1
+    ends = words * (is_first + (is_last and not (is_first and is_tied)))
+    # Each virtual stage has buckets of its own.
+    share = max(len(chunk) for chunk in chunks) / max(1, sum(len(chunk) for chunk in chunks))
+    ranks, bucket = topology.dp * topology.cp, (held.dense - ends) * share
+    dense = _piece(workload, largest * hidden, bucket, ranks)
+    if ends:
+        # A tied one that two stages have is a bucket of its own (``_does_param_require_new_bucket``).
+        is_alone = is_tied and topology.pp > 1
+        dense = most(dense, _piece(workload, words, words if is_alone else bucket + words, ranks))
     if not shape.is_moe:
         return _FP32 * dense
     of_expert = gates * shape.expert_ffn_size / topology.etp * hidden
-    return _FP32 * most(dense, _piece(workload, of_expert, held.expert, topology.expert_dp))
+    return _FP32 * most(dense, _piece(workload, of_expert, held.expert * share, topology.expert_dp))
 
 
-def _piece(workload: Workload, largest: float, held: float, ranks: float) -> float:
+def _piece(workload: Workload, largest: float, bucket: float, ranks: float) -> float:
     """Of the largest gradient, as much as one rank steps: buckets are cut over the data-parallel ranks."""
     if not workload.sharing.zero:
         return largest
-    bucket = held
     if workload.overlaps.grad_reduce:
-        bucket = least(held, most(_BUCKET, _BUCKET_OF_RANK * ranks) + largest)
+        bucket = least(bucket, most(_BUCKET, _BUCKET_OF_RANK * ranks) + largest)
     return least(largest, bucket / ranks)
 
 
-def standing_buffers(workload: Workload, num_chunks: int = 1) -> float:
+def standing_buffers(workload: Workload, chunks: Sequence[Chunk]) -> float:
     """Buffers that stay once they are made: gathered inputs or unfused scores, and rotary angles.
 
     ``GlobalMemoryBuffer`` has one buffer for all that is gathered and for scores, as large as the largest.
+
+    Args:
+        workload: The job.
+        chunks: The layers of a pipeline stage.
     """
     size, shape, topology = workload.precision.parameter, workload.shape, workload.topology
     gathered = size * workload.tokens * shape.hidden_size * (workload.sequence_cut > 1)
-    if shape.is_moe and workload.routing.gathers and topology.ep * topology.etp > 1:
+    has_experts = any(kind for chunk in chunks for kind in chunk)
+    if has_experts and workload.routing.gathers and topology.ep * topology.etp > 1:
         ranks = topology.ep * topology.etp / workload.sequence_cut
         gathered = most(gathered, size * workload.tokens * shape.hidden_size * ranks)
     if not workload.fused_attention:
         gathered = most(gathered, size * score_count(workload))
-    return gathered + rotary_tables(workload, num_chunks)
+    return gathered + rotary_tables(workload, len(chunks))

@@ -18,7 +18,8 @@ class ModelShape:
     ``None`` for ``hidden_size / num_attention_heads``; ``moe_ffn_hidden_size`` is ``None`` for
     ``ffn_hidden_size``. Under ``multi_latent_attention`` heads have the last three sizes and the number of
     groups says nothing. ``num_experts`` is ``None`` (or 0) for a dense model. ``moe_router_pre_softmax`` is
-    ``None`` where it is not known, and then not judged.
+    ``None`` where it is not known, and then not judged. ``rotary_percent`` is the part of a head that is
+    rotated.
     """
 
     num_layers: int
@@ -40,6 +41,7 @@ class ModelShape:
     qk_layernorm: bool = False
     untie_embeddings_and_output_weights: bool = True
     position_embedding_type: str = "rope"
+    rotary_percent: float = 1.0
     moe_shared_expert_intermediate_size: int | None = None
     moe_layer_freq: str | int | None = None
     moe_router_pre_softmax: bool | None = None

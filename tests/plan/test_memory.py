@@ -195,7 +195,8 @@ def test_a_recomputed_module_is_made_anew_in_the_workspace():
     assert plain.activations - found("mlp", "layernorm").activations == 2 * (mlp + normed)
     # What comes out of the MLP is made anew, too.
     assert found("mlp").workspace == plain.workspace + mlp + 4 * 256 * 256
-    assert plain.activations - found("core_attn").activations == 2 * 4 * 256 * 8  # flash keeps no scores
+    # Flash attention keeps no scores; in fp32 what it gives for several groups is sorted into a copy.
+    assert plain.activations - found("core_attn").activations == 2 * 4 * 256 * (8 + 256)
     moe = replace(TINY, num_experts=4, moe_ffn_hidden_size=344, moe_shared_expert_intermediate_size=344)
     assert found("mlp", shape=moe) == found(shape=moe)
     by_module = [found(*names, shape=moe).activations for names in (["moe"], ["moe_act"], [])]

@@ -7,6 +7,7 @@ from statistics import median
 import pytest
 
 from benchmarks.published.ci_memory import MeasuredMemory, ci_memory, with_attention
+from megaplug.plan.in_flight import chunks_of
 from megaplug.plan.memory import stage_memory
 from megaplug.plan.parameters import stage_parameters
 from megaplug.plan.step_ends import standing_buffers
@@ -44,7 +45,7 @@ def beside_state(measured: MeasuredMemory) -> float:
     cut = held.dense / (load.topology.dp * load.topology.cp) + held.expert / load.topology.expert_dp
     found -= load.precision.for_step * (cut if load.sharing.zero else held.total)
     is_megatrons_own = measured.workload.code.backend == "native"
-    return found - (standing_buffers(measured.workload) if is_megatrons_own else 0)
+    return found - (standing_buffers(load, chunks_of(load, last(measured))) if is_megatrons_own else 0)
 
 
 def test_parameters_of_the_last_rank_are_exact():

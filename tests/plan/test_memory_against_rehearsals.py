@@ -9,8 +9,6 @@ from megaplug.plan.rehearsal import compare, rehearse_all
 
 SEED = 11
 WITHIN = 0.02
-# Numbers of jobs that are further off, and why.
-EXCEPTIONS = {29: "unfused attention in fp32 with dropout: 3.1 % too much; why is not known"}
 
 
 def differences(numbers: range) -> dict[int, float]:
@@ -32,6 +30,5 @@ def test_peaks_of_some_random_jobs_are_within_two_percent():
 
 
 @pytest.mark.slow
-def test_peaks_of_fifty_random_jobs_are_within_two_percent_but_for_those_named():
-    off = {number: each for number, each in differences(range(50)).items() if abs(each) > WITHIN}
-    assert set(off) == set(EXCEPTIONS), off
+def test_peaks_of_fifty_random_jobs_are_within_two_percent():
+    assert not {number: each for number, each in differences(range(50)).items() if abs(each) > WITHIN}
