@@ -9,8 +9,10 @@ import pytest
 
 from benchmarks.planner_errors import compare, report, rounded, step_time_model
 from benchmarks.published.tables import all_measured
+from megaplug.plan.step_time.constants import constants_names, stored_constants
 
-STORED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "planner_errors.json"
+ROOT = Path(__file__).resolve().parents[2]
+STORED = ROOT / "benchmarks" / "results" / "planner_errors.json"
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +40,15 @@ def test_constants_are_fitted_on_few_rows_and_rows_remain_to_judge_them_by(store
         most = 360 if name == "a100_bf16" else 3
         assert 1 <= group["fitted_on"] <= most, name
         assert group["not_fitted"] is not None, name
+
+
+def test_the_planners_page_shows_the_errors_of_every_table(stored):
+    page = (ROOT / "docs" / "planner.md").read_text(encoding="utf-8")
+    for name, group in stored["tables"].items():
+        judged = group["not_fitted"]
+        row = (
+            f" | {group['fitted_on']:,} | {judged['rows']:,} | {judged['mean']:.1%} | {judged['p90']:.1%} |"
+        ).replace("%", " %")
+        assert row in page, (name, row)
+    above = [name for name in constants_names() if stored_constants(name)["held_out"]["mean"] > 0.10]
+    assert len(above) == 6 and "of which six are above 10 %" in page
