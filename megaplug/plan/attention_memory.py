@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megaplug.plan.numbers import most, where
 from megaplug.plan.workload import Workload
 
 _FP32 = 4
@@ -50,8 +51,7 @@ def attention_memory(workload: Workload) -> AttentionMemory:
         scores = _FP32 * workload.tokens * shape.num_attention_heads / tp
         if _sorts_back(workload):
             scores += out  # as it is, and as the output projection takes it
-        # Flash attention sums the gradients of queries in fp32.
-        forward, backward = 0.0, _FP32 * workload.tokens * shape.query_size / tp
+        forward, backward = 0.0, _inside_backward(workload)
         heads = shape.query_size + shape.key_size + padded_value_size(workload)
         backward += size * workload.tokens * (shape.attended_size + heads) / tp
     else:
@@ -65,6 +65,27 @@ def attention_memory(workload: Workload) -> AttentionMemory:
             # Keys and values that were repeated are still named by those who called.
             forward += _projected(workload, expands=False) - projected
     return AttentionMemory(projected, out, scores, forward, backward)
+
+
+def _inside_backward(workload: Workload) -> float:
+    """What flash attention's backward kernel needs for itself (``mha_bwd`` in torch's ``flash_api.cpp``).
+
+    It sums gradients of queries in fp32, heads and rows filled up, and one number of each row; where groups
+    of heads share keys, it makes gradients of keys and values for every head and then sums them up.
+    """
+    shape, tp, size = workload.shape, workload.topology.tp, workload.precision.parameter
+    channels = shape.head_size
+    if shape.multi_latent_attention:
+        channels = max(channels, shape.v_head_dim)
+    rounded = -(-channels // 32) * 32 if channels <= 128 else -(-channels // 64) * 64
+    tokens, heads = workload.tokens, shape.num_attention_heads / tp
+    sums = _FP32 * tokens * heads * (rounded + 1)
+    # In fp32 our attention hands groups over as a batch: the efficient kernel does not know them.
+    knows_groups = not (workload.code.backend == "native" and size == _FP32)
+    if shape.multi_latent_attention or not knows_groups:
+        return sums
+    shares = heads > most(shape.num_query_groups / tp, 1)
+    return sums + where(shares, 2 * size * tokens * heads * shape.head_size, 0)
 
 
 def score_count(workload: Workload) -> float:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from megaplug.runtime.rehearsal.book import ACTIVATIONS, TEMPORARY, Book
+from megaplug.runtime.rehearsal.inside import made_inside
 from megaplug.runtime.rehearsal.traffic import Traffic, answer
 
 FORWARD, RECOMPUTED, BACKWARD, OPTIMIZER_STEP = PASSES = ("forward", "recomputed", "backward", "optimizer")
@@ -89,6 +90,8 @@ class Meter(TorchDispatchMode):
             name = func._overloadpacket.__name__
             self.traffic.count(name, args)
             return func(*args, **kwargs) if self.does_communicate else answer(name, args)
+        inside = [] if self.does_communicate else made_inside(func, args)
+        self._enter(inside)
         out = self._answer(func, args, kwargs)
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
