@@ -33,7 +33,7 @@ _megaplug() {
 # python launch/train.py; any other python is completed as before.
 _megaplug_python() {
     local script=${COMP_WORDS[1]-}
-    if [[ $COMP_CWORD -gt 1 && $script == *.py && -r $script ]] && grep -qs '^from megaplug\.commands\.' "$script"; then
+    if [[ $COMP_CWORD -gt 1 && $script == *.py && -r $script ]] && grep -qs '^from megaplug\.entry ' "$script"; then
         compopt +o bashdefault +o default 2>/dev/null
         _megaplug_propose "${COMP_WORDS[0]}" "$script"
     elif [[ ${_megaplug_former-} =~ \ -F\ ([^ ]+) ]]; then

@@ -14,7 +14,7 @@ end
 
 function __megaplug_is_script
     set -l words (commandline -opc)
-    test (count $words) -ge 2; and grep -qs '^from megaplug\.commands\.' -- $words[2]
+    test (count $words) -ge 2; and grep -qs '^from megaplug\.entry ' -- $words[2]
 end
 
 for program in megaplug-train megaplug-plan megaplug-prepare

@@ -23,7 +23,7 @@ _megaplug() {
 # python launch/train.py; any other python is completed as before.
 _megaplug_python() {
     local script=$words[2]
-    if (( CURRENT > 2 )) && [[ $script == *.py && -r $script ]] && grep -qs '^from megaplug\.commands\.' "$script"; then
+    if (( CURRENT > 2 )) && [[ $script == *.py && -r $script ]] && grep -qs '^from megaplug\.entry ' "$script"; then
         _megaplug_propose "$words[1]" "$script"
     elif (( $+functions[_python] )); then
         _python "$@"
