@@ -106,10 +106,13 @@ def stage_activations(workload: Workload, stage: int) -> Activations:
 
 
 def _told_apart(workload: Workload, chunks: Sequence[Chunk]) -> Iterator[tuple[int, int]]:
-    """Virtual stages and backward passes whose moments can differ: of each kind the first two."""
+    """Virtual stages and backward passes whose moments can differ: of each kind the first two.
+
+    As the last but one begins backward, the last one's input is still there (``pipeline_memory.py``).
+    """
     seen: set[Chunk] = set()
     for at in reversed(range(len(chunks))):
-        if chunks[at] in seen and at:
+        if chunks[at] in seen and at not in (0, len(chunks) - 2):
             continue
         seen.add(chunks[at])
         first = int(first_backward_of(workload, at))

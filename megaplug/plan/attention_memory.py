@@ -24,7 +24,8 @@ class AttentionMemory:
         projected: Queries, keys and values as they go into the core attention, and what stays beside them.
         out: What comes out of it: the input of the output projection.
         scores: What the core attention keeps beside both: softmax, dropout and copies of keys and values of
-            unfused attention, or the logarithms that flash attention keeps.
+            unfused attention, or the logarithms that flash attention keeps, and what comes out where the
+            output projection takes a copy of it.
         forward: Beyond all of these, as the core attention runs.
         backward: Beyond all of these, at the fullest moment of its backward pass.
     """
@@ -49,10 +50,13 @@ def attention_memory(workload: Workload) -> AttentionMemory:
     out = size * workload.tokens * shape.attended_size / tp
     if workload.fused_attention:
         scores = _FP32 * workload.tokens * shape.num_attention_heads / tp
+        padded = padded_value_size(workload)
+        if padded > shape.value_size:
+            scores += size * workload.tokens * padded / tp  # what comes out, before it is cut
         if _sorts_back(workload):
             scores += out  # as it is, and as the output projection takes it
         forward, backward = 0.0, _inside_backward(workload)
-        heads = shape.query_size + shape.key_size + padded_value_size(workload)
+        heads = shape.query_size + shape.key_size + padded
         backward += size * workload.tokens * (shape.attended_size + heads) / tp
     else:
         scores, forward, backward = _unfused(workload)
@@ -68,24 +72,31 @@ def attention_memory(workload: Workload) -> AttentionMemory:
 
 
 def _inside_backward(workload: Workload) -> float:
-    """What flash attention's backward kernel needs for itself (``mha_bwd`` in torch's ``flash_api.cpp``).
+    """What a fused kernel's backward pass needs for itself (``runtime/rehearsal/inside.py`` says where).
 
-    It sums gradients of queries in fp32, heads and rows filled up, and one number of each row; where groups
-    of heads share keys, it makes gradients of keys and values for every head and then sums them up.
+    It sums gradients of queries in fp32, rows and channels filled up to whole blocks, and one number of each
+    row; where groups of heads share keys, it makes gradients of keys and values for every head and then sums
+    them up. In fp32 torch has its efficient kernel alone: we hand it groups as a batch, which it does not
+    know.
     """
     shape, tp, size = workload.shape, workload.topology.tp, workload.precision.parameter
+    is_efficient = workload.code.backend == "native" and size == _FP32
     channels = shape.head_size
     if shape.multi_latent_attention:
         channels = max(channels, shape.v_head_dim)
-    rounded = -(-channels // 32) * 32 if channels <= 128 else -(-channels // 64) * 64
-    tokens, heads = workload.tokens, shape.num_attention_heads / tp
-    sums = _FP32 * tokens * heads * (rounded + 1)
-    # In fp32 our attention hands groups over as a batch: the efficient kernel does not know them.
-    knows_groups = not (workload.code.backend == "native" and size == _FP32)
-    if shape.multi_latent_attention or not knows_groups:
+    block = 64 if is_efficient or channels > 128 else 32
+    length = shape.seq_length / workload.topology.cp
+    rows = workload.tokens / length * _filled(length, 64 if is_efficient else 128)
+    heads = shape.num_attention_heads / tp
+    sums = _FP32 * rows * heads * (_filled(channels, block) + 1)
+    if shape.multi_latent_attention or is_efficient:
         return sums
     shares = heads > most(shape.num_query_groups / tp, 1)
-    return sums + where(shares, 2 * size * tokens * heads * shape.head_size, 0)
+    return sums + where(shares, 2 * size * workload.tokens * heads * shape.head_size, 0)
+
+
+def _filled(number: float, block: int) -> float:
+    return -(-number // block) * block
 
 
 def score_count(workload: Workload) -> float:
@@ -232,8 +243,8 @@ def _latent(workload: Workload) -> float:
     tokens, tp, cut = workload.tokens, topology.tp, workload.sequence_cut
     padded = padded_value_size(workload)
     query = max(shape.query_size, padded) if padded > shape.value_size else shape.query_size
-    # Up-projections and rotations are written anew; the output of padded values once as it is and once cut.
-    kept = size * tokens * (2 * query + padded + (padded if padded > shape.value_size else 0)) / tp
+    # Up-projections and rotations are written anew.
+    kept = size * tokens * (2 * query + padded) / tp
     of_queries, of_keys_values = shape.latent_sizes
     rotated = shape.qk_pos_emb_head_dim
     # Latents are gathered whole over tp; under sequence parallelism their norms see a slice of that.

@@ -146,7 +146,9 @@ def experts_backward(workload: Workload) -> float:
     moments = mlp_moments(workload, ffn, copies.of_one)
     if workload.code.grouped_experts:
         moments = mlp_moments(workload, ffn, copies.of_one, matrices=(shape.num_experts or 1) / topology.ep)
-    mlp = seen + widest_step(moments, before=0.0, after=size * copies.of_one * hidden)
+    # Several experts, one after the other, take their parts of one gradient.
+    whole = seen * several * (not workload.code.grouped_experts)
+    mlp = whole + widest_step(moments, before=seen - whole, after=size * copies.of_one * hidden)
     return most(most(combine, spread), mlp)
 
 

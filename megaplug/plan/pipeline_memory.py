@@ -2,9 +2,9 @@
 
 ``schedules.py``: a name in a loop keeps what it names until it names the next one, and with overlapped
 communication what comes next is received while a microbatch is computed. An input that something still names
-once its backward pass is done keeps its gradient, too. That, and that a stage holds less where microbatches
-are so few that forward and backward passes never go together, is said of the first and the last stage alone,
-so that of like stages between the ends the earliest is the fullest (``telling_stages.py``).
+once its backward pass is done keeps its gradient, too. That a stage holds less where microbatches are so few
+that forward and backward passes never go together is said of the first and the last stage alone, so that of
+like stages between the ends the earliest is the fullest (``telling_stages.py``).
 """
 
 from __future__ import annotations
@@ -65,23 +65,37 @@ def _is_sent(workload: Workload, stage: int, backward: float) -> float:
 
 
 def _left(workload: Workload, stage: int, backward: float) -> float:
-    """Inputs whose backward pass is done, each with its gradient; said of the last stage alone.
+    """Inputs whose backward pass is done, each with its gradient, in the virtual stages' first turns.
 
-    A virtual stage names its last one (``TransformerBlock.input_tensor``): as the first one begins, that of
-    the last one is done. With overlap the schedule names the one that came last before the steady state
-    (``input_tensor`` in ``forward_backward_pipelining_with_interleaving``), whose backward pass is the first.
-    Of each the gradient was counted already where the pass just before gave it.
+    A virtual stage names the one that it took last (``TransformerBlock.input_tensor``): that of the last
+    virtual stage is done once its turn is over, and named until its next turn forward. With overlap the
+    schedule goes on naming what came before the steady state (``input_tensor`` in
+    ``forward_backward_pipelining_with_interleaving``): in the later half of the stages it is an input of the
+    last virtual stage, and its backward pass comes in the first turn. Of each the gradient was counted
+    already where the pass just before gave it.
     """
     topology = workload.topology
-    if backward == 1 or stage < topology.pp - 1:
-        return 0
-    vpp, group = topology.vpp or 1, topology.pp
-    found = 0
-    if backward > (vpp - 1) * group:
-        found += 2 - (backward - 1 == group)
-    if workload.overlaps.p2p:
-        found += 2 - (backward == 2)
+    turn, behind = topology.pp, topology.pp - stage - 1
+    found: float = 0
+    is_named: float = 0
+    if backward > turn:
+        is_named = 1
+        if backward > (topology.vpp or 1) * turn - 2 * behind:
+            is_named = where(workload.num_microbatches > turn, 0, 1)
+        found += is_named * (2 - (backward - 1 == turn))
+    first = first_in_steady_state(topology.pp, stage)
+    if workload.overlaps.p2p and first <= turn and backward > first:
+        # The last one of a turn is the one that the virtual stage names.
+        found += (2 - (backward - 1 == first)) * (1 - is_named * (first == turn))
     return found
+
+
+def first_in_steady_state(pp: int, stage: int) -> int:
+    """Interleaved: which forward pass of the last virtual stage is the first one with a backward pass.
+
+    Beyond ``pp``, the length of a turn, it is one of the first virtual stage's next turn.
+    """
+    return 2 * (pp - stage - 1) + 1
 
 
 def _goes_together(workload: Workload, stage: int, backward: float) -> float:
