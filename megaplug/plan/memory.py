@@ -13,6 +13,7 @@ from megaplug.plan.activations import offloaded, stage_activations
 from megaplug.plan.in_flight import chunks_of
 from megaplug.plan.numbers import most
 from megaplug.plan.parameters import RankParameters, stage_parameters
+from megaplug.plan.pipeline_memory import held_after
 from megaplug.plan.step_ends import optimizer_step, standing_buffers
 from megaplug.plan.workload import Precision, Workload
 
@@ -96,9 +97,11 @@ def stage_memory(workload: Workload, stage: int) -> StageMemory:
     found = stage_activations(workload, stage)
     moved = offloaded(workload, stage, found.kept)
     workspace = found.workspace + _gathered(held, cut, sharing.zero, num_layers, precision)
-    # As the optimizer steps, activations are gone; what it makes then lies in their place.
+    # As the optimizer steps, activations are gone but for a few; what it makes then lies in their place.
     step = optimizer_step(workload, held, stage, chunks) + standing_buffers(workload, chunks)
     step += stepped * precision.for_step * (1 - sharing.optimizer_on_cpu)
+    stream = precision.parameter * workload.tokens / workload.sequence_cut * shape.hidden_size
+    step += held_after(workload, stage) * stream
     return StageMemory(
         stage=stage,
         weights=round((cut if sharing.zero == 3 else held.total) * precision.parameter),

@@ -46,6 +46,15 @@ def held_in_forward(workload: Workload, stage: int, backward: int) -> float:
     return held if topology.vpp is None else held + _left(workload, stage, backward)
 
 
+def held_after(workload: Workload, stage: int) -> int:
+    """As the optimizer steps: what each virtual stage took last (``TransformerBlock.input_tensor``).
+
+    Its gradient, too; the first virtual stage of all takes nothing.
+    """
+    topology = workload.topology
+    return 2 * ((topology.vpp or 1) - (stage == 0)) if topology.pp > 1 else 0
+
+
 def _before(workload: Workload, stage: int, backward: float) -> int:
     """``input_tensor_grad``: what the backward pass before gave; nothing comes out of the first stage."""
     return 1 if backward > 1 and not (stage == 0 and workload.topology.vpp is None) else 0

@@ -11,7 +11,7 @@ from megaplug.plan.attention_memory import attention_memory
 from megaplug.plan.expert_memory import experts_backward
 from megaplug.plan.layer_memory import layer_memory
 from megaplug.plan.memory import stage_memory
-from megaplug.plan.pipeline_memory import held_in_backward
+from megaplug.plan.pipeline_memory import held_after, held_in_backward
 from megaplug.plan.telling_stages import stages_unlike
 from megaplug.plan.workload import Overlaps, Precision, Recompute, Workload
 from megaplug.runtime.rehearsal.inside import made_inside
@@ -103,3 +103,9 @@ def test_of_a_ranks_only_expert_the_outputs_gradient_goes_before_the_first_proje
     seen = 4 * 256 * 256  # a copy of each of the four ranks' tokens
     assert one < two
     assert seen < one < 2 * seen <= two
+
+
+def test_as_the_optimizer_steps_virtual_stages_still_name_their_last_inputs():
+    plain = interleaved(4, 3, 16)
+    assert [held_after(plain, stage) for stage in range(4)] == [4, 6, 6, 6]  # each with its gradient
+    assert held_after(replace(plain, topology=replace(plain.topology, pp=1, vpp=None)), 0) == 0
