@@ -50,13 +50,15 @@ def attention_memory(workload: Workload) -> AttentionMemory:
     out = size * workload.tokens * shape.attended_size / tp
     if workload.fused_attention:
         scores = _FP32 * workload.tokens * shape.num_attention_heads / tp
-        padded = padded_value_size(workload)
+        query, padded = kernel_sizes(workload)
         if padded > shape.value_size:
             scores += size * workload.tokens * padded / tp  # what comes out, before it is cut
+        if _computes_core_again(workload):
+            scores += size * workload.tokens * _filled_up(workload) / tp
         if _sorts_back(workload):
             scores += out  # as it is, and as the output projection takes it
         forward, backward = 0.0, _inside_backward(workload)
-        heads = shape.query_size + shape.key_size + padded
+        heads = query + (query if shape.multi_latent_attention else shape.key_size) + padded
         backward += size * workload.tokens * (shape.attended_size + heads) / tp
     else:
         scores, forward, backward = _unfused(workload)
@@ -105,12 +107,40 @@ def score_count(workload: Workload) -> float:
     return heads * workload.tokens * workload.shape.seq_length
 
 
-def padded_value_size(workload: Workload) -> float:
-    """Channels of all values as the kernel takes them: torch's flash kernels know heads of one size only."""
+def kernel_sizes(workload: Workload) -> tuple[int, int]:
+    """Channels of all queries, and of all values, as the kernel takes them.
+
+    torch's flash kernels know heads of one size only: the shorter ones are filled up, which is a copy.
+    """
     shape = workload.shape
     if shape.multi_latent_attention and workload.code.backend == "native" and workload.fused_attention:
-        return shape.num_attention_heads * max(shape.head_size, shape.v_head_dim)
-    return shape.value_size
+        size = shape.num_attention_heads * max(shape.head_size, shape.v_head_dim)
+        return size, size
+    return shape.query_size, shape.value_size
+
+
+def latent_again(workload: Workload) -> float:
+    """What ``mla_up_proj`` recompute makes anew: queries, keys and values, but for kept copies of them."""
+    channels = _kept_channels(workload)
+    if not _computes_core_again(workload):
+        channels -= _filled_up(workload)
+    return workload.precision.parameter * workload.tokens * channels / workload.topology.tp
+
+
+def _kept_channels(workload: Workload) -> int:
+    """Of queries, keys and values: as they are where the core attention runs again, else as it takes them."""
+    shape = workload.shape
+    query, value = kernel_sizes(workload)
+    if _computes_core_again(workload):
+        query, value = shape.query_size, shape.value_size
+    return 2 * query + value
+
+
+def _filled_up(workload: Workload) -> int:
+    """Channels of queries, keys and values of which the kernel takes a copy."""
+    shape = workload.shape
+    query, value = kernel_sizes(workload)
+    return 2 * query * (query > shape.query_size) + value * (value > shape.value_size)
 
 
 def rotary_tables(workload: Workload, num_chunks: int) -> float:
@@ -241,10 +271,8 @@ def _latent(workload: Workload) -> float:
     """Of multi-head latent attention."""
     shape, topology, size = workload.shape, workload.topology, workload.precision.parameter
     tokens, tp, cut = workload.tokens, topology.tp, workload.sequence_cut
-    padded = padded_value_size(workload)
-    query = max(shape.query_size, padded) if padded > shape.value_size else shape.query_size
     # Up-projections and rotations are written anew.
-    kept = size * tokens * (2 * query + padded) / tp
+    kept = size * tokens * _kept_channels(workload) / tp
     of_queries, of_keys_values = shape.latent_sizes
     rotated = shape.qk_pos_emb_head_dim
     # Latents are gathered whole over tp; under sequence parallelism their norms see a slice of that.

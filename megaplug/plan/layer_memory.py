@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megaplug.plan.attention_memory import AttentionMemory, attention_memory, padded_value_size
+from megaplug.plan.attention_memory import AttentionMemory, attention_memory, latent_again
 from megaplug.plan.expert_memory import experts_backward, experts_forward, experts_kept
 from megaplug.plan.mlp_memory import mlp_kept, mlp_moments, widest_step
 from megaplug.plan.numbers import most
@@ -57,8 +57,7 @@ def layer_memory(workload: Workload, *, has_experts: bool) -> LayerMemory:
     if "core_attn" in modules:
         again += attention.scores
     if "mla_up_proj" in modules and shape.multi_latent_attention:
-        heads = 2 * shape.query_size + padded_value_size(workload)
-        again += size * workload.tokens * heads / workload.topology.tp
+        again += latent_again(workload)
     # The dropout's gradient beside that of the stream; its mask is gone by then.
     dropped = stream - masks / 2 if code.hidden_dropout else 0.0
     if has_experts:

@@ -79,6 +79,26 @@ def test_heads_of_values_may_be_shorter_or_longer_than_those_of_keys(config, siz
     assert error(found, reference([q_SBHD, k_SBGD, v_SBGD], grad)) < 1e-5
 
 
+class Padded(TorchDispatchMode):
+    """Counts the tensors that are filled up."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.constant_pad_nd.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("size", "count"), [(4, 1), (8, 0), (12, 2)])
+def test_only_what_is_shorter_is_copied_to_be_filled_up(size, count):
+    q_SBHD, k_SBGD = torch.randn(2, 16, 1, 4, 8)
+    with Padded() as padded:
+        fused_attention(q_SBHD, k_SBGD, torch.randn(16, 1, 4, size), causal=True, scale=1.0)
+    assert padded.count == count
+
+
 def test_against_fp64_flash_is_no_worse_than_torchs_sdpa(config):
     inputs, grad = tensors(s=256)
 

@@ -69,12 +69,26 @@ LATENT = replace(
 )
 
 
-def test_core_attention_that_runs_again_lets_go_of_the_output_before_it_is_cut():
+def test_core_attention_that_runs_again_lets_go_of_what_was_filled_up_or_is_cut():
     load = Workload(Topology(1, 1, None, 1, 1, 1, 1, 1), LATENT, Batch(1, 1))
     again = replace(load, recompute=Recompute("selective", None, None, ("core_attn",)))
     freed = layer_memory(load, has_experts=False).kept - layer_memory(again, has_experts=False).kept
     logarithms, output = 4 * 256 * 8, 4 * 256 * 8 * (64 + 32)
-    assert freed == logarithms + output
+    # Values are kept as they are, not filled up to the size of a query.
+    assert freed == logarithms + output + 4 * 256 * 8 * 32
+
+
+@pytest.mark.parametrize(
+    ("modules", "channels"),
+    [(("mla_up_proj",), 2 * (64 + 32)), (("mla_up_proj", "core_attn"), 2 * (64 + 32) + 64)],
+    ids=["a filled-up copy of the values stays", "nothing stays"],
+)
+def test_queries_keys_and_values_are_made_anew_but_for_what_the_kernel_took_a_copy_of(modules, channels):
+    load = Workload(Topology(1, 1, None, 1, 1, 1, 1, 1), LATENT, Batch(1, 1))
+    before = replace(load, recompute=Recompute("selective", None, None, modules[1:]))
+    again = replace(load, recompute=Recompute("selective", None, None, modules))
+    freed = layer_memory(before, has_experts=False).kept - layer_memory(again, has_experts=False).kept
+    assert freed == 4 * 256 * 8 * channels
 
 
 @pytest.mark.parametrize("size", [2, 4])

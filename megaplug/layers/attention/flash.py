@@ -188,7 +188,11 @@ def fused_attention(
     v_size = v_SBGD.size(3)
     if v_size != q_SBHD.size(3):
         size = max(v_size, q_SBHD.size(3))
-        q_SBHD, k_SBGD, v_SBGD = (F.pad(x, (0, size - x.size(3))) for x in (q_SBHD, k_SBGD, v_SBGD))
+        q_SBHD, k_SBGD, v_SBGD = (
+            # By nothing, it would still make a copy.
+            x if x.size(3) == size else F.pad(x, (0, size - x.size(3)))
+            for x in (q_SBHD, k_SBGD, v_SBGD)
+        )
         out_SBX = fused_attention(
             q_SBHD, k_SBGD, v_SBGD, causal=causal, scale=scale, dropout_p=dropout_p, cuda_kernel=cuda_kernel
         )
