@@ -21,7 +21,7 @@ LONG = [
     *("action=search", "model=arbor_1t_moe", "model.seq_length=4096", "cluster=h100", "precision=bf16"),
     *("topology.world_size=4096", "train.global_batch_size=1024", "attention=te", "output=json"),
 ]
-# Said on stderr as soon as a function is entered; sitecustomize is imported before the command.
+# A function that is entered says so with a file and waits for a signal; sitecustomize precedes the command.
 TELL = """
 import importlib.abc, importlib.util, sys
 class Told(importlib.abc.MetaPathFinder):
@@ -34,8 +34,10 @@ class Told(importlib.abc.MetaPathFinder):
                 load(module)
                 inner = getattr(module, {function!r})
                 def told(*args, **options):
-                    import os
-                    os.close(os.open({mark!r}, os.O_CREAT))
+                    import os, signal
+                    if not os.path.exists({mark!r}):
+                        os.close(os.open({mark!r}, os.O_CREAT))
+                        signal.pause()
                     return inner(*args, **options)
                 setattr(module, {function!r}, told)
             spec.loader.exec_module = loaded
