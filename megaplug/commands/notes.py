@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from megaplug.commands.hints import key_of
 from megaplug.job.idle import idle_notes
 from megaplug.job.schema import Job, TrainConfig
 from megaplug.plan.cluster import Cluster
@@ -34,7 +35,7 @@ def plan_notes(job: Job, words: Sequence[str], cluster: Cluster, *, works: bool 
         works: Whether the plan does: what does not fit is not asked for a larger batch.
     """
     found = job_notes(job, words)
-    typed = {word.partition("=")[0].lstrip("+~") for word in words}
+    typed = {key_of(word) for word in words}
     sections = {key.partition(".")[0] for key in typed}
     if (
         cluster.device == "cuda"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from megaplug.commands import cli
+from megaplug.commands.hints import key_of
 from megaplug.commands.plan_words import OUTPUTS, WORDS, Asked, choose, split_words
 from megaplug.errors import UserError
 from megaplug.job import keys
@@ -164,7 +165,7 @@ def _explained(name: str, source: ConfigSource) -> str:
     """What a word of this command means, and what a group or key of a job does; the word comes first."""
     from megaplug.commands.help import explain
 
-    word = name.partition("=")[0].lstrip("+~")
+    word = key_of(name)
     if name.split("=")[-1] in ACTIONS:
         return action_page(name.split("=")[-1])
     if word != "action" and word not in WORDS:

@@ -25,7 +25,7 @@ class AttentionMemory:
         out: What comes out of it: the input of the output projection.
         scores: What the core attention keeps beside both: softmax, dropout and copies of keys and values of
             unfused attention, or the logarithms that flash attention keeps, and what comes out where the
-            output projection takes a copy of it.
+            output projection takes a copy of it; what is filled up for the kernel, where that is made anew.
         forward: Beyond all of these, as the core attention runs.
         backward: Beyond all of these, at the fullest moment of its backward pass.
     """

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ LONG = [
     *("action=search", "model=arbor_1t_moe", "model.seq_length=4096", "cluster=h100", "precision=bf16"),
     *("topology.world_size=4096", "train.global_batch_size=1024", "attention=te", "output=json"),
 ]
-# A function that is entered says so with a file and waits for a signal; sitecustomize precedes the command.
+# A function says through a pipe that it was entered, and waits for a signal; sitecustomize comes first.
 TELL = """
 import importlib.abc, importlib.util, sys
 class Told(importlib.abc.MetaPathFinder):
@@ -35,9 +35,8 @@ class Told(importlib.abc.MetaPathFinder):
                 inner = getattr(module, {function!r})
                 def told(*args, **options):
                     import os, signal
-                    if not os.path.exists({mark!r}):
-                        os.close(os.open({mark!r}, os.O_CREAT))
-                        signal.pause()
+                    os.write({pipe}, b"entered")
+                    signal.pause()
                     return inner(*args, **options)
                 setattr(module, {function!r}, told)
             spec.loader.exec_module = loaded
@@ -50,9 +49,10 @@ def interrupted(
     tmp_path: Path, words: list[str], module: str, function: str, number: int
 ) -> tuple[int, str, str]:
     """A command that gets a signal as soon as it is inside a function: its code, stdout and stderr."""
-    mark, site = tmp_path / "mark", tmp_path / "site"
+    reads, writes = os.pipe()
+    site = tmp_path / "site"
     site.mkdir()
-    (site / "sitecustomize.py").write_text(TELL.format(module=module, function=function, mark=str(mark)))
+    (site / "sitecustomize.py").write_text(TELL.format(module=module, function=function, pipe=writes))
     process = subprocess.Popen(
         [*PLAN, *words],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]), "OMP_NUM_THREADS": "1"},
@@ -60,13 +60,17 @@ def interrupted(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        pass_fds=(writes,),
         # A test run in a shell's background ignores Ctrl-C, and its children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    deadline = time.monotonic() + 60.0
-    while not mark.exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.002)
+    os.close(writes)
+    # Nothing to read, or the end of the pipe: it was never entered.
+    was_entered = bool(select.select([reads], [], [], 60.0)[0] and os.read(reads, 7))
+    os.close(reads)
+    if not was_entered:
+        process.kill()
+    assert was_entered, process.communicate()
     os.killpg(process.pid, number)
     shown, error = process.communicate(timeout=30)
     return process.returncode, shown, error

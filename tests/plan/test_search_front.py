@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -143,26 +145,10 @@ def test_every_pair_of_grids_is_legal_or_forbidden_by_a_rule(cluster):
     (space, _, _), _ = cluster
     tally = tally_of(legal(space))
     sizes = range(1, space.world_size + 1)
-    dense = [
-        (tp, pp, cp)
-        for tp in sizes
-        for pp in sizes
-        for cp in sizes
-        if space.world_size % (tp * pp * cp) == 0
-    ]  # fmt: skip
-    experts = [
-        (ep, etp, pp)
-        for ep in sizes
-        for etp in sizes
-        for pp in sizes
-        if space.world_size % (ep * etp * pp) == 0
-    ]
-    pairs = (
-        [one[1] == other[2] for one in dense for other in experts]
-        if space.shape.is_moe
-        else [True] * len(dense)
-    )
-    assert tally.num_grids == sum(pairs)
+    # Of attention (tp, cp, pp), and of experts (ep, etp, pp).
+    grids = [grid for grid in itertools.product(sizes, repeat=3) if space.world_size % math.prod(grid) == 0]
+    pairs = [one for one in grids for other in (grids if space.shape.is_moe else [one]) if one[2] == other[2]]
+    assert tally.num_grids == len(pairs)
     meshes = {(mesh.tp, mesh.pp, mesh.cp, mesh.ep, mesh.etp) for mesh, _ in by_brute_force(space)}
     assert tally.num_legal == len(meshes)
     assert tally.num_grids == tally.num_legal + sum(tally.broken.values())

@@ -33,7 +33,7 @@ def made_inside(func: Any, args: Sequence[Any]) -> list[Tensor]:
         query.new_empty((batch, heads, rows), dtype=torch.float32),
     ]
     if key.shape[1] != heads:
-        made += [key.new_empty((batch, key.shape[2], heads, size)) for _ in ("keys", "values")]
+        made += [key.new_empty((batch, key.shape[2], heads, size)) for _ in range(2)]
     return made
 
 
