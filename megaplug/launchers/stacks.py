@@ -17,6 +17,8 @@ from megaplug.runs.events import STACK_SIGNAL
 
 _POLL_S, _SETTLED_S = 0.02, 0.3
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>[0-9]+) in (?P<function>.+)$')
+# How the stack of a main thread ends, and the one of any thread that is too deep for faulthandler.
+_OUTERMOST = re.compile(r"(\bin (<module>|_run_module_as_main)|^  \.\.\.)\n\Z", re.MULTILINE)
 # How a rank waits for others: torch's own collectives, handles of such that were started before, and on a GPU
 # whatever waits for the device, which waits for the collective.
 _COLLECTIVE_FILES = "/torch/distributed/"
@@ -99,24 +101,25 @@ def ask(ranks: Sequence[Rank], wait_s: float) -> dict[int, Stand]:
     states = {rank.rank: state_of(rank.process.pid) for rank in ranks}
     asked = [rank for rank in ranks if states[rank.rank] != _STOPPED and _hears(rank.process.pid)]
     before = {rank.rank: os.fstat(rank.stack_fd).st_size for rank in asked}
+    texts = dict.fromkeys(before, "")
     for rank in asked:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(rank.pidfd, STACK_SIGNAL)
     deadline = time.monotonic() + wait_s
-    sizes, changed = dict(before), time.monotonic()
-    # Nothing marks the end of a stack: it is there when all have begun and none has grown for a moment.
+    changed = time.monotonic()
+    # Nothing marks the end of a stack: it is there when all look whole and none has grown for a moment.
     while (now := time.monotonic()) < deadline:
-        found = {rank.rank: os.fstat(rank.stack_fd).st_size for rank in asked}
-        if found != sizes:
-            sizes, changed = found, now
-        if all(found[rank] > before[rank] for rank in found) and now - changed > _SETTLED_S:
+        found = {rank.rank: _written(rank.stack_fd, before[rank.rank]) for rank in asked}
+        if found != texts:
+            texts, changed = found, now
+        if all(map(_OUTERMOST.search, found.values())) and now - changed > _SETTLED_S:
             break
         time.sleep(_POLL_S)
-    texts = {
-        rank.rank: os.pread(rank.stack_fd, 1 << 20, before[rank.rank]).decode(errors="replace")
-        for rank in asked
-    }
     return {rank: Stand(state, texts.get(rank, "")) for rank, state in states.items()}
+
+
+def _written(fd: int, start: int) -> str:
+    return os.pread(fd, 1 << 20, start).decode(errors="replace")
 
 
 def _hears(pid: int) -> bool:

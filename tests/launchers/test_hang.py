@@ -117,3 +117,23 @@ def test_a_rank_that_was_never_heard_of_hangs_as_well(job):
     assert outcome.reason.startswith("rank 0 hangs: starting, it has got nothing done for ")
     assert outcome.reason.endswith("it gives no stack")
     assert "watch.start_s" in outcome.hint
+
+
+def test_a_stack_that_comes_slowly_is_waited_for_to_its_end(job):
+    outcome = job.run(
+        _TRAINS
+        + """
+from megaplug.runs.events import STACK_FD, STACK_SIGNAL
+def slowly(*_):
+    fd = int(os.environ[STACK_FD])
+    os.write(fd, b'Current thread 0x1 (most recent call first):\\n  File "here.py", line 1 in begun\\n')
+    begun = time.monotonic()
+    while time.monotonic() < begun + 1.0: pass
+    os.write(fd, b'  File "here.py", line 2 in <module>\\n')
+signal.signal(STACK_SIGNAL, slowly)
+while True: signal.pause()
+""",
+        patience=_patience(hang_s=2.0),
+    )
+    assert "it stands in begun (here.py:1)" in outcome.reason
+    assert "in <module>" in job.folder.stack_file(0).read_text()
