@@ -115,7 +115,13 @@ def cluster_here(job: Job) -> Cluster:
         return cluster_of(job.cluster)
     from megaplug.launchers.machine import gpu_name
 
-    return cluster_of(job.cluster, gpu_name())
+    cluster = cluster_of(job.cluster, gpu_name())
+    if job.device == "cuda" and cluster.device != "cuda":
+        raise UserError(
+            "device=cuda wants GPUs, and this machine has none that is found",
+            hint="leave it out, or plan for machines with GPUs, such as cluster=h100",
+        )
+    return cluster
 
 
 def vocabulary(job: Job) -> int:

@@ -65,11 +65,12 @@ def machine_problems(
     """
     problems = []
     if device == "cuda" and world_size > machine.num_gpus:
+        ranks = "1 rank needs a GPU" if world_size == 1 else f"{world_size} ranks need a GPU each"
         fewer = f"at most topology.world_size={machine.num_gpus}, or " if machine.num_gpus else ""
         problems.append(
             Problem(
                 "topology.world_size",
-                f"{world_size} ranks need a GPU each and this machine shows {machine.num_gpus}",
+                f"{ranks} and this machine shows {machine.num_gpus or 'none'}",
                 f"choose {fewer}device=cpu to try the layout on CPU ranks",
             )
         )

@@ -199,7 +199,8 @@ def _step(plan: Plan) -> str:
 
 def _duration(plan: Plan) -> str:
     assert plan.tokens is not None and plan.seconds is not None and plan.steps is not None
-    text = f"{in_words(plan.tokens)} tokens, {plan.steps:,} steps: {span(plan.seconds)}"
+    steps = "1 step" if plan.steps == 1 else f"{plan.steps:,} steps"
+    text = f"{in_words(plan.tokens)} tokens, {steps}: {span(plan.seconds)}"
     if plan.seconds >= DAY:
         text += f", {in_words(plan.gpu_hours or 0)} GPU-hours"
     if plan.dollars is not None:

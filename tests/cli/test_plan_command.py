@@ -320,3 +320,12 @@ def test_a_folder_of_pictures_that_is_a_file_is_told_before_anything_is_planned(
     assert plan.main(["model=tiny", f"pictures={tmp_path / 'file'}"]) == 2
     said = capsys.readouterr()
     assert said.out == "" and "is not a folder" in said.err
+
+
+def test_gpus_that_this_machine_has_not_are_not_planned_on_its_cores(monkeypatch, capsys):
+    monkeypatch.setattr("megaplug.launchers.machine.gpu_name", lambda: None)
+    assert plan.main(["device=cuda"]) == 2
+    text = capsys.readouterr().err
+    assert "device=cuda wants GPUs, and this machine has none" in text and "cluster=h100" in text
+    assert plan.main(["cluster=h100", "train.iters=1"]) == 0
+    assert "tokens, 1 step: " in capsys.readouterr().out
