@@ -19,7 +19,7 @@ from megaplug.job.freeze import FrozenJob, read_frozen
 from megaplug.runs.atomic import write_json_atomic
 from megaplug.runs.events import STORE_FD, EventWriter
 from megaplug.runs.state import RunState, read_state, write_state
-from megaplug.runtime import cpu, fused_adam, heartbeat, loudness, packages, profiling, repairs
+from megaplug.runtime import cpu, fused_adam, heartbeat, loudness, packages, profiling, repairs, spared
 from megaplug.runtime.failures import LastWords
 from megaplug.runtime.metrics import MetricsRecorder
 from megaplug.runtime.saving import Saver
@@ -45,15 +45,18 @@ def run(
     events.write("phase", name="starting Megatron")
     # Before anything imports Megatron, which looks for them once.
     choices = packages.choose(frozen.job.kernels, frozen.derived.device)
-    on_cpu = cpu.install()
-    _same_device(frozen.derived.device, on_cpu)
-    from megatron.core.dist_checkpointing.strategies.filesystem_async import get_write_results_queue
+    spared.compile_nothing()
+    with spared.kept_out(spared.unused_packages(frozen.megatron_args)):
+        on_cpu = cpu.install()
+        _same_device(frozen.derived.device, on_cpu)
+        from megatron.core.dist_checkpointing.strategies.filesystem_async import get_write_results_queue
+        from megatron.core.tokenizers.text import libraries  # noqa: F401
 
-    # A forked queue for Megatron's writers, before this process touches a GPU: a spawned one imports torch
-    # again at the first save.
-    get_write_results_queue("fork")
-    applied = repairs.apply(skip_repairs)
-    fused_adam.install()
+        # A forked queue for Megatron's writers, before this process touches a GPU: a spawned one imports
+        # torch again at the first save.
+        get_write_results_queue("fork")
+        applied = repairs.apply(skip_repairs)
+        fused_adam.install()
     if rank == 0:
         print(f"megaplug: device {'cpu, standing in for CUDA' if on_cpu else torch.cuda.get_device_name()}")
         for choice in choices:
