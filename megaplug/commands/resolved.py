@@ -13,6 +13,7 @@ from megaplug.job.facts import DataFacts
 from megaplug.job.identity import digest, identity, model_fingerprint
 from megaplug.job.load import Source, find_source, source_problems
 from megaplug.job.packages import backend_problem, resolve_backend
+from megaplug.job.retention import retention
 from megaplug.job.schema import Job
 from megaplug.launchers.machine import Machine, detect_machine, machine_problems
 from megaplug.plan.memory import StageMemory, estimate
@@ -106,7 +107,7 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
             memory.total if device == "cpu" else 0,
             device,
             runs_dir=Path(job.runs_dir),
-            checkpoint_bytes=_room_for_checkpoints(job, run_digest, parameters),
+            checkpoint_bytes=_room_for_checkpoints(job, derived, run_digest, parameters),
         )
     _raise(problems)
     return Resolved(
@@ -139,11 +140,12 @@ def _may_talk(job: Job) -> bool:
     return job.logging.progress != "none" and job.launch.output == "text"
 
 
-def _room_for_checkpoints(job: Job, run_digest: str, parameters: int) -> int:
+def _room_for_checkpoints(job: Job, derived: Derived, run_digest: str, parameters: int) -> int:
     """Bytes that checkpoints will take beyond what they do now; a save needs one more than is kept."""
+    number = retention(job).at_once(derived.save_interval, derived.iters)
     folder = find_latest(Path(job.runs_dir), job.name, run_digest) if job.resume else None
     present = stored_bytes(folder.checkpoints) if folder is not None else 0
-    return max(0, parameters * _CHECKPOINT_BYTES * (job.checkpoint.keep + 1) - present)
+    return max(0, parameters * _CHECKPOINT_BYTES * number - present)
 
 
 def memory_of(job: Job, topology: Topology, shape: ModelShape) -> StageMemory:

@@ -19,6 +19,7 @@ from megaplug.job.checks_watching import watching_problems
 from megaplug.job.overlap import overlap_problems
 from megaplug.job.packages import package_problems, resolve_backend
 from megaplug.job.passthrough import passthrough_problems
+from megaplug.job.retention import retention_problems
 from megaplug.job.schema import Job
 from megaplug.layers import registry
 from megaplug.topology import Batch, ModelShape, Topology
@@ -86,7 +87,7 @@ def check_facts(job: Job, derived: Derived, facts: DataFacts) -> list[Problem]:
         )
     if job.train.iters is None:
         problems += end_problems(job, derived.iters)
-    return problems
+    return [*problems, *retention_problems(job, derived)]
 
 
 def resolve_topology(job: Job) -> Topology:

@@ -51,7 +51,7 @@ _POSITIVE = (
     "train.iters", "train.tokens", "train.epochs", "train.stop_at", "train.micro_batch_size",
     "train.global_batch_size", "train.eval_interval", "train.recompute_num_layers",
     "optimizer.adam_eps", "lr.lr", "lr.lr_decay_iters", "lr.lr_wsd_decay_iters",
-    "checkpoint.save_interval", "checkpoint.keep", "logging.log_interval",
+    "checkpoint.save_interval", "checkpoint.keep", "checkpoint.keep_every", "logging.log_interval",
     "logging.peak_tflops", "profile.active", "profile.repeat",
     "precision.loss_scale", "precision.initial_loss_scale", "precision.min_loss_scale",
     "precision.loss_scale_window", "precision.hysteresis",
@@ -64,6 +64,7 @@ _NOT_NEGATIVE = (
     "model.init_method_std", "profile.wait", "profile.warmup", "train.cpu_offloading_num_layers",
     "optimizer.optimizer_offload_fraction", "model.mscale", "model.mscale_all_dim",
     "moe.moe_router_bias_update_rate", "watch.hang_s", "watch.start_s", "watch.first_step_s", "watch.save_s",
+    "checkpoint.keep_best",
 )  # fmt: skip
 # From 0 up to but without 1.
 _FRACTIONS = (

@@ -27,6 +27,7 @@ OURS = frozenset(
     {
         "model.name", "model.vocab_size", "topology.dp", "topology.world_size", "topology.zero",
         "topology.fsdp", "topology.auto", "train.tokens", "train.epochs", "train.stop_at", "checkpoint.keep",
+        "checkpoint.keep_every", "checkpoint.keep_best",
         "logging.progress", "logging.tensorboard", "logging.level", "logging.mlflow_tracking_uri",
         "logging.mlflow_experiment", "logging.communication", "logging.peak_tflops",
     }

@@ -60,7 +60,7 @@ RESERVED = {
     "use_persistent_ckpt_worker": "nothing: checkpoints are saved in the ranks",
     "non_persistent_save_interval": "checkpoint.save_interval",
     "non_persistent_ckpt_type": "checkpoint.save_interval",
-    "save_retain_interval": "checkpoint.keep",
+    "save_retain_interval": "checkpoint.keep_every",
     "no_save_optim": "nothing: a run could not be continued",
     "no_save_rng": "nothing: a run could not be continued",
     "exit_signal": "nothing: SIGTERM and SIGINT both save",

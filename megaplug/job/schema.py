@@ -239,10 +239,12 @@ class CudaGraphConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When a run is saved and how many checkpoints are kept."""
+    """When a run is saved and which checkpoints are kept."""
 
     save_interval: int | None = None
     keep: int = 2
+    keep_every: int | None = None
+    keep_best: int = 0
 
 
 @dataclass

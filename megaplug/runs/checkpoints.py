@@ -150,18 +150,6 @@ def discard_unfinished(directory: Path) -> list[int]:
     return unfinished
 
 
-def prune(directory: Path, keep: int) -> list[Checkpoint]:
-    """Delete all but the newest ``keep`` checkpoints and return those deleted.
-
-    A checkpoint loses its name first, so that one that is half deleted is never taken for one.
-    """
-    assert keep >= 1
-    old = list_checkpoints(directory)[:-keep]
-    for checkpoint in old:
-        delete(checkpoint)
-    return old
-
-
 def delete(checkpoint: Checkpoint) -> None:
     """Remove a checkpoint, its name first.
 

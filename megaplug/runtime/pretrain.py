@@ -16,6 +16,7 @@ import torch
 
 from megaplug.errors import UserError
 from megaplug.job.freeze import FrozenJob, read_frozen
+from megaplug.job.retention import retention
 from megaplug.runs.atomic import write_json_atomic
 from megaplug.runs.events import STORE_FD, EventWriter
 from megaplug.runs.state import RunState, read_state, write_state
@@ -96,8 +97,7 @@ class _Run:
         self.rank = rank
         self.recorder = MetricsRecorder(frozen, events)
         about = {"model": frozen.model_fingerprint, "job": frozen.digest}
-        keep = frozen.job.checkpoint.keep
-        self.saver = Saver(self.folder.checkpoints, about, keep, events, self._on_saved)
+        self.saver = Saver(self.folder, about, retention(frozen.job), events, self._on_saved)
         self.saved_iteration: int | None = None
 
     def pretrain(self, more_words: list[str]) -> RunState:

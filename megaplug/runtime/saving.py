@@ -18,31 +18,34 @@ import torch
 
 from megaplug.runs import checkpoints, saving
 from megaplug.runs.events import EventWriter
+from megaplug.runs.folder import RunFolder
 from megaplug.runs.hashed import hashing_open
+from megaplug.runs.retention import Retention, prune, validation_losses
 
 
 class Saver:
     """Stands around ``megatron.training.training.save_checkpoint``.
 
     Args:
-        directory: The run's folder of checkpoints.
+        folder: The run's.
         extra: For every manifest, beside the iteration.
-        keep: How many checkpoints are kept.
+        retention: Which checkpoints are kept.
         events: Where the supervisor listens.
         on_saved: Called on every rank when a checkpoint has its name, with its iteration.
     """
 
     def __init__(
         self,
-        directory: Path,
+        folder: RunFolder,
         extra: Mapping[str, Any],
-        keep: int,
+        retention: Retention,
         events: EventWriter,
         on_saved: Callable[[int], None],
     ) -> None:
-        self._directory = directory.resolve()
+        self._directory = folder.checkpoints.resolve()
+        self._metrics_file = folder.metrics_file
         self._extra = dict(extra)
-        self._keep = keep
+        self._retention = retention
         self._events = events
         self._on_saved = on_saved
         self._last: int | None = None
@@ -92,6 +95,11 @@ class Saver:
         if self._cleaning is not None:
             self._cleaning.result()
         self._cleaner.shutdown()
+        if self._retention.keep_best:
+            # The last may have been validated since, which the last rank has written down.
+            torch.distributed.barrier()
+            if torch.distributed.get_rank() == 0:
+                self._prune()
         checkpoints.tidy(self._directory)
 
     def _complete(self, iteration: int) -> None:
@@ -109,7 +117,11 @@ class Saver:
         self._on_saved(iteration)
         if rank == 0:
             self._events.write("saved", iteration=iteration, seconds=time.perf_counter() - self._began)
-            self._cleaning = self._cleaner.submit(checkpoints.prune, directory, self._keep)
+            self._cleaning = self._cleaner.submit(self._prune)
+
+    def _prune(self) -> None:
+        losses = validation_losses(self._metrics_file) if self._retention.keep_best else {}
+        prune(self._directory, self._retention, losses)
 
 
 def hash_what_is_written(place: Path) -> None:

@@ -79,6 +79,8 @@ def test_topology_and_schedule_and_passthrough_faults_come_together() -> None:
         (["launch.master_port=70000"], "launch.master_port"),
         (["logging.progress=loud"], "logging.progress"),
         (["checkpoint.keep=0"], "checkpoint.keep"),
+        (["checkpoint.keep_every=0"], "checkpoint.keep_every"),
+        (["checkpoint.keep_best=-1"], "checkpoint.keep_best"),
         (["data.split='0,1,0'"], "data.split"),
         (["data.split=most"], "data.split"),
         (["tokenizer=huggingface", "tokenizer.path=null"], "tokenizer.path"),

@@ -10,7 +10,7 @@ import pickle
 import pytest
 
 from megaplug.errors import UserError
-from megaplug.runs.checkpoints import TRACKER, list_checkpoints, prune, repair
+from megaplug.runs.checkpoints import TRACKER, list_checkpoints, repair
 from megaplug.runs.manifest import write_manifest
 
 
@@ -135,11 +135,3 @@ def test_an_unreadable_shard_is_the_disk_s_fault_and_not_the_checkpoint_s(tmp_pa
     with pytest.raises(UserError, match="Input/output"):
         repair(tmp_path)
     assert (tmp_path / "iter_0000010").exists()
-
-
-def test_prune_keeps_the_newest(tmp_path, save):
-    for iteration in (10, 20, 30):
-        save(iteration)
-    assert [gone.iteration for gone in prune(tmp_path, 2)] == [10]
-    assert [found.iteration for found in list_checkpoints(tmp_path)] == [20, 30]
-    assert prune(tmp_path, 2) == []

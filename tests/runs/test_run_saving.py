@@ -13,9 +13,10 @@ import pytest
 
 from megaplug.errors import UserError
 from megaplug.runs import manifest
-from megaplug.runs.checkpoints import SAVING, TRACKER, list_checkpoints, prune, repair, tidy
+from megaplug.runs.checkpoints import SAVING, TRACKER, list_checkpoints, repair, tidy
 from megaplug.runs.hashed import hashing_open
 from megaplug.runs.manifest import MANIFEST, read_manifest, verify_manifest
+from megaplug.runs.retention import Retention, prune
 from megaplug.runs.saving import beside, complete
 
 
@@ -121,7 +122,7 @@ def test_wherever_it_is_interrupted_the_next_start_finds_a_whole_one(
             _interrupt(patch, last)
             try:
                 complete(run, 20)
-                prune(run, 1)
+                prune(run, Retention(1), {})
                 done = True
             except Interrupted:
                 done = False

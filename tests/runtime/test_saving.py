@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from ranks import RanksFailed
-from small_jobs import SmallJobs, curve, state
+from small_jobs import SmallJobs, curve, state, validations
 
 from megaplug.runs.checkpoints import SAVING, TRACKER, list_checkpoints
 from megaplug.runs.folder import RunFolder
@@ -136,3 +136,15 @@ def test_what_is_told_of_a_save(small_jobs: SmallJobs) -> None:
     assert (found.status, found.saved_iteration) == ("finished", 6)
     manifest = json.loads((folder.checkpoints / "iter_0000006" / "manifest.json").read_text())
     assert set(manifest["extra"]) >= {"iteration", "model", "job"}
+
+
+def test_what_is_kept_is_what_was_asked_for(small_jobs: SmallJobs) -> None:
+    """The best is an early one: this learning rate leads away from what was learnt."""
+    words = ["name=kept", "model.num_layers=2", "train.iters=8", "checkpoint.save_interval=2", "lr.lr=3"]
+    words += ["train.eval_interval=2", "train.eval_iters=1", "lr.lr_warmup_fraction=0.5"]
+    words += ["checkpoint.keep=1", "checkpoint.keep_every=6", "checkpoint.keep_best=1"]
+    folder = small_jobs.run(words)
+    losses = dict(validations(folder))
+    best = min(losses, key=lambda step: losses[step])
+    assert best in (2, 4), losses
+    assert steps_of(folder) == [best, 6, 8]
