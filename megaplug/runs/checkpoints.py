@@ -7,15 +7,19 @@ flipped bit or a missing file, is found by `repair`, which runs before a start, 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from megaplug.runs.atomic import disk_errors, fsync_folder, write_text_atomic
 from megaplug.runs.manifest import verify_manifest
 from megaplug.runs.metadata_scan import scan_metadata
+from megaplug.runs.object_scan import scan_objects
+from megaplug.runs.stored import METADATA
 
 TRACKER = "latest_checkpointed_iteration.txt"
 SET_ASIDE = "set_aside"
@@ -91,22 +95,27 @@ def stored_bytes(directory: Path) -> int:
         )
 
 
-def faults_of(checkpoint: Path) -> list[str]:
+def faults_of(checkpoint: Path, tell: Callable[[int], None] | None = None) -> list[str]:
     """Why a checkpoint must not be loaded; empty when it is whole and harmless.
+
+    Args:
+        checkpoint: Its folder.
+        tell: Called, on several threads, with how many bytes more have been read.
 
     Raises:
         UserError: If the disk refuses to be read.
     """
     if checkpoint.is_symlink() or not checkpoint.is_dir():
         return ["it is not a folder"]
-    faults = verify_manifest(checkpoint)
-    metadata = checkpoint / ".metadata"
-    if not faults and metadata.exists():
-        faults = scan_metadata(metadata)
-    return faults
+    if faults := verify_manifest(checkpoint, tell):
+        return faults
+    # Where .metadata is no good, torch reads those of single ranks.
+    pickles = sorted(checkpoint.glob(f"*{METADATA}"))
+    faults = [fault for path in pickles for fault in scan_metadata(path)]
+    return faults or scan_objects(checkpoint)
 
 
-def repair(directory: Path) -> RepairReport:
+def repair(directory: Path, tell: Callable[[Path, int], None] | None = None) -> RepairReport:
     """Find the newest whole checkpoint, set aside whatever is newer, and make the tracker say so.
 
     Older checkpoints are not read: they are looked at when they become the newest. What was never completed
@@ -114,6 +123,7 @@ def repair(directory: Path) -> RepairReport:
 
     Args:
         directory: The run's checkpoint folder; it need not exist.
+        tell: Called, on several threads, with the checkpoint that is read and how many bytes more of it were.
 
     Raises:
         UserError: If the disk is full or may not be read or written. Nothing is lost then.
@@ -122,7 +132,7 @@ def repair(directory: Path) -> RepairReport:
     aside: list[SetAside] = []
     newest: Checkpoint | None = None
     for found in reversed(list_checkpoints(directory)):
-        faults = faults_of(found.path)
+        faults = faults_of(found.path, tell and functools.partial(tell, found.path))
         if not faults:
             newest = found
             break

@@ -1,4 +1,8 @@
-"""What a whole checkpoint is: each file's size and SHA-256, written when all of them are on the disk."""
+"""What a whole checkpoint is: each file's size and SHA-256, written when all of them are on the disk.
+
+The manifest ends with the SHA-256 of itself and has one spelling only, so that no byte of it changes unseen
+either. It is no signature: who can write to the folder can write files and a manifest that agree.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,20 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from megaplug.errors import UserError
-from megaplug.runs.atomic import disk_errors, fsync_folder, write_json_atomic
+from megaplug.runs.atomic import disk_errors, fsync_folder, strict_json, write_bytes_atomic
 from megaplug.runs.hashed import Written
 
 MANIFEST = "manifest.json"
-_VERSION = 1
+_VERSION = 2
+# Before, a manifest said nothing of itself.
+_VERSION_WITHOUT_DIGEST = 1
+_DIGEST = "sha256"
 _CHUNK = 4 << 20
 _THREADS = min(8, os.cpu_count() or 1)  # hashing and reading both let go of the interpreter
 
@@ -56,31 +63,28 @@ def write_manifest(
         )
         files = {name: {"size": sizes[name], "sha256": hashes[name]} for name in sorted(sizes)}
         content = {"version": _VERSION, "files": files, "extra": dict(extra or {})}
-        write_json_atomic(checkpoint_dir / MANIFEST, content)
+        content[_DIGEST] = hashlib.sha256(_spelt(content)).hexdigest()
+        write_bytes_atomic(checkpoint_dir / MANIFEST, _spelt(content))
 
 
 def read_manifest(checkpoint_dir: Path) -> dict[str, Any] | None:
-    """The manifest of a checkpoint; None where it has none or one that cannot be understood."""
-    path = checkpoint_dir / MANIFEST
-    with disk_errors(path, "read"):
-        try:
-            content = json.loads(path.read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-    return content if _understood(content) else None
+    """The manifest of a checkpoint; None where it has none, or one that is not as it was written."""
+    return _read(checkpoint_dir)[0]
 
 
-def verify_manifest(checkpoint_dir: Path) -> list[str]:
+def verify_manifest(checkpoint_dir: Path, tell: Callable[[int], None] | None = None) -> list[str]:
     """What is wrong with a checkpoint's files, all of it; empty when it is whole.
+
+    Args:
+        checkpoint_dir: The checkpoint.
+        tell: Called, on several threads, with how many bytes more have been read.
 
     Raises:
         UserError: If the disk refuses to be read: that says nothing about the checkpoint.
     """
-    if not (checkpoint_dir / MANIFEST).exists():
-        return ["it has no manifest: saving it was never completed"]
-    manifest = read_manifest(checkpoint_dir)
+    manifest, fault = _read(checkpoint_dir)
     if manifest is None:
-        return [f"its {MANIFEST} cannot be understood"]
+        return [fault]
     files = manifest["files"]
     with disk_errors(checkpoint_dir, "verify"):
         sizes, others = _walk(checkpoint_dir)
@@ -96,15 +100,44 @@ def verify_manifest(checkpoint_dir: Path) -> list[str]:
         if faults:
             return faults  # no need to read gigabytes to learn the same
         with ThreadPoolExecutor(_THREADS) as pool:
-            hashes = pool.map(lambda name: _sha256(checkpoint_dir / name), same_size)
+            hashes = pool.map(lambda name: _sha256(checkpoint_dir / name, tell=tell), same_size)
             changed = [
                 name for name, value in zip(same_size, hashes, strict=True) if value != files[name]["sha256"]
             ]
     return [f"{name} has other bytes than were saved" for name in changed]
 
 
+def _read(checkpoint_dir: Path) -> tuple[dict[str, Any] | None, str]:
+    """The manifest, or None and why there is none."""
+    path = checkpoint_dir / MANIFEST
+    with disk_errors(path, "read"):
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            return None, "it has no manifest: saving it was never completed"
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None, f"its {MANIFEST} cannot be understood"
+    if not _understood(content):
+        return None, f"its {MANIFEST} cannot be understood"
+    return (content, "") if _as_written(content, text) else (None, f"its {MANIFEST} was changed")
+
+
+def _spelt(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(strict_json(content), indent=2, allow_nan=False) + "\n").encode()
+
+
+def _as_written(content: dict[str, Any], text: bytes) -> bool:
+    """Whether not a byte of a manifest is another."""
+    without = {key: value for key, value in content.items() if key != _DIGEST}
+    if content["version"] == _VERSION_WITHOUT_DIGEST:
+        return without == content
+    return _spelt(content) == text and content.get(_DIGEST) == hashlib.sha256(_spelt(without)).hexdigest()
+
+
 def _understood(content: Any) -> bool:
-    if not isinstance(content, dict) or content.get("version") != _VERSION:
+    if not isinstance(content, dict) or content.get("version") not in (_VERSION, _VERSION_WITHOUT_DIGEST):
         return False
     files = content.get("files")
     return isinstance(files, dict) and all(
@@ -134,13 +167,15 @@ def _walk(folder: Path) -> tuple[dict[str, int], list[str]]:
     return sizes, sorted(others)
 
 
-def _sha256(path: Path, *, durable: bool = False) -> str:
+def _sha256(path: Path, *, durable: bool = False, tell: Callable[[int], None] | None = None) -> str:
     """Streamed, so that a shard of many gigabytes needs a few megabytes of memory."""
     digest = hashlib.sha256()
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         while chunk := os.read(fd, _CHUNK):
             digest.update(chunk)
+            if tell is not None:
+                tell(len(chunk))
         if durable:
             os.fsync(fd)
     finally:

@@ -7,6 +7,7 @@ compared with the few that torch's distributed checkpoints need. What cannot be 
 from __future__ import annotations
 
 import pickletools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ ALLOWED_GLOBALS = frozenset(
 )
 
 # Objects by registry number, by persistent id, or by a class called at once: DCP writes none of them.
-_REFUSED = {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "INST", "OBJ"}
+REFUSED = frozenset({"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "INST", "OBJ"})
 _TEXTS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 _PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
 _GETS = {"GET", "BINGET", "LONG_BINGET"}
@@ -72,11 +73,25 @@ def scan_metadata(path: Path) -> list[str]:
     """
     with disk_errors(path, "read"):
         content = path.read_bytes()
+    faults = scan_pickle(content, lambda module, name: (module, name) in ALLOWED_GLOBALS)
+    return [f"{path.name} {fault}" for fault in faults]
+
+
+def scan_pickle(
+    content: bytes, allowed: Callable[[str, str], bool], refused: frozenset[str] = REFUSED
+) -> list[str]:
+    """What a pickle would import or do beyond what is allowed, without executing it; each fault once.
+
+    Args:
+        content: The pickle.
+        allowed: Whether a name, given with its module, may be imported.
+        refused: Instructions that it must not have.
+    """
     faults: list[str] = []
     memo: dict[int, str | None] = {}
     # The last two things pushed, where they are texts: exactly what STACK_GLOBAL would import.
     before, last = None, None
-    name: tuple[str, str] | None
+    pair: tuple[str, str] | None
     try:
         argument: Any
         for opcode, argument, _ in pickletools.genops(content):
@@ -92,19 +107,19 @@ def scan_metadata(path: Path) -> list[str]:
             elif kind in {"GLOBAL", "STACK_GLOBAL"}:
                 if kind == "GLOBAL":
                     module, _, attribute = argument.partition(" ")
-                    name = (module, attribute)
+                    pair = (module, attribute)
                 else:
-                    name = (before, last) if before is not None and last is not None else None
-                if name is None:
+                    pair = (before, last) if before is not None and last is not None else None
+                if pair is None:
                     faults.append("imports a name that cannot be read beforehand")
-                elif name not in ALLOWED_GLOBALS:
-                    faults.append(f"would import {name[0]}.{name[1]}")
+                elif not allowed(*pair):
+                    faults.append(f"would import {pair[0]}.{pair[1]}")
                 before, last = None, None
-            elif kind in _REFUSED:
+            elif kind in refused:
                 faults.append(f"uses the pickle instruction {kind}")
                 before, last = None, None
             elif kind not in {"PROTO", "FRAME"}:
                 before, last = None, None
     except Exception as error:  # noqa: BLE001  whatever a broken pickle makes pickletools raise, it is a fault
         faults.append(f"is not a readable pickle: {error}")
-    return [f"{path.name} {fault}" for fault in dict.fromkeys(faults)]
+    return list(dict.fromkeys(faults))

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from megaplug.runtime import unpickling
+
 _SEEN_ON = ("0.19.",)
 
 
@@ -247,6 +249,17 @@ REPAIRS: tuple[Repair, ...] = (
         "compiled-helpers-stay",
         "initialize_megatron runs make for the data set helpers that the wheel carries compiled",
         _compiled_helpers_stay,
+    ),
+    Repair(
+        "metadata-runs-no-code",
+        "a checkpoint's .metadata is read with plain pickle.load: a crafted one runs any program",
+        unpickling.restrict_metadata,
+    ),
+    Repair(
+        "objects-run-no-code",
+        "random states and arguments in a checkpoint's shards are read with weights_only=False: crafted ones "
+        "run any program",
+        unpickling.restrict_objects,
     ),
 )
 

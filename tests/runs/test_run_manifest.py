@@ -62,11 +62,51 @@ def test_a_link_is_a_fault_even_to_the_same_bytes(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"version": 1, "files": {"a": 1}}', '{"version": 2, "files": {}}']
+    "text", ["", "{}", "[]", "[" * 9999, '{"version": 1, "files": {"a": 1}}', '{"version": 3, "files": {}}']
 )
 def test_a_manifest_that_cannot_be_understood_is_a_fault(checkpoint, text):
     (checkpoint / MANIFEST).write_text(text)
     assert verify_manifest(checkpoint) == ["its manifest.json cannot be understood"]
+
+
+def test_no_byte_of_the_manifest_changes_unseen(checkpoint):
+    path = checkpoint / MANIFEST
+    text = path.read_bytes()
+    for place in range(0, len(text), 5):
+        path.write_bytes(text[:place] + bytes([text[place] ^ 1]) + text[place + 1 :])
+        (fault,) = verify_manifest(checkpoint)
+        assert fault in ("its manifest.json was changed", "its manifest.json cannot be understood"), place
+        assert read_manifest(checkpoint) is None
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content["extra"].update(fingerprint="abd"),
+        lambda content: content["files"].pop("sub/part"),
+        lambda content: content.update(version=1),
+        lambda content: content.update(sha256="0" * 64),
+        lambda content: content.pop("sha256"),
+    ],
+)
+def test_an_edited_manifest_is_named(checkpoint, edit):
+    content = json.loads((checkpoint / MANIFEST).read_text())
+    edit(content)
+    (checkpoint / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+    assert verify_manifest(checkpoint) == ["its manifest.json was changed"]
+
+
+def test_a_manifest_of_the_time_before_it_had_a_hash_is_understood(checkpoint):
+    content = json.loads((checkpoint / MANIFEST).read_text())
+    del content["sha256"]
+    (checkpoint / MANIFEST).write_text(json.dumps({**content, "version": 1}, indent=2) + "\n")
+    assert verify_manifest(checkpoint) == []
+
+
+def test_how_far_the_reading_is_can_be_watched(checkpoint):
+    told = []
+    assert verify_manifest(checkpoint, told.append) == []
+    assert sum(told) == sum(entry["size"] for entry in read_manifest(checkpoint)["files"].values())
 
 
 def test_no_manifest_means_half_written(checkpoint):
