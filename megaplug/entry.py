@@ -24,6 +24,11 @@ def prepare() -> int:
     return _command("prepare")
 
 
+def checkpoint() -> int:
+    """``megaplug-checkpoint`` and ``launch/checkpoint.py``; returns the exit code."""
+    return _command("checkpoint")
+
+
 def _command(name: str) -> int:
     # Under nohup and in scripts' background it is ignored, and stays so.
     waiting = signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -130,18 +130,21 @@ def sibling(program: str, name: str) -> str:
     return f"megaplug-{name}"
 
 
-def complete(words: Sequence[str], own: Mapping[str, Sequence[str]] | None = None) -> int | None:
+def complete(
+    words: Sequence[str], own: Mapping[str, Sequence[str]] | None = None, *, takes_job: bool = True
+) -> int | None:
     """Answer a shell that completes; None where it was no shell that asked.
 
     Args:
         words: All words after the command.
         own: Keys of the command that are no keys of a job, with their values.
+        takes_job: Whether it takes those of a job, too.
     """
     if words[:1] != ["--complete"]:
         return None
     from megaplug.commands.completion import answer
 
-    return show(answer(words[1:], own))
+    return show(answer(words[1:], own, takes_job=takes_job))
 
 
 def inform(command: CommandLine, front_page: Callable[[], str]) -> int | None:

@@ -41,17 +41,21 @@ def script(shell: str) -> str:
     return Path(__file__).with_name(f"completion.{shell}").read_text(encoding="utf-8").rstrip()
 
 
-def answer(words: Sequence[str], own: Mapping[str, Sequence[str]] | None = None) -> str:
+def answer(
+    words: Sequence[str], own: Mapping[str, Sequence[str]] | None = None, *, takes_job: bool = True
+) -> str:
     """The lines that a shell reads.
 
     Args:
         words: What has been typed of the word at the cursor, then the words before it.
         own: Keys of the command that are no keys of a job, with their values.
+        takes_job: Whether it takes those of a job, too.
     """
     word, *before = words or [""]
+    proposed = propose(word, before, own or {}) if takes_job else _propose_own(word, before, own or {})
     found = [
         (value, meaning)
-        for value, meaning in propose(word, before, own or {})
+        for value, meaning in proposed
         if value == FILES or (value.startswith(word) and (value != word or not word.endswith(".")))
     ]
     return "\n".join(f"{value}\t{meaning.partition('. ')[0]}".rstrip() for value, meaning in found)
@@ -88,6 +92,21 @@ def propose(word: str, before: Sequence[str], own: Mapping[str, Sequence[str]]) 
             (f"{info.key}=", info.meaning) for info in describe_section("", source) if not info.is_open
         )
         yield "megatron.", "any other argument of Megatron-LM"
+
+
+def _propose_own(word: str, before: Sequence[str], own: Mapping[str, Sequence[str]]) -> Iterator[Proposal]:
+    """What could stand there of a command that takes no job."""
+    key = word.partition("=")[0]
+    if before and before[-1] in _OF_FLAGS:
+        yield from ((value, "") for value in _OF_FLAGS[before[-1]])
+    elif any(flag in before for flag in _ASKING):
+        yield from ((name, "") for name in own)
+    elif word.startswith("-"):
+        yield from ((flag, "") for flag in ("--help", "--completion", "--version"))
+    elif "=" in word:
+        yield from ((value if value == FILES else f"{key}={value}", "") for value in own.get(key, ()))
+    else:
+        yield from ((f"{name}=", "") for name in own)
 
 
 def _values(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -74,28 +75,33 @@ class PlainLines:
 
 
 @contextlib.contextmanager
-def progress(show: bool | None) -> Iterator[Progress]:
+def progress(show: bool | None, about: str = "data") -> Iterator[Progress]:
     """The progress for this terminal.
 
     Args:
         show: False for none; True and None for a bar where stderr is a terminal, and lines where it is not.
+        about: What every line begins with.
     """
     if show is False:
         yield Silence()
     elif sys.stderr.isatty():
-        with _bar() as bar:
+        with _bar(about) as bar:
             yield bar
     else:
-        yield PlainLines()
+        yield PlainLines(functools.partial(_say, about))
+
+
+def _say(about: str, line: str) -> None:
+    print(f"{about}: {line}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Progress]:
+def _bar(about: str) -> Iterator[Progress]:
     from rich import progress as rich_progress
     from rich.console import Console
 
     columns = (
-        rich_progress.TextColumn("data: {task.description}"),
+        rich_progress.TextColumn(f"{about}: {{task.description}}"),
         rich_progress.BarColumn(),
         rich_progress.TaskProgressColumn(),
         rich_progress.TransferSpeedColumn(),

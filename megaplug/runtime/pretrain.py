@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,21 @@ def _same_device(frozen: str, on_cpu: bool) -> None:
         )
 
 
+def _about(frozen: FrozenJob) -> dict[str, Any]:
+    """What every manifest says of who wrote the checkpoint."""
+    grid = frozen.topology
+    sizes = {name: getattr(grid, name) for name in ("world_size", "tp", "pp", "cp", "dp", "ep")}
+    versions = {"megaplug": frozen.megaplug_version}
+    versions |= {name.replace("-", "_"): version(name) for name in ("megatron-core", "torch")}
+    return {
+        "model": frozen.model_fingerprint,
+        "job": frozen.digest,
+        "topology": sizes,
+        "dtype": frozen.job.precision.dtype,
+        "versions": versions,
+    }
+
+
 class _Run:
     """The pieces of one rank's run that belong together."""
 
@@ -96,8 +112,7 @@ class _Run:
         self.events = events
         self.rank = rank
         self.recorder = MetricsRecorder(frozen, events)
-        about = {"model": frozen.model_fingerprint, "job": frozen.digest}
-        self.saver = Saver(self.folder, about, retention(frozen.job), events, self._on_saved)
+        self.saver = Saver(self.folder, _about(frozen), retention(frozen.job), events, self._on_saved)
         self.saved_iteration: int | None = None
 
     def pretrain(self, more_words: list[str]) -> RunState:

@@ -113,7 +113,12 @@ def test_a_persons_own_config_dir_composes_with_ours_outside_the_clone(installed
 
 
 @pytest.mark.parametrize(
-    ("command", "says"), [("megaplug-plan", "action=NAME"), ("megaplug-prepare", "train_tokenizer")]
+    ("command", "says"),
+    [
+        ("megaplug-plan", "action=NAME"),
+        ("megaplug-prepare", "train_tokenizer"),
+        ("megaplug-checkpoint", "prune"),
+    ],
 )
 def test_the_other_commands_are_installed_too(command, says, installed, tmp_path):
     shown = run(installed / "bin" / command, "--help", cwd=tmp_path, PYTHONPATH=str(installed))

@@ -1,0 +1,92 @@
+"""``action=verify``: every byte of checkpoints is read and compared with what was saved."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from megaplug.commands.checkpoint import Answer
+from megaplug.commands.checkpoint_words import Asked, Place, columns, size_text
+from megaplug.data.progress import progress
+from megaplug.errors import UserError
+from megaplug.runs.checkpoints import Checkpoint, faults_of, list_checkpoints
+from megaplug.runs.manifest import read_manifest
+
+Tell = Callable[[int], None]
+
+
+def answer(asked: Asked) -> Answer:
+    """What is wrong with each checkpoint that is named."""
+    begun = time.monotonic()
+    found = []
+    with watched(asked) as stage:
+        for checkpoint, place in _asked(asked):
+            size = bytes_of(checkpoint)
+            tell = stage(str(checkpoint.path), size)
+            found.append((checkpoint, place, size, faults_of(checkpoint.path, tell)))
+    seconds = time.monotonic() - begun
+    reports: list[dict[str, Any]] = [
+        {
+            "run": str(place.given),
+            "iteration": checkpoint.iteration,
+            "path": str(checkpoint.path),
+            "num_bytes": size,
+            "whole": not faults,
+            "faults": faults,
+        }
+        for checkpoint, place, size, faults in found
+    ]
+    damaged = sum(not report["whole"] for report in reports)
+    total = sum(report["num_bytes"] for report in reports)
+    lines = []
+    rows = [
+        (one["path"], size_text(one["num_bytes"]), "whole" if one["whole"] else "DAMAGED") for one in reports
+    ]
+    for line, one in zip(columns(rows, left=(0, 2)), reports, strict=True):
+        lines += [line, *(f"  {fault}" for fault in one["faults"])]
+    several = "1 checkpoint" if len(reports) == 1 else f"{len(reports)} checkpoints"
+    said = f"{damaged} of {several} damaged" if damaged else f"{several} whole"
+    rate = f", {size_text(total / seconds)}/s" if seconds > 0 and not damaged else ""
+    lines.append(f"{said}: {size_text(total)} in {seconds:.1f} s{rate}")
+    if damaged:
+        lines.append("a run sets a damaged one aside when it is continued, and goes on from the one before")
+    report = {"checkpoints": reports, "num_damaged": damaged, "num_bytes": total, "seconds": seconds}
+    return Answer(report, "\n".join(lines), 1 if damaged else 0)
+
+
+def _asked(asked: Asked) -> list[tuple[Checkpoint, Place]]:
+    """Those that are named; all of a run where no step is."""
+    if "path" in asked.typed or "iteration" in asked.typed:
+        return [asked.checkpoint()]
+    found = [(one, place) for place in asked.places() for one in list_checkpoints(place.directory)]
+    if not found:
+        given = asked.typed.get("run", "runs")
+        raise UserError(f"{given} has no checkpoint", hint="it was stopped before its first one was saved")
+    return found
+
+
+def bytes_of(checkpoint: Checkpoint) -> int:
+    """What its manifest says that its files hold; 0 where it has none."""
+    manifest = read_manifest(checkpoint.path) if checkpoint.path.is_dir() else None
+    return 0 if manifest is None else sum(entry["size"] for entry in manifest["files"].values())
+
+
+@contextmanager
+def watched(asked: Asked) -> Iterator[Callable[[str, int], Tell]]:
+    """What begins to show how far the reading of something is: its name and size in bytes."""
+    lock = threading.Lock()
+    with progress(None if not asked.as_json else False, "reading") as shown:
+
+        def stage(name: str, size: int) -> Tell:
+            shown.stage(name, size)
+
+            def tell(num_bytes: int) -> None:
+                with lock:
+                    shown.advance(num_bytes)
+
+            return tell
+
+        yield stage
