@@ -82,8 +82,8 @@ class Contender:
 
 def frozen_job(model: str, precision: str, threads: int, folder: Path) -> dict[str, Any]:
     """Freeze a run of ours and say what the workers need to know of it."""
+    from megaplug.commands.readiness import make_ready, open_folder
     from megaplug.commands.resolved import resolve
-    from megaplug.commands.run import make_ready, open_folder
     from megaplug.job.compose import compose_job
 
     places = [f"runs_dir={folder / 'runs'}", f"data.cache_dir={folder / 'cache'}"]

@@ -11,8 +11,8 @@ from typing import Any
 
 from ranks import run_ranks
 
+from megaplug.commands.readiness import make_ready, open_folder
 from megaplug.commands.resolved import resolve
-from megaplug.commands.run import make_ready, open_folder
 from megaplug.job.compose import compose_job
 from megaplug.job.freeze import read_frozen, write_frozen
 from megaplug.runs.folder import RunFolder

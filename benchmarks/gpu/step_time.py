@@ -107,8 +107,8 @@ def freeze(kind: str, sizes: Sizes, setting: Setting) -> Path:
     """The folder of a run that is ready to start, and that does not save 16 bytes a weight."""
     import dataclasses
 
+    from megaplug.commands.readiness import make_ready, open_folder
     from megaplug.commands.resolved import resolve
-    from megaplug.commands.run import make_ready, open_folder
     from megaplug.job.compose import compose_job
     from megaplug.job.freeze import read_frozen, write_frozen
 

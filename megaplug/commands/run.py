@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shlex
@@ -10,31 +9,29 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import megaplug
 from megaplug.commands import cli
+from megaplug.commands.attempts import Attempts, Course, alerts_of
 from megaplug.commands.cli import CommandLine
 from megaplug.commands.failure import failure_details
 from megaplug.commands.notes import job_notes
 from megaplug.commands.planned import plan_rows
 from megaplug.commands.preview import preview_json, preview_text
+from megaplug.commands.readiness import first_iteration, make_ready, open_folder, repair_notes
 from megaplug.commands.resolved import Resolved, problems_here, resolve
 from megaplug.errors import UserError
-from megaplug.job.freeze import FrozenJob, code_revision, write_frozen
 from megaplug.job.overlap import overlap_line
 from megaplug.job.packages import packages_line
 from megaplug.job.schema import Job
 from megaplug.job.sharding import described
 from megaplug.job.translate import megatron_arguments
 from megaplug.launchers import local
-from megaplug.launchers.hang import Limits
 from megaplug.launchers.progress import Progress, make_progress
 from megaplug.launchers.screen import Header, Summary, count
-from megaplug.launchers.supervisor import Patience
+from megaplug.launchers.supervisor import Event
 from megaplug.launchers.verdict import Outcome
 from megaplug.plan.cluster import AUTO
-from megaplug.runs import checkpoints, metrics
-from megaplug.runs.checkpoints import RepairReport
-from megaplug.runs.folder import RunFolder, create_next, find_latest, open_first
+from megaplug.runs import checkpoints
+from megaplug.runs.folder import RunFolder, find_latest
 from megaplug.runs.lock import RunLock
 from megaplug.runs.state import RunState, read_state
 
@@ -81,12 +78,8 @@ def start(job: Job, command: CommandLine) -> int:
     folder = open_folder(resolved)
     with RunLock.acquire(folder, command.typed()) as lock:
         report = checkpoints.repair(folder.checkpoints)
-        iteration = _iteration(resolved, report)
-        notes = [
-            f"checkpoint {aside.iteration} is not whole ({aside.faults[0]}): now at {aside.path}"
-            for aside in report.set_aside
-        ]
-        notes += [f"the save of step {step} was never completed; removed" for step in report.unfinished]
+        iteration = first_iteration(resolved, report)
+        notes = repair_notes(report)
         if job.profile.kind == "nsys" and "NSYS_PROFILING_SESSION_ID" not in os.environ:
             notes.append(f"nsys is not watching; it does with: {_nsys_line(folder, command)}")
         if _nothing_to_do(resolved, folder, iteration, command):
@@ -96,25 +89,19 @@ def start(job: Job, command: CommandLine) -> int:
         end = min(resolved.derived.iters, resolved.job.train.stop_at or resolved.derived.iters)
         with make_progress(job.logging.progress, job.launch.output, end, iteration) as progress:
             _shown(progress.header, _header(resolved, folder, iteration, command.overrides))
+
+            def tell(event: Event) -> None:
+                _shown(progress.event, event)
+
             for note in notes:
-                progress.note(note)
-            outcome = local.run(
-                [sys.executable, "-m", "megaplug.runtime", str(folder.job_file.resolve())],
-                folder,
-                resolved.topology.world_size,
-                lock_fd=lock.fd,
-                env=_environment(resolved, folder),
-                grace_s=job.launch.grace_s,
-                address=job.launch.master_addr,
-                port=job.launch.master_port,
-                omp_num_threads=job.launch.omp_num_threads,
-                iters=resolved.derived.iters,
-                iteration=iteration,
-                on_event=lambda event: _shown(progress.event, event),
-                patience=Patience(limits=Limits(**dataclasses.asdict(job.watch))),
-            )
-            _shown(progress.summary, _summary(resolved, folder, outcome, progress, command))
-    return outcome.exit_code
+                tell({"event": "note", "text": note})
+            with alerts_of(job) as alerts, local.heard_signals() as signals:
+                ranks = [sys.executable, "-m", "megaplug.runtime", str(folder.job_file.resolve())]
+                course = Attempts(resolved, folder, ranks, lock, alerts, tell).run(iteration, signals)
+                for fault in alerts.finish(signals):
+                    tell({"event": "note", "text": fault})
+            _shown(progress.summary, _summary(resolved, folder, course, progress, command))
+    return course.outcome.exit_code
 
 
 def _nsys_line(folder: RunFolder, command: CommandLine) -> str:
@@ -132,38 +119,6 @@ def _shown[T](show: Callable[[T], None], what: T) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-
-
-def open_folder(resolved: Resolved) -> RunFolder:
-    """The newest folder of this run, or a new one where there is none or ``resume=false`` asks for one."""
-    place = Path(resolved.job.runs_dir), resolved.job.name, resolved.digest
-    if not resolved.job.resume:
-        return create_next(*place)
-    return find_latest(*place) or open_first(*place)
-
-
-def make_ready(resolved: Resolved, folder: RunFolder, report: RepairReport | None = None) -> None:
-    """Bring a run's folder into the state from which its ranks can start; its lock must be held.
-
-    Args:
-        resolved: The job.
-        folder: Its folder.
-        report: What was found of its checkpoints; they are looked at where it is not given.
-    """
-    report = report or checkpoints.repair(folder.checkpoints)
-    iteration = report.newest.iteration if report.newest is not None else 0
-    # What was measured beyond the checkpoint will be measured again.
-    metrics.cut_metrics(folder.metrics_file, iteration)
-    metrics.cut_tensorboard(folder.tensorboard, iteration, iteration * resolved.job.train.global_batch_size)
-    _freeze(resolved, folder, resuming=report.newest is not None)
-
-
-def _iteration(resolved: Resolved, report: RepairReport) -> int:
-    """Where the run begins: at its own newest checkpoint, or at the whole state that it takes over."""
-    if report.newest is not None:
-        return report.newest.iteration
-    source = resolved.source
-    return source.checkpoint.iteration if source is not None and not source.weights_only else 0
 
 
 def _latest(resolved: Resolved) -> RunFolder | None:
@@ -193,53 +148,6 @@ def _say(job: Job, state: RunState, said: str, next_command: str) -> None:
         print(json.dumps(summary.as_json()))
     else:
         print(f"{said}\n  next  {next_command}")
-
-
-def _freeze(resolved: Resolved, folder: RunFolder, *, resuming: bool) -> None:
-    if resolved.source is not None and not resuming:
-        resolved.source.stage(folder)
-    arguments = megatron_arguments(
-        resolved.job,
-        resolved.topology,
-        resolved.derived,
-        resolved.facts,
-        folder,
-        source=resolved.source,
-        resuming=resuming,
-    )
-    write_frozen(
-        FrozenJob(
-            job=resolved.job,
-            topology=resolved.topology,
-            derived=resolved.derived,
-            facts=resolved.facts,
-            megatron_args=arguments,
-            digest=resolved.digest,
-            model_fingerprint=resolved.fingerprint,
-            revision=code_revision(),
-            megaplug_version=megaplug.__version__,
-            folder=folder,
-        )
-    )
-
-
-def _environment(resolved: Resolved, folder: RunFolder) -> dict[str, str]:
-    """What the ranks need beyond this process's environment."""
-    # The package as it is here, installed or not.
-    root = str(Path(megaplug.__file__).resolve().parent.parent)
-    paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    environment = {
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in paths if path)),
-        # A tokenizer is a local folder; a rank never asks a hub for it.
-        "HF_HUB_OFFLINE": "1",
-    }
-    if resolved.job.logging.wandb_project is not None:
-        # A run that is continued is continued there, too.
-        environment |= {"WANDB_RUN_ID": folder.name, "WANDB_RESUME": "allow"}
-    if resolved.derived.device == "cpu":
-        # On a machine with GPUs, a job for the CPU must not see them.
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    return environment
 
 
 def _header(
@@ -277,10 +185,11 @@ def _header(
 
 
 def _summary(
-    resolved: Resolved, folder: RunFolder, outcome: Outcome, progress: Progress, command: CommandLine
+    resolved: Resolved, folder: RunFolder, course: Course, progress: Progress, command: CommandLine
 ) -> Summary:
     from megaplug.runs.curve import draw_loss_curve
 
+    outcome, restarts = course.outcome, course.restarts
     unigram = resolved.facts.unigram_loss
     line = None if unigram is None else ("unigram model", unigram)
     drawn = False
@@ -308,8 +217,19 @@ def _summary(
         rank=outcome.rank,
         log_tail=outcome.log_tail,
         hint="" if outcome.kind == "memory" else outcome.hint,
-        details=failure_details(resolved, folder, outcome, command),
+        details=[*_restart_rows(course), *failure_details(resolved, folder, outcome, command)],
+        num_restarts=len(restarts.done),
+        restart_reasons=restarts.reasons,
     )
+
+
+def _restart_rows(course: Course) -> list[tuple[str, str]]:
+    """How often it was started again, and why not once more."""
+    rows = [
+        (f"restart {restart.number}", f"from step {restart.from_iteration:,}: {restart.reason}")
+        for restart in course.restarts.done
+    ]
+    return [*rows, ("not again", course.why_no_more)] if course.why_no_more else rows
 
 
 def _next_command(outcome: Outcome, folder: RunFolder, command: CommandLine) -> str:

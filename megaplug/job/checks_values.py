@@ -55,6 +55,7 @@ _POSITIVE = (
     "logging.peak_tflops", "profile.active", "profile.repeat",
     "precision.loss_scale", "precision.initial_loss_scale", "precision.min_loss_scale",
     "precision.loss_scale_window", "precision.hysteresis",
+    "train.early_stop_patience", "alerts.timeout_s",
     "launch.omp_num_threads", "launch.grace_s", "launch.distributed_timeout_minutes",
     "tokenizer.tiktoken_num_special_tokens",
 )  # fmt: skip
@@ -63,6 +64,7 @@ _NOT_NEGATIVE = (
     "optimizer.clip_grad", "lr.min_lr", "lr.lr_warmup_iters", "lr.lr_warmup_fraction",
     "model.init_method_std", "profile.wait", "profile.warmup", "train.cpu_offloading_num_layers",
     "optimizer.optimizer_offload_fraction", "model.mscale", "model.mscale_all_dim",
+    "train.early_stop_min_delta", "resilience.error_injection_rate", "watch.max_restarts",
     "moe.moe_router_bias_update_rate", "watch.hang_s", "watch.start_s", "watch.first_step_s", "watch.save_s",
     "checkpoint.keep_best",
 )  # fmt: skip
@@ -76,7 +78,10 @@ _AT_MOST = {
     **{f"topology.{key}": 2**20 for key in ("world_size", "tp", "pp", "vpp", "cp", "dp", "ep", "etp")},
 }
 
-_MEGATRON_SECTIONS = ("model", "moe", "train", "optimizer", "lr", "precision", "overlap", "cuda_graph")
+_MEGATRON_SECTIONS = (
+    "model", "moe", "train", "optimizer", "lr", "precision", "overlap", "cuda_graph",
+    "resilience",
+)  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from megaplug import topology as meshes
 from megaplug.errors import Problem
+from megaplug.job.checks_alerts import alert_problems
 from megaplug.job.schema import Job
 
 # Top-level packages that a key needs, with what installs them.
@@ -23,7 +24,7 @@ def watching_problems(job: Job, device: str | None = None) -> list[Problem]:
         job: As composed.
         device: ``cpu`` or ``cuda`` where it is known.
     """
-    return [*_packages(job), *_profile(job, device)]
+    return [*_packages(job), *_profile(job, device), *alert_problems(job)]
 
 
 def _packages(job: Job) -> Iterator[Problem]:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from megaplug.topology import Topology
 
 # Given in another way (iterations, tokens, epochs), or of no influence (where to stop for now).
-_TRAIN_LEFT_OUT = ("iters", "tokens", "epochs", "stop_at")
+_TRAIN_LEFT_OUT = (
+    "iters", "tokens", "epochs", "stop_at", "early_stop_patience", "early_stop_min_delta",
+)  # fmt: skip
 
 # Arguments of Megatron's that only say how loudly it speaks or how it stores.
 _SILENT_MEGATRON_PREFIXES = ("log_", "tensorboard_", "wandb_", "profile", "timing_", "ckpt_")

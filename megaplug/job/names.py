@@ -30,13 +30,14 @@ OURS = frozenset(
         "checkpoint.keep_every", "checkpoint.keep_best",
         "logging.progress", "logging.tensorboard", "logging.level", "logging.mlflow_tracking_uri",
         "logging.mlflow_experiment", "logging.communication", "logging.peak_tflops",
+        "train.early_stop_patience", "train.early_stop_min_delta",
     }
 )  # fmt: skip
 
 # The sections whose keys bear the names of Megatron arguments, but for the two above.
 SECTIONS = (
     "model", "topology", "moe", "train", "optimizer", "lr", "precision", "overlap", "cuda_graph",
-    "checkpoint", "logging",
+    "checkpoint", "logging", "resilience",
 )  # fmt: skip
 
 

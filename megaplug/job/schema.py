@@ -147,6 +147,8 @@ class TrainConfig:
     seed: int = 1234
     eval_interval: int = 100
     eval_iters: int = 10
+    early_stop_patience: int | None = None
+    early_stop_min_delta: float = 0.0
     deterministic_mode: bool = False
     recompute_granularity: str | None = None
     recompute_method: str | None = None
@@ -312,12 +314,46 @@ class LaunchConfig:
 
 @dataclass
 class WatchConfig:
-    """When a rank counts as hanging, in seconds without progress; nothing here changes a run's result."""
+    """When a rank hangs, in seconds without progress, and how often a job that has failed is started again.
 
+    Nothing here changes a run's result.
+    """
+
+    max_restarts: int = 0
     hang_s: float | None = None
     start_s: float = 1800.0
     first_step_s: float = 1800.0
     save_s: float = 1800.0
+
+
+@dataclass
+class AlertsConfig:
+    """Who is told what has happened to a run."""
+
+    command: str | None = None
+    webhook: str | None = None
+    events: list[str] = field(default_factory=lambda: ["failure", "stall", "restart", "end"])
+    timeout_s: float = 10.0
+
+
+@dataclass
+class ResilienceConfig:
+    """How Megatron and NVRx look for what goes wrong in a rank; nothing here changes a run's result."""
+
+    rerun_mode: str = "disabled"
+    check_for_nan_in_loss_and_grad: bool = True
+    check_for_spiky_loss: bool = False
+    check_for_large_grads: bool = False
+    result_rejected_tracker_filename: str | None = None
+    error_injection_rate: int = 0
+    error_injection_type: str = "transient_error"
+    log_straggler: bool = False
+    straggler_minmax_count: int = 1
+    straggler_ctrlr_port: int = 65535
+    disable_straggler_on_startup: bool = False
+    enable_ft_package: bool = False
+    calc_ft_timeouts: bool = False
+    ft_num_warmup_iters: int = 5
 
 
 @dataclass
@@ -349,5 +385,7 @@ class Job:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     megatron: dict[str, Any] = field(default_factory=dict)

@@ -95,9 +95,6 @@ def _constants(job: Job, derived: Derived) -> dict[str, Any]:
         "create_attention_mask_in_dataloader": False,
         "log_throughput": True,
         "enable_one_logger": False,
-        # A NaN ends the run at once. Megatron's own way computes the step again, saves what may be spoilt
-        # already, and asks to be started on another device; it also lets a NaN of the first step pass.
-        "rerun_mode": "disabled",
         # Megatron's own output layer raises without the extension, with Transformer Engine too.
         "gradient_accumulation_fusion": not why_no_fused_weight_gradients(job.kernels.apex, derived.device),
     }

@@ -87,7 +87,7 @@ def _listed(ranks: list[int]) -> str:
 
 
 def write_stacks(folder: RunFolder, watch: HangWatch, stands: Mapping[int, Stand]) -> list[int]:
-    """Write where each rank stands to ``logs/rank<N>.stack``, over what an earlier hang has left there.
+    """Write where each rank stands to ``logs/rank<N>.stack``, after what an earlier hang has left there.
 
     Returns:
         The ranks that gave a stack.
@@ -102,6 +102,6 @@ def write_stacks(folder: RunFolder, watch: HangWatch, stands: Mapping[int, Stand
             f"=== {now} rank {rank}: {standing.phase}, {standing.iteration} steps done, nothing more for "
             f"{watch.stood_still(rank):.0f} s; process state {stand.state}\n"
         )
-        with disk_errors(folder.stack_file(rank), "write"):
-            folder.stack_file(rank).write_text(head + (stand.text or "(it gave no stack)\n"))
+        with disk_errors(folder.stack_file(rank), "write"), folder.stack_file(rank).open("a") as file:
+            file.write(head + (stand.text or "(it gave no stack)\n"))
     return [rank for rank, stand in stands.items() if stand.text]

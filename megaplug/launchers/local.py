@@ -33,6 +33,9 @@ def run(
     iteration: int = 0,
     on_event: Callable[[Event], None] | None = None,
     patience: Patience | None = None,
+    restart_reasons: Sequence[str] = (),
+    shift: int = 0,
+    signals: socket.socket | None = None,
 ) -> Outcome:
     """Run a job's ranks to their end and write ``state.json``. Call it from the main thread.
 
@@ -53,6 +56,9 @@ def run(
         iteration: The step of the checkpoint it starts from, for the state.
         on_event: Is told every event but ``end``, with the number of its ``rank``.
         patience: Other waiting times.
+        restart_reasons: Why the ranks had to be started again so far, for the state.
+        shift: So many places further on is the device of each rank: another than before a restart.
+        signals: From `heard_signals`, where they are to be heard before and after, too.
 
     Returns:
         What has happened. A rank that fails is an outcome, not an exception.
@@ -62,9 +68,19 @@ def run(
     """
     listener = listen(address, port)
     supervisor = Supervisor(folder, grace_s, on_event, patience or Patience(), iters, iteration)
+    supervisor.restarted(restart_reasons, shift)
     environment = _environment(env or {}, omp_num_threads, world_size)
-    with listener, _signals_as_bytes() as signals:
-        return supervisor.run(command, world_size, listener, lock_fd, environment, signals)
+    with listener, contextlib.nullcontext(signals) if signals else heard_signals() as heard:
+        return supervisor.run(command, world_size, listener, lock_fd, environment, heard)
+
+
+def waiting_signal(signals: socket.socket) -> signal.Signals | None:
+    """The first of the signals that end a job which has come and is not yet taken; it stays there."""
+    try:
+        numbers = signals.recv(64, socket.MSG_PEEK)
+    except BlockingIOError:
+        return None
+    return next((signal.Signals(number) for number in numbers if number in SIGNALS), None)
 
 
 def _environment(extra: Mapping[str, str], omp_num_threads: int | None, world_size: int) -> dict[str, str]:
@@ -80,7 +96,7 @@ def _environment(extra: Mapping[str, str], omp_num_threads: int | None, world_si
 
 
 @contextlib.contextmanager
-def _signals_as_bytes() -> Iterator[socket.socket]:
+def heard_signals() -> Iterator[socket.socket]:
     """Signals arrive as bytes on a socket, so that one `select` waits for everything; restored afterwards."""
     reader, writer = socket.socketpair()
     reader.setblocking(False)

@@ -91,6 +91,7 @@ def start_ranks(
     parent_fd: int,
     lock_fd: int | None,
     environment: Mapping[str, str],
+    shift: int = 0,
 ) -> None:
     """Start every rank, appending each to ``ranks`` as soon as it lives, so that the caller can end it.
 
@@ -103,6 +104,7 @@ def start_ranks(
         parent_fd: Read end of the pipe whose write end only this process holds.
         lock_fd: Inherited by all, so that the lock lasts as long as they do.
         environment: For all ranks; what names the rank is added here.
+        shift: Rank 0 takes the device of this number, rank 1 the next, and so on round.
 
     Raises:
         UserError: If a log file cannot be written or the command cannot be started.
@@ -118,7 +120,7 @@ def start_ranks(
             **environment,
             "MASTER_ADDR": address,
             "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
+            "LOCAL_RANK": str((rank + shift) % world_size),
             "WORLD_SIZE": str(world_size),
             "LOCAL_WORLD_SIZE": str(world_size),
             "MASTER_PORT": str(port),

@@ -45,7 +45,10 @@ class Summary:
         rank: The rank that failed first.
         log_tail: The last lines of its log.
         hint: What would help.
-        details: Labels and values on a failure: who, how much memory, what was saved, what would fit.
+        details: Labels and values on a failure: who, how much memory, what was saved, what would fit;
+            and how often the ranks were started again.
+        num_restarts: How often.
+        restart_reasons: Why.
     """
 
     status: str
@@ -63,6 +66,8 @@ class Summary:
     log_tail: Sequence[str] = field(default_factory=tuple)
     hint: str = ""
     details: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    num_restarts: int = 0
+    restart_reasons: Sequence[str] = ()
 
     def lines(self) -> list[str]:
         """The text for a person; a failing rank's last lines come first, each with its rank."""
@@ -105,6 +110,8 @@ class Summary:
             "log_tail": list(self.log_tail),
             "hint": self.hint,
             "details": [list(detail) for detail in self.details],
+            "num_restarts": self.num_restarts,
+            "restart_reasons": list(self.restart_reasons),
         }
 
     def _against_unigram(self) -> str:

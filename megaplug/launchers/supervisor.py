@@ -73,6 +73,17 @@ class Supervisor:
         self.stop_signal: int | None = None
         self.deadline: tuple[float, Ended] | None = None
         self.state = RunState("running", iteration=iteration, saved_iteration=iteration, iters=iters)
+        self.shift = 0
+
+    def restarted(self, reasons: Sequence[str], shift: int) -> None:
+        """Note that these are not the first ranks of the job.
+
+        Args:
+            reasons: Why others were started before.
+            shift: As of `start_ranks`.
+        """
+        self.shift = shift
+        self.state = replace(self.state, num_restarts=len(reasons), restart_reasons=tuple(reasons))
 
     def run(
         self,
@@ -91,7 +102,15 @@ class Supervisor:
             write_state(self.folder.state_file, self.state)
             try:
                 start_ranks(
-                    self.ranks, command, self.folder, world_size, listener, parent_read, lock_fd, environment
+                    self.ranks,
+                    command,
+                    self.folder,
+                    world_size,
+                    listener,
+                    parent_read,
+                    lock_fd,
+                    environment,
+                    self.shift,
                 )
             finally:
                 os.close(parent_read)
@@ -238,7 +257,12 @@ class Supervisor:
 
     def _conclude(self, outcome: Outcome, oom_kills: int, left: Sequence[int]) -> Outcome:
         """Add iterations, the failing rank's last lines and a hint, and write the state."""
-        outcome = replace(outcome, iteration=self.state.iteration, saved_iteration=self.state.saved_iteration)
+        outcome = replace(
+            outcome,
+            iteration=self.state.iteration,
+            saved_iteration=self.state.saved_iteration,
+            signalled=self.stop_signal is not None,
+        )
         if outcome.status == "failed" and outcome.rank is not None:
             rank = self.ranks[outcome.rank]
             tail = log_tail(rank.log, rank.log_start)

@@ -36,6 +36,9 @@ class Track:
         kind = event["event"]
         if kind == "phase":
             self.phase = str(event.get("name", ""))
+        elif kind == "restart":
+            self.phase, self.iteration = "starting again", int(event["from_iteration"])
+            self._recent.clear()
         elif kind == "step":
             self.phase = "training"
             self.iteration = int(event["iteration"])
@@ -97,6 +100,10 @@ def event_text(event: Mapping[str, Any]) -> str | None:
     if kind == "stopping":
         longest = duration(event["grace_s"])
         return f"{event['signal']}: the ranks save and leave, within {longest}; once more kills them at once"
+    if kind == "restart":
+        row = f"{event['in_a_row']} of {event['at_most']}"
+        place = f"from step {event['from_iteration']}" if event["from_iteration"] else "from the beginning"
+        return f"restart {row}, {place}: {event['reason']}"
     if kind == "kernels":
         return _kernels_text(event)
     if kind == "note":

@@ -15,6 +15,7 @@ Ended = Literal["grace", "second signal", "report", "teardown", "hang"]
 _ROOT_SIGNALS = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 _SAME_MOMENT_S = 1.0
 GOOD = ("finished", "stopped")
+_USAGE = 2
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,12 @@ class Outcome:
         log_tail: The last lines of the failing rank's log.
         hint: What would help.
         kind: What a failed rank has said of its failure (``memory``, ``data``, ``nan``, ``peer``, ``exit``,
-            ``error``), ``killed`` by SIGKILL, or ``hang``; empty where none is so.
+            ``error``; ``transient``, ``unexplained``, ``persistent`` or ``reproducible`` where Megatron has
+            computed a step again), ``killed`` by SIGKILL, ``crashed``, ``config`` (left with exit code 2), or
+            ``hang``; empty where none is so.
         peak_bytes: The most memory that it has said it had used, 0 where it has not.
         requested_bytes: The allocation that failed, 0 where it is not known.
+        signalled: The job had been told to stop.
     """
 
     status: str
@@ -64,6 +68,7 @@ class Outcome:
     kind: str = ""
     peak_bytes: int = 0
     requested_bytes: int = 0
+    signalled: bool = False
 
 
 def judge(
@@ -98,13 +103,12 @@ def judge(
     first = first_failure(ranks, stop_signal)
     if first is not None:
         said = first.end or {}
-        killed = first.exit_code == -signal.SIGKILL
         return Outcome(
             "failed",
             reason=_cause(first),
             rank=first.rank,
             exit_code=1,
-            kind="killed" if killed else str(said.get("kind", "")),
+            kind=_kind(first),
             requested_bytes=int(said.get("requested", 0)),
         )
     if ended == "grace":
@@ -150,6 +154,17 @@ def first_failure(ranks: Sequence[RankFacts], stop_signal: int | None) -> RankFa
 
 def _is_root(facts: RankFacts) -> bool:
     return facts.exit_code is not None and -facts.exit_code in _ROOT_SIGNALS
+
+
+def _kind(facts: RankFacts) -> str:
+    if facts.exit_code == -signal.SIGKILL:
+        return "killed"
+    said = str((facts.end or {}).get("kind", ""))
+    if said or facts.end is not None:
+        return said
+    if facts.exit_code == _USAGE:
+        return "config"
+    return "crashed" if _is_root(facts) else ""
 
 
 def _cause(facts: RankFacts) -> str:

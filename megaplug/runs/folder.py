@@ -51,6 +51,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def events_file(self) -> Path:
+        """One JSON line for each start, failure, restart and end, see `megaplug.runs.history`."""
+        return self.path / "events.jsonl"
+
+    @property
     def loss_curve(self) -> Path:
         """The picture of the loss."""
         return self.path / "loss.png"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ class RunState:
         iters: The step at which the run is finished.
         reason: Why it is so, for a person.
         rank: The rank that failed first.
+        num_restarts: How often this start's ranks were started again after a failure.
+        restart_reasons: Why, for a person.
         pid: The launcher.
         updated: ISO 8601, UTC; set by `write_state`.
     """
@@ -37,6 +40,8 @@ class RunState:
     iters: int = 0
     reason: str = ""
     rank: int | None = None
+    num_restarts: int = 0
+    restart_reasons: Sequence[str] = ()
     pid: int | None = None
     updated: str = ""
 
@@ -64,6 +69,7 @@ def read_state(state_file: Path) -> RunState | None:
         content: dict[str, Any] = json.loads(text)
         known = {field.name for field in fields(RunState)}
         state = RunState(**{key: value for key, value in content.items() if key in known})
+        state = replace(state, restart_reasons=tuple(state.restart_reasons))
         if state.status not in STATUSES:
             raise ValueError(f"unknown status {state.status!r}")
     except (ValueError, TypeError, AttributeError) as error:

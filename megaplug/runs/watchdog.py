@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 from megaplug.runs.events import PARENT_FD
@@ -43,3 +45,9 @@ def _watch(parent_fd: int, owns_group: bool) -> None:
         os.killpg(os.getpgrp(), signal.SIGKILL)
     else:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    """``<parent fd> <command>``: run a shell's command in this process group, and end as `start` does."""
+    start(int(sys.argv[1]))
+    sys.exit(subprocess.run(["/bin/sh", "-c", sys.argv[2]]).returncode % 256)

@@ -50,8 +50,8 @@ MODEL_OF_TOPOLOGY = {
 
 
 def test_all_groups_are_there() -> None:
-    model_and_data = "model topology attention moe data tokenizer train optimizer lr precision"
-    how = "kernels overlap cuda_graph checkpoint logging profile launch watch cluster experiment"
+    model_and_data = "model topology attention moe data tokenizer train optimizer lr precision cluster"
+    how = "kernels overlap cuda_graph checkpoint logging profile launch watch alerts resilience experiment"
     assert sorted(group_options(ConfigSource())) == sorted(f"{model_and_data} {how}".split())
 
 

@@ -1,0 +1,102 @@
+"""A run's folder, made ready for its ranks: checkpoints looked at, metrics cut back, the job frozen."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import megaplug
+from megaplug.commands.resolved import Resolved
+from megaplug.job.freeze import FrozenJob, code_revision, write_frozen
+from megaplug.job.translate import megatron_arguments
+from megaplug.runs import checkpoints, metrics
+from megaplug.runs.checkpoints import RepairReport
+from megaplug.runs.folder import RunFolder, create_next, find_latest, open_first
+
+
+def open_folder(resolved: Resolved) -> RunFolder:
+    """The newest folder of this run, or a new one where there is none or ``resume=false`` asks for one."""
+    place = Path(resolved.job.runs_dir), resolved.job.name, resolved.digest
+    if not resolved.job.resume:
+        return create_next(*place)
+    return find_latest(*place) or open_first(*place)
+
+
+def make_ready(resolved: Resolved, folder: RunFolder, report: RepairReport | None = None) -> None:
+    """Bring a run's folder into the state from which its ranks can start; its lock must be held.
+
+    Args:
+        resolved: The job.
+        folder: Its folder.
+        report: What was found of its checkpoints; they are looked at where it is not given.
+    """
+    report = report or checkpoints.repair(folder.checkpoints)
+    iteration = report.newest.iteration if report.newest is not None else 0
+    # What was measured beyond the checkpoint will be measured again.
+    metrics.cut_metrics(folder.metrics_file, iteration)
+    metrics.cut_tensorboard(folder.tensorboard, iteration, iteration * resolved.job.train.global_batch_size)
+    _freeze(resolved, folder, resuming=report.newest is not None)
+
+
+def repair_notes(report: RepairReport) -> list[str]:
+    """What a person is told of checkpoints that are not whole."""
+    notes = [
+        f"checkpoint {aside.iteration} is not whole ({aside.faults[0]}): now at {aside.path}"
+        for aside in report.set_aside
+    ]
+    return [*notes, *(f"the save of step {step} was never completed; removed" for step in report.unfinished)]
+
+
+def first_iteration(resolved: Resolved, report: RepairReport) -> int:
+    """Where the run begins: at its own newest checkpoint, or at the whole state that it takes over."""
+    if report.newest is not None:
+        return report.newest.iteration
+    source = resolved.source
+    return source.checkpoint.iteration if source is not None and not source.weights_only else 0
+
+
+def rank_environment(resolved: Resolved, folder: RunFolder) -> dict[str, str]:
+    """What the ranks need beyond this process's environment."""
+    # The package as it is here, installed or not.
+    root = str(Path(megaplug.__file__).resolve().parent.parent)
+    paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in paths if path)),
+        # A tokenizer is a local folder; a rank never asks a hub for it.
+        "HF_HUB_OFFLINE": "1",
+    }
+    if resolved.job.logging.wandb_project is not None:
+        # A run that is continued is continued there, too.
+        environment |= {"WANDB_RUN_ID": folder.name, "WANDB_RESUME": "allow"}
+    if resolved.derived.device == "cpu":
+        # On a machine with GPUs, a job for the CPU must not see them.
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return environment
+
+
+def _freeze(resolved: Resolved, folder: RunFolder, *, resuming: bool) -> None:
+    if resolved.source is not None and not resuming:
+        resolved.source.stage(folder)
+    arguments = megatron_arguments(
+        resolved.job,
+        resolved.topology,
+        resolved.derived,
+        resolved.facts,
+        folder,
+        source=resolved.source,
+        resuming=resuming,
+    )
+    write_frozen(
+        FrozenJob(
+            job=resolved.job,
+            topology=resolved.topology,
+            derived=resolved.derived,
+            facts=resolved.facts,
+            megatron_args=arguments,
+            digest=resolved.digest,
+            model_fingerprint=resolved.fingerprint,
+            revision=code_revision(),
+            megaplug_version=megaplug.__version__,
+            folder=folder,
+        )
+    )

@@ -1,0 +1,101 @@
+"""Which failures of a job a fresh start can cure, and when it is enough.
+
+What comes from outside (a killed rank, a lost connection, a rank that hangs) or may have been chance is tried
+again; what would only come again is not: a mistake in the configuration, a failure before the first step, the
+same failure at the same step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megaplug.launchers.verdict import Outcome
+
+# Kinds of failures that a start can meet by chance before its first step.
+_BY_CHANCE = ("killed", "crashed", "hang", "peer", "data", "nan", "transient", "unexplained")
+# May come twice at the same step and be chance both times.
+_FROM_OUTSIDE = ("killed",)
+_NEVER = {
+    "config": "the configuration is wrong, and would be again",
+    "persistent": "a GPU computes wrongly, and would again",
+    "reproducible": "the result is what this step computes, and would be again",
+}
+
+
+@dataclass(frozen=True)
+class Restart:
+    """One start after a failure.
+
+    Attributes:
+        number: Of this command, from 1.
+        reason: Why the ranks had to be started again.
+        kind: As of `Outcome`.
+        rank: The rank that failed.
+        iteration: The last step that was seen.
+        from_iteration: The step of the checkpoint that it goes on from, 0 for the beginning.
+    """
+
+    number: int
+    reason: str
+    kind: str
+    rank: int | None
+    iteration: int
+    from_iteration: int
+
+
+class Restarts:
+    """Those of one command.
+
+    Args:
+        at_most: How many there may be in a row; a checkpoint that was saved since the last begins a new row.
+    """
+
+    def __init__(self, at_most: int) -> None:
+        self.at_most = at_most
+        self.done: list[Restart] = []
+        self.in_a_row = 0
+        self._last: tuple[str, int | None, int] | None = None
+
+    def why_not(self, outcome: Outcome, began_at: int) -> str:
+        """Why a job that has failed is not started again; empty where it is.
+
+        Args:
+            outcome: How it has ended.
+            began_at: The step of the checkpoint that it had begun from, 0 for none.
+        """
+        assert outcome.status == "failed"
+        failure = (outcome.kind, outcome.rank, outcome.iteration)
+        if outcome.saved_iteration > began_at:
+            self.in_a_row, self._last = 0, None
+        before, self._last = self._last, failure
+        no_step = outcome.iteration <= began_at
+        if outcome.signalled:
+            return "it was told to stop"
+        if outcome.kind in _NEVER:
+            return _NEVER[outcome.kind]
+        if outcome.kind == "memory" and no_step:
+            return "it has not done a step with this memory, and would not again"
+        if outcome.kind not in (*_BY_CHANCE, "memory") and no_step:
+            return "it fails before its first step, and would again"
+        if failure == before and outcome.kind == "unexplained":
+            return "it has computed the same on the same device; only another device can tell who is right"
+        if failure == before and outcome.kind not in _FROM_OUTSIDE:
+            return f"it is the same failure as before, after step {outcome.iteration:,} again"
+        if self.in_a_row >= self.at_most:
+            times = "once" if self.at_most == 1 else f"{self.at_most} times"
+            return f"it was {times} without a new checkpoint, as watch.max_restarts allows"
+        return ""
+
+    def take(self, outcome: Outcome, from_iteration: int) -> Restart:
+        """Count one, after `why_not` has nothing against it."""
+        self.in_a_row += 1
+        restart = Restart(
+            len(self.done) + 1, outcome.reason, outcome.kind, outcome.rank, outcome.iteration, from_iteration
+        )
+        self.done.append(restart)
+        return restart
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why, in order."""
+        return tuple(restart.reason for restart in self.done)

@@ -1,0 +1,39 @@
+"""``events.jsonl``: what has happened to a run over all its starts, one line each; nothing is cut from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megaplug.runs.atomic import disk_errors, strict_json
+
+
+def append_event(events_file: Path, event: Mapping[str, Any]) -> None:
+    """Append one event: ``event`` (start, failure, stall, restart or end), ``time`` and what belongs to it.
+
+    Raises:
+        UserError: If the disk is full or may not be written to.
+    """
+    text = json.dumps(strict_json(event), allow_nan=False) + "\n"
+    with disk_errors(events_file, "append to"), events_file.open("a") as file:
+        file.write(text)
+
+
+def read_events(events_file: Path) -> list[dict[str, Any]]:
+    """Every whole line, in order; one that was torn by a crash is left out."""
+    with disk_errors(events_file, "read"):
+        try:
+            content = events_file.read_text()
+        except FileNotFoundError:
+            return []
+    events = []
+    for text in content.splitlines():
+        try:
+            event = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and "event" in event:
+            events.append(event)
+    return events

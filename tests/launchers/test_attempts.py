@@ -1,0 +1,272 @@
+"""A job whose ranks fail is started again from its last checkpoint: fake ranks, real checkpoints, a lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fake_ranks import PRELUDE
+
+from megaplug.commands import attempts
+from megaplug.commands.attempts import Attempts, Course
+from megaplug.errors import UserError
+from megaplug.job.schema import Job
+from megaplug.launchers import local
+from megaplug.launchers.alerts import Alerts
+from megaplug.runs import checkpoints, metrics
+from megaplug.runs.folder import RunFolder
+from megaplug.runs.history import read_events
+from megaplug.runs.lock import RunLock
+from megaplug.runs.state import read_state
+
+# A rank that trains to step 12, saves every fifth step, and fails as the script says; `turn` counts starts.
+TRAINING = (
+    PRELUDE
+    + """
+import json
+from megaplug.runs import saving
+from megaplug.runs.checkpoints import list_checkpoints
+from megaplug.runs.metrics import append_metrics
+folder = Path(os.environ["FAKE_RUN"])
+mine = here / f"starts{rank}"
+turn = len(mine.read_text()) if mine.exists() else 0
+mine.write_text("x" * (turn + 1))
+with (here / f"ports{rank}").open("a") as file: file.write(os.environ["MASTER_PORT"] + "\\n")
+with (here / f"devices{rank}").open("a") as file: file.write(os.environ["LOCAL_RANK"] + "\\n")
+print("this is start", turn, flush=True)
+kept = [found.iteration for found in list_checkpoints(folder / "checkpoints")]
+began = max(kept, default=0)
+
+def fail(kind, **more):
+    events.write("end", status="failed", kind=kind, reason=f"{kind} {turn}", **more)
+    sys.exit(1)
+
+def save(step):
+    place = folder / "checkpoints" / "saving" / f"iter_{step:07d}"
+    place.mkdir(parents=True)
+    (place / "shard").write_bytes(bytes(100))
+    saving.complete(folder / "checkpoints", step)
+    events.write("saved", iteration=step, seconds=0.0)
+
+def step(number):
+    if rank == 0: append_metrics(folder / "metrics.jsonl", {"iteration": number, "loss": float(turn)})
+    events.write("step", iteration=number, iters=12)
+    if number % 5 == 0 and rank == 0: save(number)
+
+def train(to):
+    for number in range(began + 1, to + 1): step(number)
+"""
+)
+END = """
+train(12)
+events.write("end", status="finished", iteration=12)
+"""
+
+
+class FakeRun:
+    """One command's run of fake ranks."""
+
+    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.place = place
+        self.folder = RunFolder(place / "run")
+        self.folder.checkpoints.mkdir(parents=True)
+        self.told: list[dict] = []
+        monkeypatch.setattr(attempts, "make_ready", self._make_ready)
+        environment = {"FAKE_DIR": str(place), "FAKE_RUN": str(self.folder.path)}
+        environment["PYTHONPATH"] = str(Path(attempts.__file__).parents[2])
+        monkeypatch.setattr(attempts, "rank_environment", lambda *_: environment)
+
+    def _make_ready(self, _: object, folder: RunFolder, report: checkpoints.RepairReport) -> None:
+        metrics.cut_metrics(folder.metrics_file, report.newest.iteration if report.newest else 0)
+
+    def run(self, script: str, max_restarts: int = 3, world_size: int = 1, **config) -> Course:
+        job = Job()
+        job.watch.max_restarts = max_restarts
+        job.launch.grace_s = 5.0
+        for key, value in config.items():
+            section, name = key.split("__")
+            setattr(getattr(job, section), name, value)
+        resolved = SimpleNamespace(
+            job=job,
+            topology=SimpleNamespace(world_size=world_size),
+            derived=SimpleNamespace(iters=12),
+            source=None,
+        )
+        command = [sys.executable, "-c", TRAINING + script + END]
+        alerts = Alerts(job.alerts.command, None, job.alerts.events, 10.0)
+        with alerts, RunLock.acquire(self.folder, "typed") as lock, local.heard_signals() as signals:
+            course = Attempts(resolved, self.folder, command, lock, alerts, self._tell).run(0, signals)  # type: ignore[arg-type]
+            self.told += [{"event": "fault", "text": text} for text in alerts.finish(signals)]
+        return course
+
+    def _tell(self, event: dict) -> None:
+        self.told.append(event)
+        if event["event"] == "restart":
+            with pytest.raises(UserError, match="another job"):
+                RunLock.acquire(self.folder)
+
+    def of(self, kind: str) -> list[dict]:
+        return [event for event in self.told if event["event"] == kind]
+
+    def starts(self, rank: int = 0) -> int:
+        return len((self.place / f"starts{rank}").read_text())
+
+    def history(self) -> list[str]:
+        return [event["event"] for event in read_events(self.folder.events_file)]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRun:
+    return FakeRun(tmp_path, monkeypatch)
+
+
+def test_a_killed_rank_is_made_good_from_the_last_checkpoint(fake):
+    course = fake.run("if turn < 2:\n    train(7 + turn); os.kill(os.getpid(), signal.SIGKILL)\n")
+    assert (course.outcome.status, course.outcome.exit_code, course.outcome.iteration) == ("finished", 0, 12)
+    assert fake.starts() == 3
+    # What was measured beyond the checkpoint is measured again, by the ranks that went on.
+    lines = metrics.read_metrics(fake.folder.metrics_file)
+    assert [line["iteration"] for line in lines] == list(range(1, 13))
+    assert [line["loss"] for line in lines] == [0.0] * 5 + [2.0] * 7
+    killed = "rank 0 was killed by signal 9 (SIGKILL), probably by the kernel's out-of-memory killer"
+    state = read_state(fake.folder.state_file)
+    assert (state.status, state.num_restarts, state.restart_reasons) == ("finished", 2, (killed, killed))
+    shown = [(e["number"], e["from_iteration"], e["iteration"], e["reason"]) for e in fake.of("restart")]
+    assert shown == [(1, 5, 7, killed), (2, 5, 8, killed)]
+    assert fake.history() == ["start", "failure", "restart", "failure", "restart", "end"]
+
+
+def test_nothing_is_started_again_by_default(fake):
+    course = fake.run("train(7); os.kill(os.getpid(), signal.SIGKILL)", max_restarts=0)
+    assert (course.outcome.status, course.outcome.exit_code, course.why_no_more) == ("failed", 1, "")
+    assert fake.starts() == 1 and fake.history() == ["start", "failure", "end"]
+    assert read_state(fake.folder.state_file).num_restarts == 0
+
+
+def test_it_is_tried_so_many_times_and_no_more(fake):
+    course = fake.run("train(7); os.kill(os.getpid(), signal.SIGKILL)", max_restarts=2)
+    assert course.outcome.status == "failed" and "watch.max_restarts" in course.why_no_more
+    assert fake.starts() == 3 and read_state(fake.folder.state_file).num_restarts == 2
+
+
+def test_the_count_begins_anew_with_a_checkpoint(fake):
+    script = "if turn < 2:\n    train(began + 6); os.kill(os.getpid(), signal.SIGKILL)\n"
+    course = fake.run(script, max_restarts=1)
+    assert (course.outcome.status, fake.starts()) == ("finished", 3)
+    assert [restart.from_iteration for restart in course.restarts.done] == [5, 10]
+
+
+def test_a_hang_is_a_stall_and_is_started_again(fake):
+    script = (
+        "if turn == 0:\n    train(3)\n    events.write('beat', progress=1, iteration=3, phase='training')\n"
+    )
+    script += "    signal.pause()\n"
+    course = fake.run(script, watch__hang_s=0.5)
+    assert (course.outcome.status, fake.starts()) == ("finished", 2)
+    assert fake.history() == ["start", "stall", "restart", "end"]
+    assert "hangs" in course.restarts.reasons[0]
+
+
+def test_the_same_failure_at_the_same_step_is_not_tried_a_third_time(fake):
+    course = fake.run("train(7); fail('error')")
+    assert fake.starts() == 2 and "the same failure" in course.why_no_more
+
+
+def test_a_mistake_in_the_configuration_is_not_tried_again(fake):
+    course = fake.run("sys.exit(2)")
+    assert fake.starts() == 1 and "configuration" in course.why_no_more
+
+
+def test_out_of_memory_without_a_step_is_not_tried_again(fake):
+    course = fake.run("fail('memory')")
+    assert fake.starts() == 1 and "memory" in course.why_no_more
+
+
+def test_each_start_has_a_port_of_its_own_and_its_log_behind_the_last(fake):
+    fake.run("if turn < 2:\n    train(3 + turn); os.kill(os.getpid(), signal.SIGKILL)\n", world_size=2)
+    ports = (fake.place / "ports0").read_text().split()
+    assert len(ports) == 3 == len(set(ports))
+    log = fake.folder.log_file(1).read_text()
+    assert [line for line in log.splitlines() if line.startswith("this is")] == [
+        "this is start 0",
+        "this is start 1",
+        "this is start 2",
+    ]
+
+
+def test_what_is_to_be_computed_on_another_device_is(fake):
+    script = "if turn == 0:\n    train(5)\n    fail('unexplained' if rank == 0 else 'peer')\n"
+    assert fake.run(script, world_size=2).outcome.status == "finished"
+    assert (fake.place / "devices0").read_text().split() == ["0", "1"]
+    assert (fake.place / "devices1").read_text().split() == ["1", "0"]
+
+
+def test_a_damaged_checkpoint_is_gone_back_behind(fake):
+    spoil = "(folder / 'checkpoints' / 'iter_0000010' / 'shard').write_bytes(bytes(99))"
+    course = fake.run(f"if turn == 0:\n    train(11); {spoil}; fail('error')\n")
+    assert course.outcome.status == "finished" and course.restarts.done[0].from_iteration == 5
+    assert any("checkpoint 10 is not whole" in event["text"] for event in fake.of("note"))
+
+
+def test_a_signal_ends_the_ranks_for_good(fake):
+    script = f"train(3); os.kill({os.getpid()}, signal.SIGTERM); time.sleep(60)"
+    course = fake.run(script)
+    assert (course.outcome.status, course.outcome.exit_code) == ("stopped", 143)
+    assert fake.starts() == 1
+
+
+def test_a_rank_that_fails_while_it_is_told_to_stop_is_not_started_again(fake):
+    script = "signal.signal(signal.SIGTERM, lambda *_: fail('error')); train(3)\n"
+    script += f"os.kill({os.getpid()}, signal.SIGTERM); time.sleep(60)"
+    course = fake.run(script)
+    assert course.outcome.status == "failed" and "told to stop" in course.why_no_more
+    assert fake.starts() == 1
+
+
+def test_a_signal_between_two_starts_ends_the_run(fake, monkeypatch):
+    real = checkpoints.repair
+
+    def repair(directory: Path) -> checkpoints.RepairReport:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(directory)
+
+    monkeypatch.setattr(checkpoints, "repair", repair)
+    course = fake.run("train(7); os.kill(os.getpid(), signal.SIGKILL)")
+    assert (course.outcome.status, course.outcome.exit_code) == ("stopped", 143)
+    state = read_state(fake.folder.state_file)
+    assert (state.status, state.reason) == ("stopped", "stopped by SIGTERM before it was started again")
+    assert fake.starts() == 1
+
+
+def test_what_is_saved_where_it_was_to_stop_is_not_started_again(fake):
+    course = fake.run("train(5); os.kill(os.getpid(), signal.SIGKILL)", train__stop_at=5)
+    assert fake.starts() == 1 and "train.stop_at" in course.why_no_more
+
+
+def test_a_command_is_told_of_each_event_in_order(fake):
+    place = fake.place / "told"
+    fake.run(
+        "if turn == 0:\n    train(7); os.kill(os.getpid(), signal.SIGKILL)\n",
+        alerts__command=f"cat >> {place}",
+        alerts__events=["start", "failure", "restart", "end"],
+    )
+    told = [json.loads(line) for line in place.read_text().splitlines()]
+    assert [event["event"] for event in told] == ["start", "failure", "restart", "end"]
+    assert told[1]["text"].startswith("run has failed at step 7 of 12: rank 0 was killed")
+    assert told[2]["from_iteration"] == 5
+    assert (told[3]["status"], told[3]["num_restarts"]) == ("finished", 1)
+
+
+def test_a_hook_that_fails_or_hangs_changes_nothing(fake):
+    course = fake.run("", alerts__command="exit 4", alerts__events=["start", "end"])
+    assert (course.outcome.status, course.outcome.exit_code) == ("finished", 0)
+    said = [e["text"] for e in fake.told if "alerts.command" in e.get("text", "")]
+    assert said == [
+        "alerts.command failed at start: exit code 4",
+        "alerts.command failed at end: exit code 4",
+    ]
