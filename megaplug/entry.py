@@ -1,4 +1,4 @@
-"""Where the commands begin, so early that Ctrl-C is one line even while they are still being imported."""
+"""Where the commands begin, so early that a signal is one line even while they are still being imported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import os
 import signal
 
-_INTERRUPTED = 128 + signal.SIGINT
+_OTHERS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 
 def train() -> int:
@@ -34,15 +34,19 @@ def _command(name: str) -> int:
     waiting = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if waiting:
         signal.signal(signal.SIGINT, _leave)
+    for number in _OTHERS:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _leave)
     main = importlib.import_module(f"megaplug.commands.{name}").main
     if waiting:
-        # From here on the command sees to it; see `commands.cli.guarded`.
+        # From here on the command sees to it, and to the others; see `commands.cli.guarded`.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code: int = main()
     return code
 
 
-def _leave(*_: object) -> None:
+def _leave(number: int, _: object) -> None:
     """Nothing has begun: there is nothing to clean up."""
-    os.write(2, b"interrupted\n")
-    os._exit(_INTERRUPTED)
+    by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    os.write(2, f"interrupted{by}\n".encode())
+    os._exit(128 + number)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from megaplug.launchers import local
 from megaplug.launchers.alerts import Alerts
 from megaplug.launchers.hang import Limits
 from megaplug.launchers.restarts import Restarts
+from megaplug.launchers.stops import StopSignals
 from megaplug.launchers.supervisor import Event, Patience
 from megaplug.launchers.verdict import Outcome
 from megaplug.runs import checkpoints
@@ -81,12 +81,12 @@ class Attempts:
         self._restarts = Restarts(resolved.job.watch.max_restarts)
         self._shift = 0
 
-    def run(self, iteration: int, signals: socket.socket) -> Course:
+    def run(self, iteration: int, signals: StopSignals) -> Course:
         """Start the ranks, again where it may help, until they have ended for good.
 
         Args:
             iteration: The step of the checkpoint that they begin from.
-            signals: From `local.heard_signals`: a signal between two starts ends the run, too.
+            signals: What hears them: a signal between two starts ends the run, too.
         """
         self._record("start", iteration=iteration)
         try:
@@ -97,7 +97,7 @@ class Attempts:
         self._record("end", **_said(course.outcome))
         return course
 
-    def _course(self, iteration: int, signals: socket.socket) -> Course:
+    def _course(self, iteration: int, signals: StopSignals) -> Course:
         while True:
             outcome = self._attempt(iteration, signals)
             if outcome.status != "failed":
@@ -106,15 +106,16 @@ class Attempts:
             why_not = self._restarts.why_not(outcome, iteration)
             if why_not:
                 return Course(outcome, self._restarts, why_not if self._restarts.at_most else "")
-            report = checkpoints.repair(self._folder.checkpoints)
-            make_ready(self._resolved, self._folder, report)
+            with signals.waiting():
+                report = checkpoints.repair(self._folder.checkpoints)
+                make_ready(self._resolved, self._folder, report)
             iteration = first_iteration(self._resolved, report)
             for note in repair_notes(report):
                 self._tell({"event": "note", "text": note})
             stop_at = self._resolved.job.train.stop_at
             if stop_at is not None and iteration >= stop_at:
                 return Course(outcome, self._restarts, "train.stop_at is reached, and saved")
-            if (number := local.waiting_signal(signals)) is not None:
+            if (number := signals.pending()) is not None:
                 return Course(self._stopped(outcome, int(number), number.name), self._restarts)
             # Megatron asks for another device, to find out which of two is right.
             self._shift += outcome.kind == "unexplained"
@@ -124,7 +125,7 @@ class Attempts:
             self._tell({"event": "restart", **event})
             self._record("restart", **event)
 
-    def _attempt(self, iteration: int, signals: socket.socket) -> Outcome:
+    def _attempt(self, iteration: int, signals: StopSignals) -> Outcome:
         resolved, job = self._resolved, self._resolved.job
         limits = {item.name: getattr(job.watch, item.name) for item in dataclasses.fields(Limits)}
         return local.run(
@@ -151,8 +152,11 @@ class Attempts:
         reason = f"stopped by {name} before it was started again"
         state = read_state(self._folder.state_file)
         assert state is not None, "its ranks have been started"
-        write_state(self._folder.state_file, replace(state, status="stopped", reason=reason, rank=None))
-        return Outcome("stopped", outcome.iteration, outcome.saved_iteration, reason, exit_code=128 + number)
+        write_state(
+            self._folder.state_file, replace(state, status="stopped", reason=reason, rank=None, signal=name)
+        )
+        saved = outcome.saved_iteration
+        return Outcome("stopped", outcome.iteration, saved, reason, exit_code=128 + number, signal=name)
 
     def _record(self, event_kind: str, **values: Any) -> None:
         """Write an event down and have it sent; a disk that refuses is told and changes nothing."""

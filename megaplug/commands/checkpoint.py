@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 if a checkpoint is damaged, 2 for a mistake or a disk that refuses.
     """
-    return cli.run(_main, argv, every_signal=True)
+    return cli.run(_main, argv)
 
 
 def _main(words: Sequence[str]) -> int:

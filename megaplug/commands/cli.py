@@ -17,7 +17,7 @@ from megaplug.errors import UserError
 from megaplug.job.compose import CONFIG_NAME, ConfigSource
 
 _FLAGS = "--cfg job, --resolve, --multirun, --config-dir, --config-name, --help, --version"
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -201,37 +201,36 @@ class Ended(BaseException):
         self.number = number
 
 
-def run(
-    work: Callable[[Sequence[str]], int], words: Sequence[str] | None, *, every_signal: bool = False
-) -> int:
+def run(work: Callable[[Sequence[str]], int], words: Sequence[str] | None) -> int:
     """Run a command, as `guarded` does.
 
     Args:
         work: What the words ask for; returns the exit code.
         words: The words after the command; None for those of this process, which ends with the answer.
-        every_signal: As of `guarded`.
     """
     if words is not None:
-        return guarded(lambda: work(words), every_signal=every_signal)
+        return guarded(lambda: work(words))
     # Nearly all that is made lives to the end: looking for cycles in it is a tenth of the time of an answer.
     gc.set_threshold(100_000)
-    code = guarded(lambda: work(sys.argv[1:]), every_signal=every_signal)
+    code = guarded(lambda: work(sys.argv[1:]))
+    for number in (signal.SIGINT, *_ENDING):
+        # All is done and said: whoever cannot wait for Python to tidy up has the answer's code, too.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: os._exit(code))
     gc.freeze()
     return code
 
 
-def guarded(work: Callable[[], int], *, every_signal: bool = False) -> int:
+def guarded(work: Callable[[], int]) -> int:
     """Run a command; a user's mistake is one message and its exit code, anything else a traceback.
 
-    Ctrl-C is one line and 130.
+    Ctrl-C is one line and 130; SIGTERM, SIGHUP and SIGUSR2 are likewise one line, and 143, 129 or 140.
 
     Args:
         work: The command.
-        every_signal: Whether SIGTERM and SIGHUP are likewise one line and 143 or 129. False where they kill
-            as ever, or where the command has its own ways with them.
     """
     try:
-        with _ended_by_signals(_ENDING if every_signal else ()):
+        with _ended_by_signals():
             return work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -247,13 +246,18 @@ def guarded(work: Callable[[], int], *, every_signal: bool = False) -> int:
 
 
 @contextlib.contextmanager
-def _ended_by_signals(numbers: Sequence[signal.Signals]) -> Iterator[None]:
-    """Raise `Ended` at these signals, but for those that are ignored, as SIGHUP under nohup."""
+def _ended_by_signals() -> Iterator[None]:
+    """Raise `Ended` at the first of these signals, but for those that are ignored, as SIGHUP under nohup."""
+    is_ending = False
 
     def end(number: int, _: object) -> None:
-        raise Ended(signal.Signals(number))
+        nonlocal is_ending
+        # What a scheduler repeats must not disturb the tidying up.
+        if not is_ending:
+            is_ending = True
+            raise Ended(signal.Signals(number))
 
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in _ENDING}
     for number, handler in before.items():
         if handler != signal.SIG_IGN:
             signal.signal(number, end)

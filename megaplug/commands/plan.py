@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 for a good answer, 1 for a machine that cannot train, 2 if the question was wrong
         or its job is impossible.
     """
-    return cli.run(_main, argv, every_signal=True)
+    return cli.run(_main, argv)
 
 
 def _main(words: Sequence[str]) -> int:

@@ -24,11 +24,11 @@ from megaplug.job.packages import packages_line
 from megaplug.job.schema import Job
 from megaplug.job.sharding import described
 from megaplug.job.translate import megatron_arguments
-from megaplug.launchers import local
 from megaplug.launchers.progress import Progress, make_progress
 from megaplug.launchers.screen import Header, Summary, count
+from megaplug.launchers.stops import StopSignals
 from megaplug.launchers.supervisor import Event
-from megaplug.launchers.verdict import Outcome
+from megaplug.launchers.verdict import AT_ONCE, Outcome
 from megaplug.plan.cluster import AUTO
 from megaplug.runs import checkpoints
 from megaplug.runs.folder import RunFolder, find_latest
@@ -87,7 +87,8 @@ def start(job: Job, command: CommandLine) -> int:
             return 0
         make_ready(resolved, folder, report)
         end = min(resolved.derived.iters, resolved.job.train.stop_at or resolved.derived.iters)
-        with make_progress(job.logging.progress, job.launch.output, end, iteration) as progress:
+        shown = make_progress(job.logging.progress, job.launch.output, end, iteration)
+        with shown as progress, StopSignals() as signals:
             _shown(progress.header, _header(resolved, folder, iteration, command.overrides))
 
             def tell(event: Event) -> None:
@@ -95,12 +96,14 @@ def start(job: Job, command: CommandLine) -> int:
 
             for note in notes:
                 tell({"event": "note", "text": note})
-            with alerts_of(job) as alerts, local.heard_signals() as signals:
+            with alerts_of(job) as alerts:
                 ranks = [sys.executable, "-m", "megaplug.runtime", str(folder.job_file.resolve())]
                 course = Attempts(resolved, folder, ranks, lock, alerts, tell).run(iteration, signals)
-                for fault in alerts.finish(signals):
+                # Whoever has pressed Ctrl-C twice waits for nothing.
+                for fault in alerts.finish(signals.reader) if course.outcome.kind != AT_ONCE else []:
                     tell({"event": "note", "text": fault})
-            _shown(progress.summary, _summary(resolved, folder, course, progress, command))
+            with signals.waiting():
+                _shown(progress.summary, _summary(resolved, folder, course, progress, command))
     return course.outcome.exit_code
 
 
@@ -194,7 +197,8 @@ def _summary(
     line = None if unigram is None else ("unigram model", unigram)
     drawn = False
     try:
-        drawn = draw_loss_curve(folder.metrics_file, folder.loss_curve, folder.name, line)
+        if outcome.kind != AT_ONCE:
+            drawn = draw_loss_curve(folder.metrics_file, folder.loss_curve, folder.name, line)
     except UserError as error:  # a full disk, as a rule; what has become of the run counts more
         progress.note(f"no loss curve: {error}")
     files = [("folder", str(folder.path)), ("logs", str(folder.logs))]

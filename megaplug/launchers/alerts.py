@@ -83,7 +83,7 @@ class Alerts:
         """Wait until everything is sent, or its time is over, or a signal comes; returns the last `faults`.
 
         Args:
-            signals: From `megaplug.launchers.local.heard_signals`.
+            signals: Becomes readable when a signal comes.
         """
         if self._thread is not None:
             self._events.put(None)

@@ -40,6 +40,7 @@ class Rank:
         end: Its ``end`` event.
         exit_code: As `subprocess` counts: negative for a signal; None while it lives.
         peak_bytes: The most memory that it has said it had used.
+        can_save: It has done a step, and saves when it is told to stop.
     """
 
     rank: int
@@ -53,6 +54,7 @@ class Rank:
     exit_code: int | None = None
     events_ended: bool = False
     peak_bytes: int = 0
+    can_save: bool = False
     pending: bytes = field(default=b"", repr=False)
 
     def read_events(self) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ class Restarts:
             self.in_a_row, self._last = 0, None
         before, self._last = self._last, failure
         no_step = outcome.iteration <= began_at
-        if outcome.signalled:
+        if outcome.signal:
             return "it was told to stop"
         if outcome.kind in _NEVER:
             return _NEVER[outcome.kind]

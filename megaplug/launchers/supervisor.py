@@ -1,6 +1,7 @@
 """One job's ranks from start to end: heard, hurried, judged, and killed as a group.
 
-It waits on file descriptors only: event pipes, pidfds, and a socket on which signals arrive as bytes.
+It waits on file descriptors only: event pipes, pidfds, and a socket on which signals arrive as bytes
+(`megaplug.launchers.stops`).
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from megaplug.launchers.hang import TICK_S, HangWatch, Limits
 from megaplug.launchers.lag import LagWatch
 from megaplug.launchers.logs import count_oom_kills, hint_for, log_tail
 from megaplug.launchers.ranks import Rank, kill_group, start_ranks
-from megaplug.launchers.verdict import GOOD, Ended, Outcome, RankFacts, judge
+from megaplug.launchers.stops import OF_RANKS, SIGNALS, StopSignals
+from megaplug.launchers.verdict import GOOD, Ended, Outcome, RankFacts, Stop, judge
+from megaplug.runs.checkpoints import list_checkpoints
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.state import RunState, write_state
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Event = dict[str, Any]
 
 
@@ -70,7 +72,7 @@ class Supervisor:
         self.hang = HangWatch(patience.limits, 0, time.monotonic())
         self.lag = LagWatch()
         self.hung: Outcome | None = None
-        self.stop_signal: int | None = None
+        self.stop: Stop | None = None
         self.deadline: tuple[float, Ended] | None = None
         self.state = RunState("running", iteration=iteration, saved_iteration=iteration, iters=iters)
         self.shift = 0
@@ -92,9 +94,10 @@ class Supervisor:
         listener: socket.socket,
         lock_fd: int | None,
         environment: Mapping[str, str],
-        signals: socket.socket,
+        signals: StopSignals,
     ) -> Outcome:
         """Start, watch, judge, end."""
+        self.signals = signals
         oom_kills = count_oom_kills()
         parent_read, parent_write = os.pipe()
         left: list[int] = []
@@ -116,12 +119,12 @@ class Supervisor:
                 os.close(parent_read)
                 listener.close()  # with rank 0 gone the others must be refused, not kept waiting
             self.hang = HangWatch(self.patience.limits, world_size, time.monotonic())
-            ended = self._watch(signals)
+            ended = self._watch()
             facts = [
                 RankFacts(rank.rank, rank.end, rank.exit_code, self.failed_at.get(rank.rank))
                 for rank in self.ranks
             ]
-            outcome = self.hung or judge(facts, self.stop_signal, ended, self.grace_s)
+            outcome = self.hung or judge(facts, self.stop, ended, self.grace_s)
         except BaseException as error:
             with contextlib.suppress(UserError):  # the first error is the one to be shown
                 reason = f"the launcher failed: {error or type(error).__name__}"
@@ -132,11 +135,20 @@ class Supervisor:
             os.close(parent_write)
         return self._conclude(outcome, count_oom_kills() - oom_kills, left)
 
-    def _watch(self, signals: socket.socket) -> Ended | None:
+    def _watch(self) -> Ended | None:
         """Wait until every rank has left or must be killed; returns why they must."""
-        why = None
+        try:
+            why = self._wait()
+        except KeyboardInterrupt:  # see `StopSignals.waiting`
+            why = self._at_once()
+        for rank in self.ranks:
+            self._listen(rank)  # what was said in the last moment counts
+        return why
+
+    def _wait(self) -> Ended | None:
+        why: Ended | None = None
         with selectors.DefaultSelector() as selector:
-            selector.register(signals, selectors.EVENT_READ)
+            selector.register(self.signals.reader, selectors.EVENT_READ)
             for rank in self.ranks:
                 selector.register(rank.pidfd, selectors.EVENT_READ, rank)
                 selector.register(rank.events_fd, selectors.EVENT_READ, rank)
@@ -149,8 +161,9 @@ class Supervisor:
                         break
                 for key, _ in selector.select(timeout):
                     if key.data is None:
-                        if self._signalled(signals.recv(64)):
-                            why = "second signal"
+                        why = self._signalled(self.signals.reader.recv(64))
+                        if why is not None:
+                            break
                         continue
                     rank = key.data
                     if key.fd == rank.pidfd:
@@ -162,8 +175,6 @@ class Supervisor:
                         selector.unregister(rank.events_fd)
                 if why is None and self._hangs():
                     why = "hang"
-        for rank in self.ranks:
-            self._listen(rank)  # what was said in the last moment counts
         return why
 
     def _hangs(self) -> bool:
@@ -178,7 +189,8 @@ class Supervisor:
             by_number = {rank.rank: rank.process.pid for rank in living}
             if not any(stacks.is_stopped(by_number[rank]) for rank in overdue):
                 return False
-        stands = stacks.ask(living, self.patience.stack_s)
+        with self.signals.waiting():
+            stands = stacks.ask(living, self.patience.stack_s)
         try:
             written = write_stacks(self.folder, self.hang, stands)
         except UserError as error:
@@ -187,27 +199,64 @@ class Supervisor:
         self.hung = judge_hang(self.hang, stands, written)
         return True
 
-    def _signalled(self, numbers: bytes) -> bool:
-        """Pass a first signal on as SIGTERM; True for a second one."""
+    def _signalled(self, numbers: bytes) -> Ended | None:
+        """Let a first signal stop the job; why everything must end now, after a second Ctrl-C."""
         for number in numbers:
             if number not in SIGNALS:
                 continue
-            if self.stop_signal is not None:
-                return True
-            self.stop_signal = number
-            self._hurry(self.grace_s, "grace")
-            for rank in self.ranks:
-                if rank.exit_code is None:
-                    with contextlib.suppress(ProcessLookupError):
-                        signal.pidfd_send_signal(rank.pidfd, signal.SIGTERM)
-            self._tell({"event": "stopping", "signal": signal.Signals(number).name, "grace_s": self.grace_s})
-        return False
+            if self.stop is not None and number == signal.SIGINT:
+                return self._at_once()
+            if self.stop is None and any(rank.end is None for rank in self.ranks):
+                self._stop(number)
+        return None
+
+    def _stop(self, number: int, told: int | None = None) -> None:
+        """Begin to stop.
+
+        Args:
+            number: The signal.
+            told: The rank that it went to; all others hear of it from that one. None to tell all.
+        """
+        living = [rank for rank in self.ranks if rank.exit_code is None]
+        can_save = all(rank.can_save for rank in self.ranks)
+        self.stop = Stop(number, time.time(), told, can_save)
+        self.signals.asked = True
+        self._hurry(self.grace_s, "grace")
+        if told is None:
+            self._pass_on(living)
+        self._tell(
+            {
+                "event": "stopping",
+                "signal": signal.Signals(number).name,
+                "grace_s": self.grace_s,
+                "saves": can_save,
+                **({} if told is None else {"rank": told}),
+            }
+        )
+
+    def _at_once(self) -> Ended:
+        self.on_event = None  # nothing more is shown that could be waited for
+        asked = self.stop or Stop(signal.SIGINT, time.time())
+        self.stop = replace(asked, number=signal.SIGINT)
+        return "second signal"
+
+    def _pass_on(self, ranks: Sequence[Rank]) -> None:
+        for rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(rank.pidfd, signal.SIGTERM)
 
     def _exited(self, rank: Rank) -> None:
         rank.look_at_exit()
         self._listen(rank)  # what it said before it died comes first
-        if rank.end is None or rank.end.get("status") not in GOOD:
-            self._failed(rank, time.time())
+        if rank.end is not None and rank.end.get("status") in GOOD:
+            return
+        number = -(rank.exit_code or 0)
+        if number in OF_RANKS and not rank.can_save:
+            # It had nothing to save, and without it the others cannot.
+            if self.stop is None:
+                self._stop(number, told=rank.rank)
+            self._hurry(0.0, "report")
+        self._failed(rank, time.time())
 
     def _listen(self, rank: Rank) -> None:
         for event in rank.read_events():
@@ -217,6 +266,13 @@ class Supervisor:
                 continue  # for the verdict alone
             if kind == "beat":
                 self.hang.take(rank.rank, event)
+                continue
+            if kind == "can save":
+                rank.can_save = True
+                continue
+            if kind == "told":
+                if self.stop is None:
+                    self._stop(int(_number(event.get("signal"), signal.SIGTERM)), told=rank.rank)
                 continue
             if kind == "end":
                 rank.end = event
@@ -253,16 +309,20 @@ class Supervisor:
 
     def _tell(self, event: Event) -> None:
         if self.on_event is not None:
-            self.on_event(event)
+            with self.signals.waiting():
+                self.on_event(event)
 
     def _conclude(self, outcome: Outcome, oom_kills: int, left: Sequence[int]) -> Outcome:
         """Add iterations, the failing rank's last lines and a hint, and write the state."""
-        outcome = replace(
-            outcome,
-            iteration=self.state.iteration,
-            saved_iteration=self.state.saved_iteration,
-            signalled=self.stop_signal is not None,
-        )
+        saved = self.state.saved_iteration
+        if outcome.signal:
+            # One that got its name in the last moment was not told of.
+            named = [found.iteration for found in list_checkpoints(self.folder.checkpoints)]
+            saved = max([saved, *(step for step in named if step <= self.state.iteration)])
+            self.state = replace(self.state, saved_iteration=saved, signal=outcome.signal)
+            if saved < self.state.iteration:
+                outcome = replace(outcome, reason=f"{outcome.reason}; {_lost(saved, self.state.iteration)}")
+        outcome = replace(outcome, iteration=self.state.iteration, saved_iteration=saved)
         if outcome.status == "failed" and outcome.rank is not None:
             rank = self.ranks[outcome.rank]
             tail = log_tail(rank.log, rank.log_start)
@@ -286,3 +346,8 @@ class Supervisor:
 
 def _number(value: Any, otherwise: float) -> float:
     return float(value) if isinstance(value, int | float) else otherwise
+
+
+def _lost(saved: int, reached: int) -> str:
+    steps = f"step {reached:,} is" if reached == saved + 1 else f"steps {saved + 1:,} to {reached:,} are"
+    return f"{steps} lost"

@@ -98,8 +98,7 @@ def event_text(event: Mapping[str, Any]) -> str | None:
         took = f" in {event['seconds']:.2f} s" if "seconds" in event else ""
         return f"step {event['iteration']}  checkpoint saved{took}"
     if kind == "stopping":
-        longest = duration(event["grace_s"])
-        return f"{event['signal']}: the ranks save and leave, within {longest}; once more kills them at once"
+        return _stopping_text(event)
     if kind == "restart":
         row = f"{event['in_a_row']} of {event['at_most']}"
         place = f"from step {event['from_iteration']}" if event["from_iteration"] else "from the beginning"
@@ -109,6 +108,14 @@ def event_text(event: Mapping[str, Any]) -> str | None:
     if kind == "note":
         return str(event.get("text", ""))
     return None
+
+
+def _stopping_text(event: Mapping[str, Any]) -> str:
+    told = f"{event['signal']} to rank {event['rank']}" if "rank" in event else event["signal"]
+    if not event["saves"]:
+        return f"{told}: stopping at once: no step is done yet, there is nothing to save"
+    longest = duration(event["grace_s"])
+    return f"{told}: stopping: the step is finished and saved, within {longest}; Ctrl-C again ends at once"
 
 
 def _kernels_text(event: Mapping[str, Any]) -> str:

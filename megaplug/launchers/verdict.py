@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+from megaplug.launchers.stops import OF_RANKS
 
 # Why the supervisor ended the group itself; None where every rank left on its own.
 Ended = Literal["grace", "second signal", "report", "teardown", "hang"]
@@ -13,9 +15,32 @@ Ended = Literal["grace", "second signal", "report", "teardown", "hang"]
 # A rank that these end was hit from outside or crashed; its peers fail too, even before the death is seen.
 # SIGABRT is not among them: it is how a collective reports that a peer is gone.
 _ROOT_SIGNALS = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
+# What ends a rank that has nothing to save yet.
+_ENDED_BY_A_STOP = tuple(-number for number in OF_RANKS)
 _SAME_MOMENT_S = 1.0
 GOOD = ("finished", "stopped")
+AT_ONCE = "at once"
 _USAGE = 2
+
+
+@dataclass(frozen=True)
+class Stop:
+    """That somebody has asked a job to stop.
+
+    Attributes:
+        number: The signal.
+        time: When it was heard, seconds of the wall clock.
+        rank: The rank that it was sent to; None where it was the launcher.
+        can_save: Whether every rank had done a step by then, so that there was something to save.
+    """
+
+    number: int
+    time: float
+    rank: int | None = None
+    can_save: bool = True
+
+    def __str__(self) -> str:
+        return _name(self.number) + ("" if self.rank is None else f" to rank {self.rank}")
 
 
 @dataclass(frozen=True)
@@ -51,10 +76,10 @@ class Outcome:
         kind: What a failed rank has said of its failure (``memory``, ``data``, ``nan``, ``peer``, ``exit``,
             ``error``; ``transient``, ``unexplained``, ``persistent`` or ``reproducible`` where Megatron has
             computed a step again), ``killed`` by SIGKILL, ``crashed``, ``config`` (left with exit code 2), or
-            ``hang``; empty where none is so.
+            ``hang``; ``at once`` after a second Ctrl-C; empty where none is so.
         peak_bytes: The most memory that it has said it had used, 0 where it has not.
         requested_bytes: The allocation that failed, 0 where it is not known.
-        signalled: The job had been told to stop.
+        signal: The name of the signal at which it was to stop; such a job is not started again.
     """
 
     status: str
@@ -68,12 +93,10 @@ class Outcome:
     kind: str = ""
     peak_bytes: int = 0
     requested_bytes: int = 0
-    signalled: bool = False
+    signal: str = ""
 
 
-def judge(
-    ranks: Sequence[RankFacts], stop_signal: int | None, ended: Ended | None, grace_s: float
-) -> Outcome:
+def judge(ranks: Sequence[RankFacts], stop: Stop | None, ended: Ended | None, grace_s: float) -> Outcome:
     """Decide what has happened.
 
     Every rank's own ``end`` event counts before any exit code. A rank that left without one has failed, also
@@ -81,7 +104,7 @@ def judge(
 
     Args:
         ranks: All ranks.
-        stop_signal: The first signal that the supervisor received.
+        stop: What has asked the job to stop.
         ended: Why the supervisor ended the group.
         grace_s: For the text.
 
@@ -89,18 +112,16 @@ def judge(
         The outcome without iterations, log lines and hint.
     """
     ends = [facts.end for facts in ranks if facts.end is not None]
-    signal_code = 128 + stop_signal if stop_signal else 0
+    name = "" if stop is None else _name(stop.number)
+    stopped = Outcome("stopped", exit_code=128 + stop.number if stop else 0, signal=name)
     if len(ends) == len(ranks) and all(end.get("status") in GOOD for end in ends):
-        stopped = next((end for end in ends if end["status"] == "stopped"), None)
-        if stopped is None:
+        told = next((end for end in ends if end["status"] == "stopped"), None)
+        if told is None:
             return Outcome("finished", reason=str(ends[0].get("reason", "")))
-        reason = f"saved after {_name(stop_signal)}" if stop_signal else str(stopped.get("reason", ""))
-        return Outcome("stopped", reason=reason, exit_code=signal_code)
+        return replace(stopped, reason=f"saved after {stop}" if stop else str(told.get("reason", "")))
     if ended == "second signal":
-        return Outcome(
-            "stopped", reason="killed at once by a second signal, without saving", exit_code=signal_code
-        )
-    first = first_failure(ranks, stop_signal)
+        return replace(stopped, kind=AT_ONCE, reason="killed at once by a second Ctrl-C, without saving")
+    first = first_failure(ranks, stop)
     if first is not None:
         said = first.end or {}
         return Outcome(
@@ -110,36 +131,31 @@ def judge(
             exit_code=1,
             kind=_kind(first),
             requested_bytes=int(said.get("requested", 0)),
+            signal=name,
         )
+    assert stop is not None, "no rank failed, none was stopped, and not all have ended"
     if ended == "grace":
         late = [facts.rank for facts in ranks if facts.exit_code is None]
-        return Outcome(
-            "failed",
-            reason=f"ranks {_listed(late)} did not save and leave within {grace_s:g} s of "
-            f"{_name(stop_signal)} and were killed",
-            rank=late[0] if late else None,
-            exit_code=1,
-            hint="give them longer with launch.grace_s",
+        return replace(
+            stopped,
+            reason=f"{_several(late)} not saved and left within {grace_s:g} s of {stop} and "
+            f"{'was' if len(late) == 1 else 'were'} killed",
+            hint="launch.grace_s gives them longer",
         )
-    assert stop_signal is not None, "no rank failed, none was stopped, and not all have ended"
-    return Outcome(
-        "stopped", reason=f"stopped by {_name(stop_signal)} before it could save", exit_code=signal_code
-    )
+    return replace(stopped, reason=f"{stop} came before a first step was done: there was nothing to save")
 
 
-def first_failure(ranks: Sequence[RankFacts], stop_signal: int | None) -> RankFacts | None:
+def first_failure(ranks: Sequence[RankFacts], stop: Stop | None) -> RankFacts | None:
     """The rank whose failure caused the others', or None where none has failed.
 
     The earliest counts, except that a rank killed or crashed at about the same moment comes first, and one
-    that has only lost its connection to another comes last. A rank that SIGTERM ended after the supervisor
-    had sent it (it was still starting, and could not save) has not failed, nor has one that fails afterwards
-    because that peer is gone.
+    that has only lost its connection to another comes last. A rank that a signal to stop has ended (it was
+    still starting, and could not save) has not failed, nor has one that fails afterwards because that peer is
+    gone.
     """
     failed = [facts for facts in ranks if facts.failed_at is not None]
-    if stop_signal:
-        gone = [facts.failed_at or 0.0 for facts in failed if facts.exit_code == -signal.SIGTERM]
-        since = min(gone, default=float("inf"))
-        failed = [facts for facts in failed if (facts.failed_at or 0.0) < since or _is_root(facts)]
+    if stop and any(facts.exit_code in _ENDED_BY_A_STOP for facts in failed):
+        failed = [facts for facts in failed if _is_root(facts) or _failed_before(facts, stop)]
     if not failed:
         return None
     earliest = min(facts.failed_at for facts in failed if facts.failed_at is not None)
@@ -150,6 +166,12 @@ def first_failure(ranks: Sequence[RankFacts], stop_signal: int | None) -> RankFa
         return not is_root, (facts.end or {}).get("kind") == "peer", facts.failed_at
 
     return min(failed, key=order)
+
+
+def _failed_before(facts: RankFacts, stop: Stop) -> bool:
+    if facts.exit_code in _ENDED_BY_A_STOP or (facts.end or {}).get("kind") == "peer":
+        return False
+    return (facts.failed_at or 0.0) < stop.time
 
 
 def _is_root(facts: RankFacts) -> bool:
@@ -190,6 +212,10 @@ def _name(number: int | None) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def _several(ranks: Sequence[int]) -> str:
+    return f"rank {ranks[0]} has" if len(ranks) == 1 else f"ranks {_listed(ranks)} have"
 
 
 def _listed(ranks: Sequence[int]) -> str:

@@ -30,6 +30,7 @@ class RunState:
         rank: The rank that failed first.
         num_restarts: How often this start's ranks were started again after a failure.
         restart_reasons: Why, for a person.
+        signal: The name of the signal that stopped it: ``SIGUSR2`` asks a scheduler to start it again.
         pid: The launcher.
         updated: ISO 8601, UTC; set by `write_state`.
     """
@@ -42,6 +43,7 @@ class RunState:
     rank: int | None = None
     num_restarts: int = 0
     restart_reasons: Sequence[str] = ()
+    signal: str = ""
     pid: int | None = None
     updated: str = ""
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from megaplug.errors import UserError
 from megaplug.job.freeze import read_frozen
 from megaplug.runs import watchdog
-from megaplug.runtime import environment, heartbeat
+from megaplug.runtime import environment, heartbeat, stopping
 
 
 def main() -> int:
     """Run the rank; its exit code only says whether it ended in good order."""
+    stopping.begin()
     watchdog.start_from_environment()
     heartbeat.start_from_environment()
     job_file = Path(sys.argv[1])

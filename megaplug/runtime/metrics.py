@@ -70,6 +70,10 @@ class MetricsRecorder:
         """The training step that is being computed; None before training has begun."""
         return None if self._loaded_iteration is None else self.iteration + 1
 
+    def is_validated(self, iteration: int) -> bool:
+        """Whether the validation loss after a step is recorded."""
+        return (iteration, "valid", None) in self._recorded
+
     def close(self, good: bool) -> None:
         """Send what is still kept for TensorBoard and others."""
         for sink in self._sinks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +24,7 @@ from megaplug.runtime import cpu, fused_adam, heartbeat, loudness, packages, pro
 from megaplug.runtime.failures import LastWords
 from megaplug.runtime.metrics import MetricsRecorder
 from megaplug.runtime.saving import Saver
+from megaplug.runtime.stopping import Stopping
 
 
 def run(
@@ -112,6 +112,7 @@ class _Run:
         self.events = events
         self.rank = rank
         self.recorder = MetricsRecorder(frozen, events)
+        self.stopping = Stopping(events, self.recorder.is_validated)
         self.saver = Saver(self.folder, _about(frozen), retention(frozen.job), events, self._on_saved)
         self.saved_iteration: int | None = None
 
@@ -131,8 +132,6 @@ class _Run:
 
         sys.argv = ["megaplug", *self.frozen.megatron_args, *more_words]
         args = parse_and_validate_args()
-        # One handler for both: Ctrl-C saves and stops as SIGTERM does, also without our supervisor.
-        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
 
         model_config = argument_utils.gpt_config_from_args(args)
         job = self.frozen.job
@@ -142,6 +141,7 @@ class _Run:
         sources = SourceLosses(self.frozen.facts)
         step = heartbeat.counting(partial(forward_step, sources=sources))
         profiled_step = profiling.watch(training, step, self.frozen, self.rank)
+        self.stopping.watch(training)
         self.recorder.watch(training)
         self.saver.watch(training)
         what_runs.watch(training, self._on_built)
@@ -212,6 +212,8 @@ class _Run:
         """
         iteration = self.recorder.iteration
         if not left and iteration >= self.frozen.derived.iters:
+            if self.stopping.was_cut:
+                return self._end("stopped", iteration, "signal")
             return self._end("finished", iteration)
         if left and self.saved_iteration == iteration:
             from megatron.training.global_vars import get_signal_handler

@@ -239,7 +239,7 @@ def test_a_signal_saves_where_the_run_is_and_the_same_command_goes_on_from_there
         live.until(lambda event: event["event"] == "stopping")
         stop(live, signal.SIGINT)
         assert live.end(20.0) == 130
-    assert "second signal" in state(folder).reason
+    assert "second Ctrl-C" in state(folder).reason
     assert processes_of(folder) == []
     finish(job, words, folder)
 

@@ -16,8 +16,8 @@ from megaplug.commands import attempts
 from megaplug.commands.attempts import Attempts, Course
 from megaplug.errors import UserError
 from megaplug.job.schema import Job
-from megaplug.launchers import local
 from megaplug.launchers.alerts import Alerts
+from megaplug.launchers.stops import StopSignals
 from megaplug.runs import checkpoints, metrics
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.history import read_events
@@ -99,9 +99,9 @@ class FakeRun:
         )
         command = [sys.executable, "-c", TRAINING + script + END]
         alerts = Alerts(job.alerts.command, None, job.alerts.events, 10.0)
-        with alerts, RunLock.acquire(self.folder, "typed") as lock, local.heard_signals() as signals:
+        with alerts, RunLock.acquire(self.folder, "typed") as lock, StopSignals() as signals:
             course = Attempts(resolved, self.folder, command, lock, alerts, self._tell).run(0, signals)  # type: ignore[arg-type]
-            self.told += [{"event": "fault", "text": text} for text in alerts.finish(signals)]
+            self.told += [{"event": "fault", "text": text} for text in alerts.finish(signals.reader)]
         return course
 
     def _tell(self, event: dict) -> None:

@@ -40,7 +40,7 @@ def test_nothing_is_started_again_unless_that_was_asked_for():
 
 
 def test_whoever_was_told_to_stop_stays_stopped():
-    assert "told to stop" in Restarts(9).why_not(failed("error", signalled=True), 5)
+    assert "told to stop" in Restarts(9).why_not(failed("error", signal="SIGTERM"), 5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGKILL sent to a supervisor in a process of its own."""
+"""Signals sent to a supervisor in a process of its own, or to one of its ranks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from fake_ranks import PRELUDE, FakeJob
@@ -26,19 +27,43 @@ from megaplug.runs.lock import RunLock
 folder = RunFolder(Path(sys.argv[1]))
 lock = RunLock.acquire(folder, "the test")
 outcome = run([sys.executable, "-c", sys.argv[2]], folder, 2, lock_fd=lock.fd, grace_s=float(sys.argv[3]),
-              on_event=lambda event: print(event["event"], flush=True))
+              on_event=lambda event: print(event["event"], event.get("text", ""), flush=True))
 print(outcome.status, outcome.reason, flush=True)
 sys.exit(outcome.exit_code)
 """
 
-_SAVES = """
+# As a rank that has done a step.
+_CAN_SAVE = """
+events.write("step", iteration=5)
+events.write("can save")
+"""
+_SAVES = (
+    _CAN_SAVE
+    + """
 def leave(*_):
     events.write("saved", iteration=5, seconds=0.0)
     events.write("end", status="stopped", iteration=5)
     os._exit(0)
 signal.signal(signal.SIGTERM, leave)
 """
-_IGNORES = "signal.signal(signal.SIGTERM, lambda *_: events.write('phase', name='ignored'))\n"
+)
+_IGNORES = _CAN_SAVE + "signal.signal(signal.SIGTERM, lambda *_: events.write('phase', name='ignored'))\n"
+# What Megatron does: who is told tells all others, here through a pipe.
+_AGREE = (
+    _CAN_SAVE
+    + """
+def leave(*_):
+    events.write("saved", iteration=5, seconds=0.0)
+    events.write("end", status="stopped", iteration=5)
+    os._exit(0)
+def told(number, _):
+    events.write("told", signal=number)
+    os.kill(int((here / f"pid{1 - rank}").read_text()), signal.SIGWINCH)
+    leave()
+for number in (signal.SIGTERM, signal.SIGUSR2): signal.signal(number, told)
+signal.signal(signal.SIGWINCH, leave)
+"""
+)
 _WAITS = """
 child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 (here / f"pid{rank}").write_text(str(os.getpid()))
@@ -72,6 +97,9 @@ class Launched(FakeJob):
         while (text := self.process.stdout.readline().strip()) != line:
             assert text, f"the supervisor ended before it said {line!r}"
 
+    def rank(self, number: int) -> int:
+        return int((self.dir / f"pid{number}").read_text())
+
     def end(self) -> tuple[int, str]:
         out, _ = self.process.communicate(timeout=20)
         return self.process.returncode, out.splitlines()[-1]
@@ -99,7 +127,7 @@ def _await_death(pids, seconds=10.0):
                 os.close(fd)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2])
 def test_one_signal_lets_the_ranks_save(launched, is_alive, number):
     launched.start(_SAVES)
     launched.process.send_signal(number)
@@ -107,33 +135,140 @@ def test_one_signal_lets_the_ranks_save(launched, is_alive, number):
     assert (code, last) == (128 + number, f"stopped saved after {number.name}")
     state = read_state(launched.folder.state_file)
     assert (state.status, state.iteration, state.saved_iteration) == ("stopped", 5, 5)
+    assert state.signal == number.name
     assert len(launched.pids()) == 4 and not any(map(is_alive, launched.pids()))
 
 
-def test_a_second_ctrl_c_kills_at_once(launched, is_alive):
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_ctrl_c_after_any_signal_kills_at_once(launched, is_alive, first):
     launched.start(_IGNORES, grace_s=1000)
-    launched.process.send_signal(signal.SIGINT)
+    launched.process.send_signal(first)
     launched.wait_for("stopping")
+    sent = time.monotonic()
     launched.process.send_signal(signal.SIGINT)
     code, last = launched.end()
-    assert code == 130 and "second signal" in last
+    assert time.monotonic() - sent < 2.0
+    assert code == 130 and "killed at once by a second Ctrl-C" in last and "steps 1 to 5 are lost" in last
+    state = read_state(launched.folder.state_file)
+    assert (state.status, state.saved_iteration, state.signal) == ("stopped", 0, "SIGINT")
     assert not any(map(is_alive, launched.pids()))
+    RunLock.acquire(launched.folder).release()
+
+
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP])
+def test_what_a_scheduler_repeats_does_not_cut_a_save_short(launched, again):
+    """SIGUSR2 before the time limit, SIGTERM at it."""
+    slow = _SAVES.replace(
+        "def leave(*_):", "def leave(*_):\n    while not (here / 'go').exists(): time.sleep(0.01)"
+    )
+    launched.start(slow)
+    launched.process.send_signal(signal.SIGUSR2)
+    launched.wait_for("stopping")
+    for _ in range(3):
+        launched.process.send_signal(again)
+        time.sleep(0.02)  # so that they come one by one
+    (launched.dir / "go").touch()
+    code, last = launched.end()
+    assert (code, last) == (128 + signal.SIGUSR2, "stopped saved after SIGUSR2")
 
 
 def test_ranks_that_ignore_sigterm_are_killed_after_the_grace(launched, is_alive):
     launched.start(_IGNORES, grace_s=0.3)
     launched.process.send_signal(signal.SIGTERM)
     code, last = launched.end()
-    assert code == 1 and "ranks 0, 1 did not save and leave within 0.3 s of SIGTERM" in last
-    assert read_state(launched.folder.state_file).status == "failed"
+    assert code == 128 + signal.SIGTERM
+    assert "ranks 0, 1 have not saved and left within 0.3 s of SIGTERM and were killed" in last
+    assert "steps 1 to 5 are lost" in last
+    assert read_state(launched.folder.state_file).status == "stopped"
     assert not any(map(is_alive, launched.pids()))
 
 
-def test_a_stop_before_a_rank_can_save_is_a_stop(launched):
+def test_a_checkpoint_that_nobody_told_of_counts(launched):
+    """It got its name in the moment in which the ranks were killed."""
+    launched.start(_IGNORES, grace_s=0.3)
+    for step in (4, 9):  # one of them of a later time, which a start has gone back from
+        (launched.folder.checkpoints / f"iter_{step:07d}").mkdir(parents=True)
+    launched.process.send_signal(signal.SIGTERM)
+    _, last = launched.end()
+    assert last.endswith("; step 5 is lost")
+    assert read_state(launched.folder.state_file).saved_iteration == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_stop_before_a_rank_can_save_is_a_stop(launched, number):
     launched.start("")
-    launched.process.send_signal(signal.SIGINT)
+    launched.process.send_signal(number)
     code, last = launched.end()
-    assert (code, last) == (130, "stopped stopped by SIGINT before it could save")
+    said = f"stopped {number.name} came before a first step was done: there was nothing to save"
+    assert (code, last) == (128 + number, said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_to_one_rank_stops_them_all(launched, number):
+    launched.start(_AGREE)
+    os.kill(launched.rank(1), number)
+    launched.wait_for("stopping")
+    code, last = launched.end()
+    assert (code, last) == (128 + number, f"stopped saved after {number.name} to rank 1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_to_one_rank_before_its_first_step_stops_them_all(launched, is_alive, number):
+    launched.start("signal.signal(signal.SIGINT, signal.SIG_DFL)\n")
+    os.kill(launched.rank(1), number)
+    code, last = launched.end()
+    said = f"stopped {number.name} to rank 1 came before a first step was done: there was nothing to save"
+    assert (code, last) == (128 + number, said)
+    assert not any(map(is_alive, launched.pids()))
+
+
+def test_a_peer_that_notices_first_has_not_failed(launched):
+    """One rank is gone by the signal; the other says that it has lost it before its end is seen."""
+    notices = """
+def told(*_):
+    events.write("end", status="failed", kind="peer", reason="lost", time=0.0)
+if rank == 0: signal.signal(signal.SIGTERM, told)
+"""
+    launched.start(notices)
+    launched.process.send_signal(signal.SIGTERM)
+    code, last = launched.end()
+    assert code == 143 and "nothing to save" in last
+
+
+def test_a_rank_that_fails_as_it_saves_has_failed(launched):
+    fails = (
+        _CAN_SAVE
+        + """
+def full(*_):
+    events.write("end", status="failed", reason="the disk is full")
+    os._exit(1)
+signal.signal(signal.SIGTERM, full)
+"""
+    )
+    launched.start(fails)
+    launched.process.send_signal(signal.SIGUSR2)
+    code, last = launched.end()
+    assert code == 1 and "failed: the disk is full" in last
+    # Whoever starts failed jobs again must know that this one was to stop.
+    state = read_state(launched.folder.state_file)
+    assert (state.status, state.signal) == ("failed", "SIGUSR2")
+
+
+def test_a_second_ctrl_c_reaches_a_launcher_whose_output_nobody_takes(launched, is_alive):
+    launched.start(_CAN_SAVE + """
+def flood(*_):
+    for number in range(20_000): events.write("note", text="x" * 100)
+signal.signal(signal.SIGTERM, flood)
+""")  # fmt: skip
+    launched.process.send_signal(signal.SIGINT)
+    # Both of its pipes are full: it waits in a write, and the ranks wait for it.
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{launched.process.pid}/wchan").read_text() not in ("pipe_write", "anon_pipe_write"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    launched.process.send_signal(signal.SIGINT)
+    _await_death(launched.pids(), 2.0)
+    assert launched.end()[0] == 130
 
 
 def test_ranks_and_their_children_end_with_a_killed_supervisor(launched):

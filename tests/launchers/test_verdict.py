@@ -6,13 +6,13 @@ import signal
 
 import pytest
 
-from megaplug.launchers.verdict import RankFacts, judge
+from megaplug.launchers.verdict import RankFacts, Stop, judge
 
 _DONE = {"status": "finished"}
 
 
 def _judge(*ranks: RankFacts, stop_signal=None, ended=None):
-    return judge(ranks, stop_signal, ended, 5.0)
+    return judge(ranks, stop_signal and Stop(stop_signal, 1.0), ended, 5.0)
 
 
 def test_one_rank_without_an_end_spoils_a_finished_job():
@@ -49,9 +49,11 @@ def test_sigterm_is_no_failure_where_we_sent_it():
 
 
 def test_whoever_fails_because_sigterm_has_ended_a_starting_peer_has_not_failed():
-    gone = RankFacts(1, None, -signal.SIGTERM, 1.0)
+    gone = RankFacts(1, None, -signal.SIGTERM, 3.0)  # seen after its peer has told of it
     assert _judge(RankFacts(0, None, 1, 2.0), gone, stop_signal=signal.SIGINT).status == "stopped"
     assert _judge(RankFacts(0, None, 1, 0.5), gone, stop_signal=signal.SIGINT).rank == 0
+    lost = RankFacts(0, {"status": "failed", "kind": "peer"}, 1, 0.9)  # clocks differ a little
+    assert _judge(lost, gone, stop_signal=signal.SIGINT).status == "stopped"
     assert _judge(RankFacts(0, None, -signal.SIGSEGV, 2.0), gone, stop_signal=signal.SIGINT).rank == 0
 
 
