@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import subprocess
 import sys
 import threading
@@ -27,7 +28,6 @@ from megaplug.runs.folder import RunFolder  # noqa: E402
 
 # Every process of a command inherits it, whatever it does with its name, its parent or its group.
 _MARK = "MEGAPLUG_CAMPAIGN"
-_POLL_S = 0.0005
 LAYOUTS = {
     1: ["train.micro_batch_size=4"],
     2: ["train.micro_batch_size=2", "topology.dp=2"],
@@ -105,6 +105,7 @@ class Command:
         )
         self.errors = ""
         self._ranks: dict[int, int] = {}
+        self._seen = {self.process.pid}
         reads = (self._read, self._read_errors)
         self._readers = [threading.Thread(target=read, daemon=True) for read in reads]
         for reader in self._readers:
@@ -124,8 +125,8 @@ class Command:
         """The events of a kind that have been heard so far."""
         return [event for event in self.events if event["event"] == kind]
 
-    def wait_for(self, holds: Callable[[], bool], seconds: float = 300.0) -> bool:
-        """Until something holds; False if the command has ended before that.
+    def wait_for(self, holds: Callable[[], bool], seconds: float = 300.0, poll_s: float = 0.01) -> bool:
+        """Until something holds, asked again and again; False if the command has ended before that.
 
         Raises:
             TimeoutError: Neither has happened.
@@ -136,7 +137,7 @@ class Command:
                 return False
             if time.monotonic() > deadline:
                 raise TimeoutError(f"neither that nor the command's end in {seconds:.0f} s")
-            time.sleep(_POLL_S)
+            time.sleep(poll_s)
         return True
 
     def ranks(self) -> dict[int, int]:
@@ -162,7 +163,12 @@ class Command:
         """Every process that this command has brought into the world and that lives, itself included."""
         name, _, value = self._mark.partition("=")
         numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        return [pid for pid in numbers if _environment(pid).get(name) == value and _lives(pid)]
+        self._seen |= {pid for pid in numbers if _environment(pid).get(name) == value}
+        # One that was seen counts until all that it held is let go: its environment goes before its files.
+        return self._left()
+
+    def _left(self) -> list[int]:
+        return [pid for pid in self._seen if _lives(pid)]
 
     def await_nobody(self, seconds: float) -> float:
         """Until none of its processes lives; the seconds that took.
@@ -171,7 +177,7 @@ class Command:
             TimeoutError: Some do still.
         """
         began = time.monotonic()
-        while left := self.living():
+        while left := self._left() or self.living():
             self.process.poll()
             if time.monotonic() - began > seconds:
                 told = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left}
@@ -204,8 +210,12 @@ def _environment(pid: int) -> dict[str, str]:
 
 
 def _lives(pid: int) -> bool:
+    """Whether any thread of it does: the first may be a zombie while another still closes their files."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
         return False
-    return state not in "ZX"
+    try:
+        return not select.select([fd], [], [], 0)[0]
+    finally:
+        os.close(fd)

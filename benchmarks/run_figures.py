@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megaplug.runs.checkpoints import SAVING, TRACKER, faults_of, list_checkpoints
+from megaplug.runs.checkpoints import SAVING, SET_ASIDE, TRACKER, faults_of, list_checkpoints
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.metrics import read_metrics
 
@@ -116,3 +116,10 @@ def _tensorboard(folder: RunFolder) -> list[tuple[str, int]]:
         events = EventAccumulator(str(file), {"scalars": 0}, purge_orphaned_data=False).Reload()
         told += [(name, event.step) for name in events.Tags()["scalars"] for event in events.Scalars(name)]
     return told
+
+
+def leftovers(folder: RunFolder) -> list[str]:
+    """What is there only while something is written, or because something was broken."""
+    names = {SAVING, SET_ASIDE}
+    found = [path for path in folder.path.rglob("*") if path.name in names or path.suffix == ".tmp"]
+    return sorted(str(path.relative_to(folder.path)) for path in found)

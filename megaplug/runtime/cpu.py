@@ -285,6 +285,26 @@ def _install_random() -> None:
     cuda.manual_seed = cuda.manual_seed_all = torch.default_generator.manual_seed
     megatron_random._get_cuda_rng_state = get_state
     megatron_random._set_cuda_rng_state = set_state
+    _leave_the_model_s_random_numbers()
+
+
+def _leave_the_model_s_random_numbers() -> None:
+    """A data loader's iterator draws a seed for its workers from the CPU's generator, which here is dropout's.
+
+    A run that continues makes its iterators after it has restored the random state, not before.
+    """
+    from torch.utils.data import dataloader
+
+    iterator: Any = dataloader._BaseDataLoaderIter
+    real_init = iterator.__init__
+
+    @functools.wraps(real_init)
+    def init(*args: Any, **kwargs: Any) -> None:
+        before = torch.get_rng_state()
+        real_init(*args, **kwargs)
+        torch.set_rng_state(before)
+
+    iterator.__init__ = init
 
 
 def _install_megatron() -> None:

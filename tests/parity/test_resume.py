@@ -11,6 +11,8 @@ from small_jobs import SmallJobs, curve, state, validations
 from megaplug.runs.folder import RunFolder
 
 TWENTY = ["train.iters=20", "lr=cosine", "lr.lr=1e-3", "train.eval_iters=1", "train.eval_interval=7"]
+# Whoever draws a random number more or less than the undisturbed run is seen in the losses.
+DROPOUT = ["model.hidden_dropout=0.1", "attention=local", "model.attention_dropout=0.1"]
 LAYOUTS = {
     "one": [],
     "dp2": ["topology.dp=2"],
@@ -38,7 +40,7 @@ def undisturbed(small_jobs: SmallJobs) -> Callable[..., RunFolder]:
 def test_stopped_at_ten_and_continued_equals_undisturbed_bit_for_bit(
     layout: str, precision: str, small_jobs: SmallJobs, undisturbed: Callable[..., RunFolder]
 ) -> None:
-    words = [*LAYOUTS[layout], f"precision={precision}"]
+    words = [*LAYOUTS[layout], f"precision={precision}", *(DROPOUT if precision == "bf16" else [])]
     whole = undisturbed(*words)
     parts = [*TWENTY, *words, f"name={layout}_{precision}_parts"]
     stopped = small_jobs.run([*parts, "train.stop_at=10"])

@@ -1,0 +1,299 @@
+"""Runs that are killed with -9 again and again, and in the end are the run that nobody disturbed.
+
+    python benchmarks/kill_campaign.py --kills 50 --ranks 1,2,4 --json benchmarks/results/kills.json
+
+A run is started, killed at a random moment, started again by the same command, killed again, and left to
+finish after a few times. After every kill its processes must be gone, its lock free, its folder in order;
+after every start it must go on from the last save that was completed; at the end its figures must be those of
+the undisturbed run. What fails says its seed and keeps its folder. ``--only N`` repeats one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.campaigns import Command, small_job
+from benchmarks.kills import Life, Strike
+from benchmarks.run_figures import (
+    Figures,
+    being_saved,
+    leftovers,
+    lock_is_free,
+    newest_whole,
+    tracked,
+)
+from megaplug.runs.checkpoints import SAVING, list_checkpoints
+from megaplug.runs.folder import RunFolder
+from megaplug.runs.state import read_state
+
+ITERS = 30
+TOLERANCE = 1e-6
+# So long after a kill no process of the run may live: a rank's death lets the others say why they fail, too.
+GONE_S = 20.0
+MOST_KILLS_A_RUN = 8
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """The run that nobody kills: how long it takes and what it records."""
+
+    life: Life
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What one kill has found and left.
+
+    Attributes:
+        aim: What it was aimed at.
+        victim: Who was killed.
+        found: What its folder was in the middle of.
+        gone_s: Seconds until no process was left.
+        saved: The last save that was seen to be completed before it, as a step.
+        whole: The newest whole checkpoint after it.
+    """
+
+    aim: str
+    victim: str
+    found: str
+    gone_s: float
+    saved: int
+    whole: int
+
+
+@dataclass
+class Run:
+    """One run of the campaign, from its first start to its end.
+
+    Attributes:
+        number: In the campaign.
+        world_size: Its ranks.
+        kills: What has hit it.
+        starts: How often its command was typed.
+        difference: The largest from the undisturbed run's figures.
+        failure: Why it counts as failed; empty where it does not.
+    """
+
+    number: int
+    world_size: int
+    kills: list[Kill] = field(default_factory=list)
+    starts: int = 0
+    difference: float = 0.0
+    failure: str = ""
+
+
+def undisturbed(place: Path, world_size: int) -> Undisturbed:
+    """Make it and measure it."""
+    command = Command(small_job(place, world_size, ITERS), place / f"undisturbed{world_size}")
+    try:
+        command.wait_for(lambda: bool(command.of("step")))
+        start_s = time.monotonic() - command.began
+        if command.end() != 0:
+            raise RuntimeError(f"the undisturbed run has failed: {command.errors[-2000:]}")
+    finally:
+        command.close()
+    folder = command.folder()
+    assert folder is not None
+    writing = [event["seconds"] for event in command.of("saved")]
+    training_s = command.events[-1]["heard"] - command.began - start_s
+    return Undisturbed(Life(start_s, training_s, max(writing)), Figures.of(folder))
+
+
+def kill_and_restart(place: Path, run: Run, wanted: Undisturbed, chance: random.Random) -> None:
+    """One run from its first start to its end.
+
+    Raises:
+        AssertionError: Something does not hold.
+        TimeoutError: Processes that do not end.
+    """
+    words, runs_dir = small_job(place, run.world_size, ITERS), place / f"run{run.number}"
+    wishes, whole = chance.randint(2, MOST_KILLS_A_RUN), 0
+    while True:
+        run.starts += 1
+        command = Command(words, runs_dir)
+        try:
+            landed = None
+            if len(run.kills) < wishes:
+                strike = Strike.draw(chance, wanted.life, 1 - whole / ITERS, run.world_size)
+                landed = strike if strike.land(command) else None
+            if landed is None:
+                code = command.end()
+                assert code == 0, f"the command has ended with {code}: {command.errors[-2000:]}"
+                command.await_nobody(GONE_S)
+                went_on_from(command, whole)
+                break
+            kill = after(command, landed, whole)
+        finally:
+            command.close()
+        run.kills.append(kill)
+        went_on_from(command, whole)
+        whole = kill.whole
+    run.difference = finished(runs_dir, wanted)
+
+
+def after(command: Command, strike: Strike, whole: int) -> Kill:
+    """What a kill has left: nobody, a free lock, a state, whole checkpoints, none of which was lost."""
+    gone_s = command.await_nobody(GONE_S)
+    command.end(30.0)
+    folder = command.folder()
+    if folder is None:
+        return Kill(strike.aim, strike.victim, "no folder yet", gone_s, 0, 0)
+    # Heard from the ranks through the launcher's own words; what nobody has heard of need not be there.
+    saved = max([whole, *(event["iteration"] for event in command.of("saved"))])
+    assert lock_is_free(folder), "the lock is held by nobody"
+    state = read_state(folder.state_file)
+    assert state is None or state.saved_iteration <= newest_whole(folder), f"{state} promises too much"
+    found = newest_whole(folder)
+    assert found >= saved, f"the save of step {saved} was completed, and {found} is the newest"
+    assert tracked(folder) in {0, *(one.iteration for one in list_checkpoints(folder.checkpoints))}
+    if strike.victim == "a rank" and command.of("summary"):
+        assert state is not None, "no state after the death of a rank"
+        summary = command.of("summary")[-1]
+        assert state.status == summary["status"] in ("failed", "finished"), (state, summary)
+    return Kill(strike.aim, strike.victim, _in_the_middle_of(command, folder), gone_s, saved, found)
+
+
+def _in_the_middle_of(command: Command, folder: RunFolder) -> str:
+    """What the folder shows of the moment of the kill, or else what was heard before it."""
+    place = folder.checkpoints / SAVING
+    if place.is_dir() and any(entry.name.startswith("old_") for entry in place.iterdir()):
+        return "removing an old checkpoint"
+    if being_saved(folder):
+        return "saving"
+    if newest_whole(folder) > tracked(folder):
+        return "between name and tracker"
+    state = read_state(folder.state_file)
+    if state is not None and state.status == "finished":
+        return "finished"
+    return "training" if command.of("step") else "starting"
+
+
+def went_on_from(command: Command, whole: int) -> None:
+    """It said from where, and that was the newest whole checkpoint; so was its first step."""
+    for header in command.of("header"):
+        said = header.get("resumes")
+        assert said == (f"from step {whole:,}" if whole else None), f"resumes {said}, not from {whole}"
+    steps = [event["iteration"] for event in command.of("step")]
+    assert not steps or steps == list(range(whole + 1, whole + 1 + len(steps))), (
+        f"steps {steps} after {whole}"
+    )
+
+
+def finished(runs_dir: Path, wanted: Undisturbed) -> float:
+    """The run has ended, and its record is that of the undisturbed one: the largest difference."""
+    (path,) = runs_dir.iterdir()
+    folder = RunFolder(path)
+    state = read_state(folder.state_file)
+    assert state is not None and state.status == "finished", state
+    assert state.iteration == state.saved_iteration == newest_whole(folder) == tracked(folder) == ITERS, state
+    assert folder.loss_curve.read_bytes().startswith(b"\x89PNG"), "no loss curve"
+    assert not (left := leftovers(folder)), f"left over: {left}"
+    difference = Figures.of(folder).difference(wanted.figures)
+    assert difference <= TOLERANCE, f"figures differ by {difference}"
+    return difference
+
+
+def campaign(place: Path, kills: int, world_sizes: list[int], seed: int, only: int | None) -> list[Run]:
+    """Runs until so many kills have landed; the failed ones keep their folders."""
+    runs: list[Run] = []
+    known: dict[int, Undisturbed] = {}
+    number = 0 if only is None else only
+    while sum(len(run.kills) for run in runs) < kills:
+        run = Run(number, world_sizes[number % len(world_sizes)])
+        if run.world_size not in known:
+            known[run.world_size] = undisturbed(place, run.world_size)
+            print(f"{run.world_size} ranks, undisturbed: {known[run.world_size].life}", flush=True)
+        runs.append(run)
+        began = time.monotonic()
+        try:
+            kill_and_restart(place, run, known[run.world_size], random.Random(f"{seed} {number}"))
+            shutil.rmtree(place / f"run{number}")
+        except (AssertionError, OSError, ValueError, subprocess.SubprocessError):
+            run.failure = traceback.format_exc(limit=-2)
+            print(f"FAILED: --seed {seed} --only {number}, see {place / f'run{number}'}\n{run.failure}")
+        told = ", ".join(f"{kill.victim} while {kill.found} (aim {kill.aim})" for kill in run.kills)
+        total = sum(len(run.kills) for run in runs)
+        print(
+            f"run {number}: {run.world_size} ranks, {run.starts} starts, {time.monotonic() - began:.0f} s, "
+            f"differs by {run.difference:g}; {total} of {kills} kills: {told}",
+            flush=True,
+        )
+        number += 1
+        if only is not None:
+            break
+    return runs
+
+
+def report(runs: list[Run], seed: int, seconds: float) -> dict[str, Any]:
+    """What is written: the campaign's sums, and every failure in full."""
+    kills = [kill for run in runs for kill in run.kills]
+    gone = sorted(kill.gone_s for kill in kills)
+    return {
+        "what": "runs that were killed with SIGKILL and started again until they were finished; measured",
+        "seed": seed,
+        "seconds": round(seconds),
+        "kills": len(kills),
+        "runs": len(runs),
+        "starts": sum(run.starts for run in runs),
+        "failures": [asdict(run) for run in runs if run.failure],
+        "largest_difference_of_any_figure": max(run.difference for run in runs),
+        "kills_by_ranks": _counted(str(run.world_size) for run in runs for _ in run.kills),
+        "kills_by_victim": _counted(kill.victim for kill in kills),
+        "kills_by_what_they_hit": _counted(kill.found for kill in kills),
+        "saves_lost_that_were_completed": sum(kill.whole < kill.saved for kill in kills),
+        "seconds_until_no_process_was_left": {
+            "median": round(gone[len(gone) // 2], 2),
+            "largest": round(gone[-1], 2),
+            "allowed": GONE_S,
+        },
+    }
+
+
+def _counted(names: Any) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))
+
+
+def main() -> int:
+    """Run the campaign, print what it found, write it; 1 if anything has failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="how many kills have to land")
+    parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks, in turns")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", type=int, help="one run of the campaign, by its number")
+    parser.add_argument("--folder", type=Path, help="where the runs are made, and failed ones stay")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    place = asked.folder or Path(tempfile.mkdtemp(prefix="kills-"))
+    place.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    runs = campaign(
+        place, asked.kills, [int(word) for word in asked.ranks.split(",")], asked.seed, asked.only
+    )
+    found = report(runs, asked.seed, time.monotonic() - began)
+    from benchmarks.measure import environment
+
+    print(json.dumps(found, indent=2))
+    if asked.json:
+        asked.json.write_text(json.dumps({**found, "machine": environment("cpu")}, indent=2) + "\n")
+    if not found["failures"] and asked.folder is None:
+        shutil.rmtree(place)
+    return 1 if found["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
