@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 
 from megaplug.commands.checkpoint import Answer
-from megaplug.commands.checkpoint_verify import bytes_of, watched
 from megaplug.commands.checkpoint_words import Asked, size_text
 from megaplug.commands.cli import sibling
+from megaplug.commands.reading import bytes_of, reading
 from megaplug.errors import UserError
 from megaplug.runs.copying import copy_checkpoint
 
@@ -18,9 +19,11 @@ def answer(asked: Asked) -> Answer:
     if "to" not in asked.typed:
         raise UserError("to= is not given", hint="name the folder that receives the checkpoint: to=FOLDER")
     checkpoint, _ = asked.checkpoint()
-    size, begun = bytes_of(checkpoint), time.monotonic()
-    with watched(asked) as stage:
-        tell = stage(f"{checkpoint.path} to be copied", 2 * size)
+    size, begun = bytes_of(checkpoint.path), time.monotonic()
+    with reading(not asked.as_json) as shown:
+        # Read and written, then read where it was written.
+        shown.begin(checkpoint.path, " and copying it", times=2)
+        tell = functools.partial(shown.tell, checkpoint.path)
         copied = copy_checkpoint(checkpoint.path, Path(asked.typed["to"]).expanduser(), tell)
     seconds = time.monotonic() - begun
     report = {

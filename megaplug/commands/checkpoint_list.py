@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from megaplug.commands.checkpoint import Answer
@@ -13,7 +12,7 @@ from megaplug.errors import UserError
 from megaplug.job.freeze import read_frozen
 from megaplug.job.retention import retention
 from megaplug.runs.atomic import disk_errors
-from megaplug.runs.checkpoints import SAVING, SET_ASIDE, TRACKER, Checkpoint, list_checkpoints
+from megaplug.runs.checkpoints import SAVING, SET_ASIDE, Checkpoint, list_checkpoints, tracked_step
 from megaplug.runs.manifest import MANIFEST, verify_manifest
 from megaplug.runs.retention import Retention, kept, validation_losses
 
@@ -91,7 +90,7 @@ def rows_of(place: Place, policy: Retention | None) -> list[Row]:
     present = list_checkpoints(place.directory)
     losses = {} if place.run is None else validation_losses(place.run.metrics_file)
     staying = None if policy is None else set(kept(present, losses, policy))
-    tracked = tracker(place.directory)
+    tracked = tracked_step(place.directory)
     rows = []
     for found in present:
         with disk_errors(found.path, "read"):
@@ -107,14 +106,6 @@ def rows_of(place: Place, policy: Retention | None) -> list[Row]:
         stays = None if staying is None else found in staying
         rows.append(Row(found, saved, num_bytes, faults, loss, is_tracked, stays))
     return rows
-
-
-def tracker(directory: Path) -> int | None:
-    """The step that Megatron's tracker names; None where it names none."""
-    path = directory / TRACKER
-    with disk_errors(path, "read"):
-        text = path.read_bytes().strip() if path.is_file() else b""
-    return int(text) if text.isdigit() else None
 
 
 def _aside(place: Place) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 from megaplug.commands.checkpoint import Answer
 from megaplug.commands.checkpoint_list import policy_of, policy_text
-from megaplug.commands.checkpoint_verify import bytes_of, watched
 from megaplug.commands.checkpoint_words import Asked, Place, size_text
+from megaplug.commands.reading import bytes_of, reading
 from megaplug.errors import UserError
 from megaplug.runs.checkpoints import Checkpoint, delete, faults_of, list_checkpoints, tidy
 from megaplug.runs.lock import RunLock
@@ -25,7 +26,7 @@ def answer(asked: Asked) -> Answer:
         policy = _policy(asked, place)
         with _held(asked, place, sure):
             newest, damaged, going = _going(asked, place, policy)
-            sizes = {one: bytes_of(one) for one in going}
+            sizes = {one: bytes_of(one.path) for one in going}
             for one in going if sure else []:
                 delete(one)
             if sure and going:
@@ -79,9 +80,9 @@ def _going(
     """
     present = list_checkpoints(place.directory)
     newest, damaged = None, []
-    with watched(asked) as stage:
+    with reading(not asked.as_json) as shown:
         for found in reversed(present):
-            if not faults_of(found.path, stage(str(found.path), bytes_of(found))):
+            if not faults_of(found.path, functools.partial(shown.tell, found.path)):
                 newest = found
                 break
             damaged.append(found)

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from megaplug.commands.checkpoint import Answer
-from megaplug.commands.checkpoint_list import tracker
 from megaplug.commands.checkpoint_words import Asked, columns, size_text
 from megaplug.errors import UserError
-from megaplug.runs.checkpoints import Checkpoint
+from megaplug.runs.checkpoints import Checkpoint, tracked_step
 from megaplug.runs.manifest import read_manifest, verify_manifest
 from megaplug.runs.metadata_scan import scan_metadata
 from megaplug.runs.stored import METADATA, Stored, StoredTensor, read_stored
@@ -33,7 +32,7 @@ def answer(asked: Asked) -> Answer:
     report: dict[str, Any] = {
         "iteration": checkpoint.iteration,
         "path": str(checkpoint.path),
-        "tracked": tracker(place.directory) == checkpoint.iteration,
+        "tracked": tracked_step(place.directory) == checkpoint.iteration,
         "complete": not faults,
         "faults": faults,
         "num_bytes": sum(entry["size"] for entry in files.values()),

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import threading
+import functools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from megaplug.commands.checkpoint import Answer
 from megaplug.commands.checkpoint_words import Asked, Place, columns, size_text
-from megaplug.data.progress import progress
+from megaplug.commands.reading import bytes_of, reading
 from megaplug.errors import UserError
 from megaplug.runs.checkpoints import Checkpoint, faults_of, list_checkpoints
-from megaplug.runs.manifest import read_manifest
-
-Tell = Callable[[int], None]
 
 
 def answer(asked: Asked) -> Answer:
     """What is wrong with each checkpoint that is named."""
     begun = time.monotonic()
     found = []
-    with watched(asked) as stage:
+    with reading(not asked.as_json) as shown:
         for checkpoint, place in _asked(asked):
-            size = bytes_of(checkpoint)
-            tell = stage(str(checkpoint.path), size)
-            found.append((checkpoint, place, size, faults_of(checkpoint.path, tell)))
+            faults = faults_of(checkpoint.path, functools.partial(shown.tell, checkpoint.path))
+            found.append((checkpoint, place, bytes_of(checkpoint.path), faults))
     seconds = time.monotonic() - begun
     reports: list[dict[str, Any]] = [
         {
@@ -66,27 +60,3 @@ def _asked(asked: Asked) -> list[tuple[Checkpoint, Place]]:
         given = asked.typed.get("run", "runs")
         raise UserError(f"{given} has no checkpoint", hint="it was stopped before its first one was saved")
     return found
-
-
-def bytes_of(checkpoint: Checkpoint) -> int:
-    """What its manifest says that its files hold; 0 where it has none."""
-    manifest = read_manifest(checkpoint.path) if checkpoint.path.is_dir() else None
-    return 0 if manifest is None else sum(entry["size"] for entry in manifest["files"].values())
-
-
-@contextmanager
-def watched(asked: Asked) -> Iterator[Callable[[str, int], Tell]]:
-    """What begins to show how far the reading of something is: its name and size in bytes."""
-    lock = threading.Lock()
-    with progress(None if not asked.as_json else False, "reading") as shown:
-
-        def stage(name: str, size: int) -> Tell:
-            shown.stage(name, size)
-
-            def tell(num_bytes: int) -> None:
-                with lock:
-                    shown.advance(num_bytes)
-
-            return tell
-
-        yield stage

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from megaplug.commands.reading import reading
 from megaplug.errors import Problem, UserError
 from megaplug.job.checks import check, check_facts, job_shape, resolve_topology
 from megaplug.job.derive import Derived, derive, resolve_device
@@ -88,7 +89,8 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
     if on_this_machine:
         # The size of the vocabulary is not known yet; the number of ranks may already be too large.
         _raise(machine_problems(machine, topology.world_size, 0, device))
-    source = find_source(job)
+    with reading(_may_talk(job)) as shown:
+        source = find_source(job, shown.tell)
 
     facts = prepare(job, show_progress=None if _may_talk(job) else False)
     _raise(too_small(facts, job.model.seq_length))

@@ -17,6 +17,7 @@ from megaplug.commands.notes import job_notes
 from megaplug.commands.planned import plan_rows
 from megaplug.commands.preview import preview_json, preview_text
 from megaplug.commands.readiness import first_iteration, make_ready, open_folder, repair_notes
+from megaplug.commands.reading import reading
 from megaplug.commands.resolved import Resolved, problems_here, resolve
 from megaplug.errors import UserError
 from megaplug.job.overlap import overlap_line
@@ -77,7 +78,8 @@ def start(job: Job, command: CommandLine) -> int:
     resolved = resolve(job)
     folder = open_folder(resolved)
     with RunLock.acquire(folder, command.typed()) as lock:
-        report = checkpoints.repair(folder.checkpoints)
+        with reading(job.logging.progress != "none" and job.launch.output == "text") as shown:
+            report = checkpoints.repair(folder.checkpoints, shown.tell)
         iteration = first_iteration(resolved, report)
         notes = repair_notes(report)
         if job.profile.kind == "nsys" and "NSYS_PROFILING_SESSION_ID" not in os.environ:
@@ -176,6 +178,7 @@ def _header(
     if resolved.source is not None:
         what = "the weights" if resolved.source.weights_only else "the whole state"
         rows.append(("starts from", f"{what} of {resolved.source.checkpoint.path}"))
+        rows += [("passed over", why) for why in resolved.source.passed_over]
     if overlap := overlap_line(derived.overlap):
         rows.append(("overlap", overlap))
     if notes := job_notes(job, words):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ class Source:
         weights_only: Whether optimizer, schedule and data position are left behind.
         frozen: The job that wrote it; None where its ``job.yaml`` is not beside it.
         fingerprint: The model that it holds, see ``identity.model_fingerprint``; None where not known.
+        passed_over: Newer checkpoints of that run that are not whole, and why.
     """
 
     checkpoint: Checkpoint
     weights_only: bool
     frozen: FrozenJob | None
     fingerprint: Mapping[str, Any] | None
+    passed_over: tuple[str, ...] = ()
 
     def staging(self, folder: RunFolder) -> Path:
         """The folder that Megatron is given: only this checkpoint and a tracker that names it."""
@@ -52,8 +55,12 @@ class Source:
         return staging
 
 
-def find_source(job: Job) -> Source | None:
+def find_source(job: Job, tell: Callable[[Path, int], None] | None = None) -> Source | None:
     """Find what ``load=`` names; None when the job starts from scratch.
+
+    Args:
+        job: It.
+        tell: Called, on several threads, with the checkpoint that is verified and how much more of it is.
 
     Raises:
         UserError: There is no such run or checkpoint, or none of its checkpoints is whole.
@@ -66,18 +73,24 @@ def find_source(job: Job) -> Source | None:
             f"load: {job.load} is not a folder", hint="give a run's folder or one of its checkpoints/iter_*"
         )
     if path.name.startswith("iter_"):
-        checkpoints_dir, found = path.parent, _single(path)
+        checkpoints_dir, found = path.parent, _single(path, tell)
+        passed_over: tuple[str, ...] = ()
     else:
         checkpoints_dir = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        found = _newest_whole(checkpoints_dir, job.load)
+        found, passed_over = _newest_whole(checkpoints_dir, job.load, tell)
     job_file = checkpoints_dir.parent / "job.yaml"
     frozen = read_frozen(job_file) if job_file.is_file() else None
-    return Source(found, job.load_state == "weights", frozen, _fingerprint(found.path, frozen))
+    fingerprint = _fingerprint(found.path, frozen)
+    return Source(found, job.load_state == "weights", frozen, fingerprint, passed_over)
 
 
-def _single(path: Path) -> Checkpoint:
+def _faults(path: Path, tell: Callable[[Path, int], None] | None) -> list[str]:
+    return faults_of(path, tell and functools.partial(tell, path))
+
+
+def _single(path: Path, tell: Callable[[Path, int], None] | None) -> Checkpoint:
     named = [item for item in list_checkpoints(path.parent) if item.path.name == path.name]
-    faults = faults_of(path)
+    faults = _faults(path, tell)
     if faults or not named:
         raise UserError(
             f"load: {path} is not a whole checkpoint: {faults[0] if faults else 'its name is no iteration'}",
@@ -86,7 +99,9 @@ def _single(path: Path) -> Checkpoint:
     return named[0]
 
 
-def _newest_whole(checkpoints_dir: Path, given: str) -> Checkpoint:
+def _newest_whole(
+    checkpoints_dir: Path, given: str, tell: Callable[[Path, int], None] | None
+) -> tuple[Checkpoint, tuple[str, ...]]:
     present = list_checkpoints(checkpoints_dir)
     if not present and not any(
         (place / "job.yaml").is_file() for place in (checkpoints_dir, checkpoints_dir.parent)
@@ -99,11 +114,14 @@ def _newest_whole(checkpoints_dir: Path, given: str) -> Checkpoint:
         raise UserError(
             f"load: {given} has no checkpoint", hint="it was stopped before its first one was saved"
         )
+    passed_over: list[str] = []
     for checkpoint in reversed(present):
-        if not faults_of(checkpoint.path):
-            return checkpoint
+        faults = _faults(checkpoint.path, tell)
+        if not faults:
+            return checkpoint, tuple(passed_over)
+        passed_over.append(f"step {checkpoint.iteration:,} is not whole: {faults[0]}")
     raise UserError(
-        f"load: none of the {len(present)} checkpoints of {given} is whole",
+        f"load: none of the {len(present)} checkpoints of {given} is whole ({passed_over[0]})",
         hint="continue that run first: it goes on from the start and saves new ones",
     )
 

@@ -84,6 +84,14 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
     )
 
 
+def tracked_step(directory: Path) -> int | None:
+    """The step that Megatron's tracker names, which is the one that it loads; None where it names none."""
+    path = directory / TRACKER
+    with disk_errors(path, "read"):
+        text = path.read_bytes().strip() if path.is_file() else b""
+    return int(text) if text.isdigit() else None
+
+
 def stored_bytes(directory: Path) -> int:
     """What the checkpoints of a folder take on the disk, in bytes, without those that were set aside."""
     with disk_errors(directory, "list"):

@@ -25,6 +25,7 @@ from megaplug.runtime.failures import LastWords
 from megaplug.runtime.metrics import MetricsRecorder
 from megaplug.runtime.saving import Saver
 from megaplug.runtime.stopping import Stopping
+from megaplug.runtime.verifying import verify_what_is_loaded
 
 
 def run(
@@ -150,6 +151,8 @@ class _Run:
         # The step after the last of warming up is the one that is captured.
         made_once = 1 if graphs.cuda_graph_impl == "none" else graphs.cuda_graph_warmup_steps + 2
         heartbeat.watch(training, made_once)
+        if self.rank == 0 and self.events.fd is None:
+            verify_what_is_loaded(args.load)  # a supervisor has done so
         self._report("running")
         state = None
         try:

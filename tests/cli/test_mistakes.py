@@ -127,7 +127,7 @@ def other_run(small_jobs: SmallJobs, name: str, *more: str) -> RunFolder:
     frozen = read_frozen(folder.job_file)
     checkpoint = folder.checkpoints / "iter_0000010"
     checkpoint.mkdir(exist_ok=True)
-    (checkpoint / "common.pt").write_bytes(b"0")
+    (checkpoint / "weights").write_bytes(b"0")
     extra = {"iteration": 10, "model": frozen.model_fingerprint, "job": frozen.digest}
     write_manifest(checkpoint, extra)
     return folder
@@ -165,7 +165,7 @@ def test_a_whole_state_that_megatron_cannot_reshard(
 
 def test_a_checkpoint_that_is_not_whole(small_jobs: SmallJobs, words: list[str], tmp_path: Path) -> None:
     other = other_run(small_jobs, "torn")
-    (other.checkpoints / "iter_0000010" / "common.pt").write_bytes(b"")
+    (other.checkpoints / "iter_0000010" / "weights").write_bytes(b"")
     load = f"load={other.checkpoints / 'iter_0000010'}"
     assert "0 bytes in place of 1" in refused([*words, load], tmp_path)
 

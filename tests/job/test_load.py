@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from job_factory import FOLDER, resolved
+from small_checkpoints import COMMON, craft_object, make_checkpoint
 from test_freeze import frozen_in
 
 from megaplug.errors import UserError
@@ -52,8 +53,23 @@ def test_without_load_there_is_no_source() -> None:
 def test_a_run_means_its_newest_whole_checkpoint(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert source_of(run).checkpoint.iteration == 20
+    assert source_of(run).passed_over == ()
     (run.checkpoints / "iter_0000020" / "weights").write_bytes(b"01234")
-    assert source_of(run).checkpoint.iteration == 10
+    source = source_of(run)
+    assert source.checkpoint.iteration == 10
+    assert source.passed_over == ("step 20 is not whole: weights has 5 bytes in place of 10",)
+    (run.checkpoints / "iter_0000010" / "weights").unlink()
+    with pytest.raises(UserError, match=r"none of the 2 .* \(step 20 is not whole: weights has 5"):
+        source_of(run)
+
+
+def test_a_program_in_somebody_s_checkpoint_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    checkpoint, marker = make_checkpoint(tmp_path / "theirs", 10), tmp_path / "ran"
+    assert source_of(checkpoint).checkpoint.iteration == 10
+    craft_object(checkpoint, COMMON, marker)
+    with pytest.raises(UserError, match=r"common_state/shard_0_1 would import _io\.open"):
+        source_of(checkpoint)
+    assert not marker.exists()
 
 
 def test_a_checkpoint_can_be_named(tmp_path: Path) -> None:

@@ -169,9 +169,29 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert curve(again)[:6] == measured and len(curve(again)) == 8
 
 
-def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody looks into checkpoints before the ranks start."""
+def trusting() -> None:
+    """In a rank: nobody looks into checkpoints before they are loaded."""
+    from megaplug.runtime import pretrain
+
+    pretrain.verify_what_is_loaded = lambda load: None
+
+
+@pytest.fixture
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody does so before ranks are started either."""
     monkeypatch.setattr(checkpoints, "faults_of", lambda *_: [])
+
+
+@pytest.mark.slow
+def test_rank_0_refuses_what_nobody_has_looked_into(
+    again: RunFolder, small_jobs: SmallJobs, trusted: None
+) -> None:
+    flip(again.checkpoints / "iter_0000006" / "__1_0.distcp", 500_000, 0x10)
+    with pytest.raises(RanksFailed, match=r"must not be loaded: __1_0\.distcp has other bytes"):
+        small_jobs.run(WORDS)
+    # As Megatron does it.
+    assert small_jobs.run(WORDS, plant=trusting) == again
+    assert len(curve(again)) == 8
 
 
 @pytest.mark.slow
@@ -186,7 +206,7 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_megatron_runs_what_is_in_a_checkpoint_and_our_ranks_do_not(
     again: RunFolder,
     small_jobs: SmallJobs,
-    monkeypatch: pytest.MonkeyPatch,
+    trusted: None,
     tmp_path: Path,
     name: str,
     repair_name: str,
@@ -196,10 +216,9 @@ def test_megatron_runs_what_is_in_a_checkpoint_and_our_ranks_do_not(
         craft_metadata(newest, marker)
     else:
         craft_object(newest, name, marker)
-    trusting(monkeypatch)
     with pytest.raises(RanksFailed, match=r"_io\.open"):
-        small_jobs.run(WORDS)
+        small_jobs.run(WORDS, plant=trusting)
     assert not marker.exists()
     with pytest.raises(RanksFailed):
-        small_jobs.run(WORDS, skip_repairs=frozenset({repair_name}))
+        small_jobs.run(WORDS, plant=trusting, skip_repairs=frozenset({repair_name}))
     assert marker.exists()
