@@ -170,6 +170,15 @@ def test_a_checkpoint_that_is_not_whole(small_jobs: SmallJobs, words: list[str],
     assert "0 bytes in place of 1" in refused([*words, load], tmp_path)
 
 
+def test_what_load_passes_over_is_named(small_jobs: SmallJobs, words: list[str], tmp_path: Path) -> None:
+    other = other_run(small_jobs, "half_torn")
+    (other.checkpoints / "iter_0000020").mkdir(exist_ok=True)
+    said = train(*words, f"load={other.path}", "launch=print")
+    assert said.returncode == 0, said.stderr
+    assert f"the weights of {other.checkpoints / 'iter_0000010'}" in said.stdout
+    assert "step 20 is not whole: it has no manifest" in said.stdout
+
+
 def test_a_port_in_use(words: list[str], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
