@@ -78,8 +78,8 @@ def start(job: Job, command: CommandLine) -> int:
     resolved = resolve(job)
     folder = open_folder(resolved)
     with RunLock.acquire(folder, command.typed()) as lock:
-        with reading(job.logging.progress != "none" and job.launch.output == "text") as shown:
-            report = checkpoints.repair(folder.checkpoints, shown.tell)
+        with reading(job.logging.progress != "none" and job.launch.output == "text") as seen:
+            report = checkpoints.repair(folder.checkpoints, seen.tell)
         iteration = first_iteration(resolved, report)
         notes = repair_notes(report)
         if job.profile.kind == "nsys" and "NSYS_PROFILING_SESSION_ID" not in os.environ:
