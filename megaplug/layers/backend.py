@@ -40,8 +40,16 @@ class NativeSpecProvider(LocalSpecProvider):
         return self._core_attention
 
 
-def core_attention_builder(name: str, params: Mapping[str, Any]) -> Callable[..., Any]:
+def core_attention_builder(
+    name: str, params: Mapping[str, Any], num_query_groups: int | None = None
+) -> Callable[..., Any]:
     """What builds the core attention of that name, with the user's parameters bound.
+
+    Args:
+        name: Of a registered core attention.
+        params: The user's parameters for it.
+        num_query_groups: Of the whole layer, bound for an attention that ``takes_num_query_groups``: Megatron
+            changes the number where there are fewer groups than tensor-parallel ranks.
 
     Raises:
         UserError: The name or a parameter is unknown, or the target cannot be imported.
@@ -49,10 +57,14 @@ def core_attention_builder(name: str, params: Mapping[str, Any]) -> Callable[...
     plugin = lookup(CORE_ATTENTION, name)
     target = load_target(plugin)
     bound = resolve_params(plugin, params)
+    if getattr(target, "takes_num_query_groups", False):
+        bound["num_query_groups"] = num_query_groups
     return partial(target, **bound) if bound else target
 
 
-def native_provider(name: str, params: Mapping[str, Any], normalization: str) -> BackendSpecProvider:
+def native_provider(
+    name: str, params: Mapping[str, Any], normalization: str, num_query_groups: int | None = None
+) -> BackendSpecProvider:
     """The native backend around a core attention.
 
     Raises:
@@ -60,4 +72,4 @@ def native_provider(name: str, params: Mapping[str, Any], normalization: str) ->
     """
     if normalization not in ("RMSNorm", "LayerNorm"):
         raise UserError(f"the native backend has no norm {normalization!r}", hint="use RMSNorm or LayerNorm")
-    return NativeSpecProvider(core_attention_builder(name, params), normalization)
+    return NativeSpecProvider(core_attention_builder(name, params, num_query_groups), normalization)

@@ -66,7 +66,9 @@ def transformer_layer_spec(
         _refuse_unsupported(transformer)
         if backend == "te":
             return _te_block(transformer, vp_stage, attention_name, attention_params)
-        provider = native_provider(attention_name, attention_params, transformer.normalization)
+        provider = native_provider(
+            attention_name, attention_params, transformer.normalization, transformer.num_query_groups
+        )
         layers = [_native_layer(transformer, provider, is_moe) for is_moe in _stage(transformer, vp_stage)]
         return TransformerBlockSubmodules(layer_specs=layers, layer_norm=provider.layer_norm())
 
@@ -167,7 +169,7 @@ def _te_block(
             use_te_activation_func=config.use_te_activation_func,
         )
         if attention_name != "te":
-            attention = core_attention_builder(attention_name, attention_params)
+            attention = core_attention_builder(attention_name, attention_params, config.num_query_groups)
             latent = config.multi_latent_attention
             core_attention = core_attention_spec(attention) if latent else attention
             submodules.self_attention.submodules.core_attention = core_attention

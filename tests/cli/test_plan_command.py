@@ -110,7 +110,7 @@ def test_keys_of_the_job_say_where_the_disk_is_looked_at(monkeypatch, tmp_path):
         (
             ["topology.cp=2", "cluster=h100"],
             "'flash' cannot split a sequence over 2 ranks",
-            "attention=te can",
+            "attention=ring and ring_dilated can",
         ),
     ],
 )

@@ -81,7 +81,7 @@ def test_a_misspelt_name_is_answered_with_the_likeliest_and_all_known():
         registry.lookup(CORE_ATTENTION, "flsh")
     assert "'flsh'" in caught.value.message
     assert "did you mean 'flash'" in caught.value.hint
-    assert "flash, local, te" in caught.value.hint
+    assert "dilated, flash, local, ring, ring_dilated, te" in caught.value.hint
 
 
 def test_one_name_cannot_be_declared_for_two_targets(installed):

@@ -2,36 +2,11 @@
 
 from __future__ import annotations
 
-from megaplug.layers.registry.plugin import CORE_ATTENTION, AttentionSizes, Limits, Parameter, Plugin
+from megaplug.layers.registry.cost import causal_flops, full_flops, fused_bytes, unfused_bytes
+from megaplug.layers.registry.dilated import LONG
+from megaplug.layers.registry.plugin import CORE_ATTENTION, Limits, Parameter, Plugin
 
 _TE = "megatron.core.extensions.transformer_engine:TEDotProductAttention"
-
-
-def causal_flops(sizes: AttentionSizes) -> int:
-    """Two matrix products over the lower triangle, diagonal included: ``2 b h (d + d_v) s (s + 1) / 2``."""
-    pairs = sizes.seq_length * (sizes.seq_length + 1) // 2
-    return 2 * sizes.batch_size * sizes.num_heads * sizes.summed_head_dim * pairs
-
-
-def full_flops(sizes: AttentionSizes) -> int:
-    """Two matrix products over the whole square, the masked half included: ``2 b h (d + d_v) s^2``."""
-    return 2 * sizes.batch_size * sizes.num_heads * sizes.summed_head_dim * sizes.seq_length**2
-
-
-def fused_bytes(sizes: AttentionSizes) -> int:
-    """Query, key, value, output and one fp32 log-sum-exp a head are kept for the backward pass."""
-    elements = (sizes.num_heads + sizes.num_kv_heads) * sizes.summed_head_dim
-    return elements * sizes.element_size + 4 * sizes.num_heads
-
-
-def unfused_bytes(sizes: AttentionSizes) -> int:
-    """Query, K and V repeated for every head, and a row of probabilities a head.
-
-    Below fp32 the softmax is taken in fp32 and its result is kept beside the one that is multiplied
-    with the values (``FusedScaleMaskSoftmax.forward_torch_softmax`` of megatron-core 0.19).
-    """
-    row = sizes.element_size if sizes.element_size >= 4 else sizes.element_size + 4
-    return sizes.num_heads * (3 * sizes.head_dim * sizes.element_size + sizes.seq_length * row)
 
 
 FLASH = Plugin(
@@ -94,4 +69,4 @@ TE = Plugin(
     saved_bytes_per_token=fused_bytes,
 )
 
-BUILT_IN = (FLASH, LOCAL, TE)
+BUILT_IN = (FLASH, LOCAL, TE, *LONG)

@@ -72,7 +72,7 @@ def limits_problems(
         refuse(
             "topology.cp",
             f"cannot split a sequence over {context_parallel_size} ranks",
-            "attention=te can, where Transformer Engine is installed; or set topology.cp=1",
+            "attention=ring and ring_dilated can; or set topology.cp=1",
         )
     if packed_sequences and not limits.packed_sequences:
         refuse(

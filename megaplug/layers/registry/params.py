@@ -32,6 +32,8 @@ def validate_params(
         elif parameter.choices and value not in parameter.choices:
             choices = ", ".join(str(choice) for choice in parameter.choices)
             problems.append(Problem(f"{key}.{name}", f"{value!r} is not possible", f"one of: {choices}"))
+    if not problems and plugin.check_params is not None:
+        problems += plugin.check_params(params, key)
     return problems
 
 

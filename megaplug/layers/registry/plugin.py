@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from megaplug.errors import Problem
 
 CORE_ATTENTION = "core_attention"
 
@@ -93,6 +95,9 @@ class Plugin:
         limits: What it can do.
         forward_flops: Floating-point operations of one forward pass (a multiply-add counts two).
         saved_bytes_per_token: Bytes kept for the backward pass, for each token of the batch.
+        check_params: What is wrong with a user's parameters together, given them and the key they stand
+        under;
+            asked when each for itself is of the right type.
     """
 
     name: str
@@ -103,3 +108,4 @@ class Plugin:
     limits: Limits = field(default_factory=Limits)
     forward_flops: Callable[[AttentionSizes], int] | None = None
     saved_bytes_per_token: Callable[[AttentionSizes], int] | None = None
+    check_params: Callable[[Mapping[str, Any], str], Iterable[Problem]] | None = None

@@ -1,0 +1,99 @@
+"""The core attentions for long sequences: dense over many ranks, and dilated on one or many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from megaplug.errors import Problem
+from megaplug.layers.registry.cost import causal_flops, fused_bytes
+from megaplug.layers.registry.plugin import CORE_ATTENTION, Limits, Parameter, Plugin
+
+_MODULE = "megaplug.layers.attention.ring"
+_KERNEL = Parameter(
+    str,
+    "auto",
+    "which kernel computes a block: torch's for a CPU, three of torch's for CUDA, or einsum",
+    ("auto", "cpu_flash", "cuda_flash", "cudnn", "efficient", "reference"),
+)
+_PATTERN = {
+    "segment_lengths": Parameter(
+        list,
+        (),
+        "lengths of the branches' segments in tokens; empty: a quarter, a half and the whole of the sequence",
+    ),
+    "dilation_rates": Parameter(
+        list, (), "of each segment every so many-th token, one rate for each length; empty: 1, 2 and 4"
+    ),
+    "offset": Parameter(
+        str,
+        "kv_group",
+        "which tokens a head has: its group, or its own number, modulo the rate; or as torchscale does it",
+        ("kv_group", "query_head", "torchscale_block"),
+    ),
+    "mix_grad": Parameter(
+        str,
+        "exact",
+        "whether gradients go through the mixing of branches; detached is torchscale's way",
+        ("exact", "detached"),
+    ),
+    "kernel": _KERNEL,
+}
+
+
+def _limits(context_parallel: bool) -> Limits:
+    return Limits(
+        dtypes={"cpu": ("fp64", "fp32", "bf16", "fp16"), "cuda": ("fp32", "bf16", "fp16")},
+        context_parallel=context_parallel,
+        masks=("causal", "no_mask"),
+        max_head_dim={"cuda": 256},
+        head_dim_multiple={"cuda": 8},
+    )
+
+
+def pattern_problems(params: Mapping[str, Any], key: str) -> Iterator[Problem]:
+    """What is wrong with segment lengths and rates whose types are right."""
+    lengths, rates = params.get("segment_lengths", ()), params.get("dilation_rates", ())
+    for name, values in (("segment_lengths", lengths), ("dilation_rates", rates)):
+        if wrong := [value for value in values if type(value) is not int or value < 1]:
+            message = f"{wrong[0]!r} is no number of tokens"
+            yield Problem(f"{key}.{name}", message, "give integers of at least 1, such as [2048,4096,8192]")
+    if len(lengths) != len(rates):
+        message = f"{len(lengths)} segment_lengths and {len(rates)} dilation_rates"
+        yield Problem(f"{key}.dilation_rates", message, "give one rate for each segment length")
+
+
+RING = Plugin(
+    name="ring",
+    kind=CORE_ATTENTION,
+    target=f"{_MODULE}:RingAttention",
+    doc="dense attention over context-parallel ranks without Transformer Engine; only what is needed is sent",
+    parameters={"kernel": _KERNEL},
+    limits=_limits(context_parallel=True),
+    forward_flops=causal_flops,
+    saved_bytes_per_token=fused_bytes,
+)
+
+DILATED = Plugin(
+    name="dilated",
+    kind=CORE_ATTENTION,
+    target=f"{_MODULE}:DilatedAttention",
+    doc="LongNet's dilated attention with exact gradients, for sequences that are whole on every rank",
+    parameters=_PATTERN,
+    limits=_limits(context_parallel=False),
+    saved_bytes_per_token=fused_bytes,
+    check_params=pattern_problems,
+)
+
+RING_DILATED = Plugin(
+    name="ring_dilated",
+    kind=CORE_ATTENTION,
+    target=f"{_MODULE}:RingDilatedAttention",
+    doc="the same over context-parallel ranks: segments that a rank has whole cost no communication",
+    parameters=_PATTERN,
+    limits=_limits(context_parallel=True),
+    saved_bytes_per_token=fused_bytes,
+    check_params=pattern_problems,
+)
+
+LONG = (RING, DILATED, RING_DILATED)
