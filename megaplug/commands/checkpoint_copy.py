@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 from megaplug.commands.checkpoint import Answer
-from megaplug.commands.checkpoint_words import Asked, size_text
+from megaplug.commands.checkpoint_words import Asked
 from megaplug.commands.cli import sibling
 from megaplug.commands.reading import bytes_of, reading
 from megaplug.errors import UserError
+from megaplug.runs.atomic import size_text
 from megaplug.runs.copying import copy_checkpoint
 
 

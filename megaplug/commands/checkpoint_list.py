@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from megaplug.commands.checkpoint import Answer
-from megaplug.commands.checkpoint_words import Asked, Place, columns, size_text
+from megaplug.commands.checkpoint_words import Asked, Place, columns
 from megaplug.errors import UserError
 from megaplug.job.freeze import read_frozen
 from megaplug.job.retention import retention
-from megaplug.runs.atomic import disk_errors
+from megaplug.runs.atomic import disk_errors, size_text
 from megaplug.runs.checkpoints import SAVING, SET_ASIDE, Checkpoint, list_checkpoints, tracked_step
 from megaplug.runs.manifest import MANIFEST, verify_manifest
 from megaplug.runs.retention import Retention, kept, validation_losses

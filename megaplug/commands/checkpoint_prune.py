@@ -8,9 +8,10 @@ from typing import Any
 
 from megaplug.commands.checkpoint import Answer
 from megaplug.commands.checkpoint_list import policy_of, policy_text
-from megaplug.commands.checkpoint_words import Asked, Place, size_text
+from megaplug.commands.checkpoint_words import Asked, Place
 from megaplug.commands.reading import bytes_of, reading
 from megaplug.errors import UserError
+from megaplug.runs.atomic import size_text
 from megaplug.runs.checkpoints import Checkpoint, delete, faults_of, list_checkpoints, tidy
 from megaplug.runs.lock import RunLock
 from megaplug.runs.retention import Retention, kept, validation_losses

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from megaplug.commands.checkpoint import Answer
-from megaplug.commands.checkpoint_words import Asked, columns, size_text
+from megaplug.commands.checkpoint_words import Asked, columns
 from megaplug.errors import UserError
+from megaplug.runs.atomic import size_text
 from megaplug.runs.checkpoints import Checkpoint, tracked_step
 from megaplug.runs.manifest import read_manifest, verify_manifest
 from megaplug.runs.metadata_scan import scan_metadata

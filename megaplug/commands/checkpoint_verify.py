@@ -7,9 +7,10 @@ import time
 from typing import Any
 
 from megaplug.commands.checkpoint import Answer
-from megaplug.commands.checkpoint_words import Asked, Place, columns, size_text
+from megaplug.commands.checkpoint_words import Asked, Place, columns
 from megaplug.commands.reading import bytes_of, reading
 from megaplug.errors import UserError
+from megaplug.runs.atomic import size_text
 from megaplug.runs.checkpoints import Checkpoint, faults_of, list_checkpoints
 
 

@@ -170,15 +170,6 @@ def _there() -> str:
     return f"there are {', '.join(names[:4])}{more}"
 
 
-def size_text(num_bytes: float) -> str:
-    """Bytes in the unit that suits them, of powers of ten."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000 or unit == "GB":
-            return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
-        num_bytes /= 1000
-    raise AssertionError
-
-
 def columns(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
     """Lines of columns of one width each; those in ``left`` begin at their left edge."""
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]

@@ -48,8 +48,17 @@ def disk_errors(path: Path, doing: str, setting: str = "runs_dir=") -> Iterator[
 def _free_space(path: Path) -> str:
     for place in (path, *path.parents):
         if place.exists():
-            return f"{shutil.disk_usage(place).free / 1e9:.2f} GB are left"
+            return f"{size_text(shutil.disk_usage(place).free)} are left"
     return "its free space is unknown"
+
+
+def size_text(num_bytes: float) -> str:
+    """Bytes in the unit that suits them, of powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError
 
 
 def fsync_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megaplug.errors import UserError
-from megaplug.runs.atomic import disk_errors, fsync_folder
+from megaplug.runs.atomic import disk_errors, fsync_folder, size_text
 from megaplug.runs.checkpoints import faults_of
 from megaplug.runs.manifest import MANIFEST, read_manifest, verify_manifest
 
@@ -123,7 +123,7 @@ def _room(to: Path, needed: int) -> None:
         free = shutil.disk_usage(to).free
     if needed > free:
         raise UserError(
-            f"the disk of {to} has {free / 1e6:,.1f} MB left, and {needed / 1e6:,.1f} MB are to be copied",
+            f"the disk of {to} has {size_text(free)} left, and {size_text(needed)} are to be copied",
             hint=f"free some space there, or choose another disk with {_SETTING}",
         )
 

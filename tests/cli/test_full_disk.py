@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from live_command import Live, joined_curve, newest_whole, only_run, processes_of
+from small_checkpoints import make_checkpoint
 from small_jobs import SMALL, SmallJobs, state
 
+from megaplug.runs.checkpoints import faults_of
 from megaplug.runs.folder import RunFolder
 
 MIB = 1 << 20
@@ -170,3 +173,55 @@ def test_pictures_for_a_folder_that_may_not_be_written_to_are_refused(disk):
     assert (done.returncode, done.stderr) == (2, "")
     (problem,) = json.loads(done.stdout)["problems"]
     assert "Read-only file system" in problem["message"] and "pictures=" in problem["hint"]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A checkpoint of 17 kB in four files."""
+    return make_checkpoint(tmp_path / "saved", 10)
+
+
+def copied(disk: Disk, source: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A copy of a checkpoint to the disk."""
+    command = [*disk.prefix, sys.executable, "launch/checkpoint.py", "action=copy", f"path={source}"]
+    return subprocess.run(
+        [*command, f"to={disk.inside}/copies", *words], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("disk", ["16k"], indirect=True)
+def test_a_copy_to_a_disk_that_is_too_small_is_refused_before_it_begins(disk, saved):
+    done = copied(disk, saved)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(r"has [\d.]+ kB left, and [\d.]+ kB are to be copied", done.stderr)
+    assert "to=" in done.stderr.partition("hint: ")[2]
+    assert not any(path.is_file() for path in disk.outside.rglob("*"))
+
+
+# Room for its bytes, and none for its fourth file: the root, copies, its folder and three files.
+@pytest.mark.parametrize("disk", ["1m,nr_inodes=6"], indirect=True)
+def test_a_copy_to_a_disk_that_fills_up_has_no_name_and_goes_on_with_room(disk, saved):
+    done = copied(disk, saved)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "No space left on device" in done.stderr and len(done.stderr.splitlines()) == 2
+    assert [path.name for path in (disk.outside / "copies").iterdir()] == [".iter_0000010.copying"]
+    subprocess.run([*disk.prefix, "mount", "-o", "remount,nr_inodes=20", str(disk.inside)], check=True)
+    again = copied(disk, saved, "output=json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["num_bytes_found"] > 0
+    assert faults_of(disk.outside / "copies" / "iter_0000010") == []
+
+
+@pytest.mark.parametrize("disk", ["1m"], indirect=True)
+def test_on_a_disk_that_may_not_be_written_to_checkpoints_are_read_and_nothing_else(disk, saved):
+    assert copied(disk, saved).returncode == 0
+    disk.remount_read_only()
+    assert "exists already" in copied(disk, saved).stderr
+    newer = make_checkpoint(saved.parent, 20)
+    done = copied(disk, newer)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Read-only file system" in done.stderr and "to=" in done.stderr.partition("hint: ")[2]
+    run = f"run={disk.inside}/copies"
+    for words, code in [(["action=verify"], 0), (["action=show"], 0), (["action=prune", "keep=1"], 0)]:
+        command = [*disk.prefix, sys.executable, "launch/checkpoint.py", run, *words]
+        assert subprocess.run(command, capture_output=True, timeout=120).returncode == code
