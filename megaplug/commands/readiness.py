@@ -10,6 +10,7 @@ from megaplug.commands.resolved import Resolved
 from megaplug.job.freeze import FrozenJob, code_revision, write_frozen
 from megaplug.job.translate import megatron_arguments
 from megaplug.runs import checkpoints, metrics
+from megaplug.runs.atomic import remove_unfinished
 from megaplug.runs.checkpoints import RepairReport
 from megaplug.runs.folder import RunFolder, create_next, find_latest, open_first
 
@@ -32,6 +33,8 @@ def make_ready(resolved: Resolved, folder: RunFolder, report: RepairReport | Non
     """
     report = report or checkpoints.repair(folder.checkpoints)
     iteration = report.newest.iteration if report.newest is not None else 0
+    for place in (folder.path, folder.tensorboard):
+        remove_unfinished(place)
     # What was measured beyond the checkpoint will be measured again.
     metrics.cut_metrics(folder.metrics_file, iteration)
     metrics.cut_tensorboard(folder.tensorboard, iteration, iteration * resolved.job.train.global_batch_size)

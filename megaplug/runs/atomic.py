@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from megaplug.errors import UserError
 
+_BESIDE = re.compile(r"\..+\.[0-9]+\.tmp")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_FOLDER = {errno.EEXIST, errno.ENOTDIR}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -92,6 +94,20 @@ def write_bytes_atomic(path: Path, content: bytes, setting: str = "runs_dir=") -
         finally:
             beside.unlink(missing_ok=True)
         fsync_folder(path.parent)
+
+
+def remove_unfinished(folder: Path) -> list[Path]:
+    """Remove what processes that were killed were writing beside the files of a folder, and return it.
+
+    Nobody may be writing there.
+    """
+    if not folder.is_dir():
+        return []
+    with disk_errors(folder, "remove the leftovers in"):
+        left = [path for path in folder.iterdir() if _BESIDE.fullmatch(path.name)]
+        for path in left:
+            path.unlink()
+    return left
 
 
 def strict_json(value: Any) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from megaplug.runs.atomic import disk_errors, fsync_folder, write_text_atomic
+from megaplug.runs.atomic import disk_errors, fsync_folder, remove_unfinished, write_text_atomic
 from megaplug.runs.manifest import verify_manifest
 from megaplug.runs.metadata_scan import scan_metadata
 from megaplug.runs.object_scan import scan_objects
@@ -137,6 +137,7 @@ def repair(directory: Path, tell: Callable[[Path, int], None] | None = None) -> 
         UserError: If the disk is full or may not be read or written. Nothing is lost then.
     """
     unfinished = discard_unfinished(directory)
+    remove_unfinished(directory)
     aside: list[SetAside] = []
     newest: Checkpoint | None = None
     for found in reversed(list_checkpoints(directory)):

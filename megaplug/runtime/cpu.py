@@ -289,7 +289,7 @@ def _install_random() -> None:
 
 
 def _leave_the_model_s_random_numbers() -> None:
-    """A data loader's iterator draws a seed for its workers from the CPU's generator, which here is dropout's.
+    """A data loader's iterator draws its workers' seed from the CPU's generator, which here is dropout's.
 
     A run that continues makes its iterators after it has restored the random state, not before.
     """
