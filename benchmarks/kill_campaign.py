@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ ITERS = 30
 TOLERANCE = 1e-6
 # So long after a kill no process of the run may live: a rank's death lets the others say why they fail, too.
 GONE_S = 20.0
-MOST_KILLS_A_RUN = 8
+MOST_KILLS_A_RUN = 12
 
 
 @dataclass(frozen=True)
@@ -114,21 +115,23 @@ def undisturbed(place: Path, world_size: int) -> Undisturbed:
     return Undisturbed(Life(start_s, training_s, max(writing)), Figures.of(folder))
 
 
-def kill_and_restart(place: Path, run: Run, wanted: Undisturbed, chance: random.Random) -> None:
-    """One run from its first start to its end.
+def kill_and_restart(
+    place: Path, run: Run, wanted: Undisturbed, chance: random.Random, is_enough: Callable[[], bool]
+) -> None:
+    """One run from its first start to its end, killed a few times unless that is enough for the campaign.
 
     Raises:
         AssertionError: Something does not hold.
         TimeoutError: Processes that do not end.
     """
     words, runs_dir = small_job(place, run.world_size, ITERS), place / f"run{run.number}"
-    wishes, whole = chance.randint(2, MOST_KILLS_A_RUN), 0
+    wishes, whole = chance.randint(3, MOST_KILLS_A_RUN), 0
     while True:
         run.starts += 1
         command = Command(words, runs_dir)
         try:
             landed = None
-            if len(run.kills) < wishes:
+            if len(run.kills) < wishes and not is_enough():
                 strike = Strike.draw(chance, wanted.life, 1 - whole / ITERS, run.world_size)
                 landed = strike if strike.land(command) else None
             if landed is None:
@@ -208,12 +211,19 @@ def finished(runs_dir: Path, wanted: Undisturbed) -> float:
     return difference
 
 
-def campaign(place: Path, kills: int, world_sizes: list[int], seed: int, only: int | None) -> list[Run]:
-    """Runs until so many kills have landed; the failed ones keep their folders."""
+def campaign(
+    place: Path, kills: int, seconds: float, world_sizes: list[int], seed: int, only: int | None
+) -> list[Run]:
+    """Runs until so many kills have landed or the time is up; the failed ones keep their folders."""
     runs: list[Run] = []
+    end = time.monotonic() + seconds
+
+    def is_enough() -> bool:
+        return sum(len(run.kills) for run in runs) >= kills or time.monotonic() > end
+
     known: dict[int, Undisturbed] = {}
     number = 0 if only is None else only
-    while sum(len(run.kills) for run in runs) < kills:
+    while not is_enough():
         run = Run(number, world_sizes[number % len(world_sizes)])
         if run.world_size not in known:
             known[run.world_size] = undisturbed(place, run.world_size)
@@ -221,7 +231,8 @@ def campaign(place: Path, kills: int, world_sizes: list[int], seed: int, only: i
         runs.append(run)
         began = time.monotonic()
         try:
-            kill_and_restart(place, run, known[run.world_size], random.Random(f"{seed} {number}"))
+            chance = random.Random(f"{seed} {number}")
+            kill_and_restart(place, run, known[run.world_size], chance, is_enough)
             shutil.rmtree(place / f"run{number}")
         except (AssertionError, OSError, ValueError, subprocess.SubprocessError):
             run.failure = traceback.format_exc(limit=-2)
@@ -264,7 +275,7 @@ def report(runs: list[Run], seed: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _counted(names: Any) -> dict[str, int]:
+def _counted(names: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(names).items()))
 
 
@@ -272,6 +283,7 @@ def main() -> int:
     """Run the campaign, print what it found, write it; 1 if anything has failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="how many kills have to land")
+    parser.add_argument("--minutes", type=float, default=600.0, help="after that, only finish what is begun")
     parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks, in turns")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="one run of the campaign, by its number")
