@@ -293,9 +293,8 @@ def main() -> int:
     place = asked.folder or Path(tempfile.mkdtemp(prefix="kills-"))
     place.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    runs = campaign(
-        place, asked.kills, [int(word) for word in asked.ranks.split(",")], asked.seed, asked.only
-    )
+    sizes = [int(word) for word in asked.ranks.split(",")]
+    runs = campaign(place, asked.kills, asked.minutes * 60, sizes, asked.seed, asked.only)
     found = report(runs, asked.seed, time.monotonic() - began)
     from benchmarks.measure import environment
 
