@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from megaplug.runs.atomic import disk_errors, strict_json
 def append_event(events_file: Path, event: Mapping[str, Any]) -> None:
     """Append one event: ``event`` (start, failure, stall, restart or end), ``time`` and what belongs to it.
 
+    A line that a crash has torn keeps to itself.
+
     Raises:
         UserError: If the disk is full or may not be written to.
     """
-    text = json.dumps(strict_json(event), allow_nan=False) + "\n"
-    with disk_errors(events_file, "append to"), events_file.open("a") as file:
-        file.write(text)
+    line = json.dumps(strict_json(event), allow_nan=False).encode() + b"\n"
+    with disk_errors(events_file, "append to"), events_file.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        file.write(line if file.read(1) in (b"", b"\n") else b"\n" + line)
 
 
 def read_events(events_file: Path) -> list[dict[str, Any]]:
