@@ -106,9 +106,13 @@ class Attempts:
             why_not = self._restarts.why_not(outcome, iteration)
             if why_not:
                 return Course(outcome, self._restarts, why_not if self._restarts.at_most else "")
-            with signals.waiting():
-                report = checkpoints.repair(self._folder.checkpoints)
-                make_ready(self._resolved, self._folder, report)
+            began_at = iteration
+            try:
+                with signals.waiting():
+                    report = checkpoints.repair(self._folder.checkpoints)
+                    make_ready(self._resolved, self._folder, report)
+            except UserError as error:
+                return Course(outcome, self._restarts, f"its folder cannot be made ready: {error.message}")
             iteration = first_iteration(self._resolved, report)
             for note in repair_notes(report):
                 self._tell({"event": "note", "text": note})
@@ -117,9 +121,11 @@ class Attempts:
                 return Course(outcome, self._restarts, "train.stop_at is reached, and saved")
             if (number := signals.pending()) is not None:
                 return Course(self._stopped(outcome, int(number), number.name), self._restarts)
+            restart = self._restarts.take(outcome, began_at, iteration)
+            if restart is None:
+                return Course(outcome, self._restarts, self._restarts.enough)
             # Megatron asks for another device, to find out which of two is right.
             self._shift += outcome.kind == "unexplained"
-            restart = self._restarts.take(outcome, iteration)
             counted = {"at_most": self._restarts.at_most, "in_a_row": self._restarts.in_a_row}
             event = {**dataclasses.asdict(restart), **counted}
             self._tell({"event": "restart", **event})

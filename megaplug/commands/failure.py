@@ -33,7 +33,7 @@ def failure_details(
     checkpoint = folder.checkpoints / f"iter_{saved:07d}"
     kept = f"step {saved:,} in {checkpoint}" if saved else "nothing: no checkpoint was due yet"
     rows.append(("saved", kept))
-    if outcome.kind == "nan":
+    if outcome.kind in ("nan", "reproducible"):
         rows.append(("to go on", _gentler(resolved, command, str(checkpoint) if saved else None)))
     return rows
 
@@ -77,6 +77,9 @@ def _gentler(resolved: Resolved, command: CommandLine, checkpoint: str | None) -
     """The command from the last checkpoint on, with half the learning rate."""
     lr = resolved.job.lr
     changes = ["-resume", f"lr.lr={lr.lr / 2:g}"]
+    if resolved.job.resilience.rerun_mode != "disabled":
+        # The checkpoint may hold a step that is to be computed again.
+        changes.append("resilience.rerun_mode=disabled")
     if lr.min_lr > lr.lr / 2:
         changes.append(f"lr.min_lr={lr.lr / 2:g}")
     if checkpoint is not None:

@@ -32,8 +32,10 @@ from megaplug.launchers.supervisor import Event
 from megaplug.launchers.verdict import AT_ONCE, Outcome
 from megaplug.plan.cluster import AUTO
 from megaplug.runs import checkpoints
+from megaplug.runs.early_stop import has_stopped
 from megaplug.runs.folder import RunFolder, find_latest
 from megaplug.runs.lock import RunLock
+from megaplug.runs.metrics import read_metrics
 from megaplug.runs.state import RunState, read_state
 
 
@@ -133,7 +135,15 @@ def _latest(resolved: Resolved) -> RunFolder | None:
 def _nothing_to_do(resolved: Resolved, folder: RunFolder, iteration: int, command: CommandLine) -> bool:
     """Say so where the run is finished, or already where it was told to stop."""
     state = read_state(folder.state_file)
-    stop_at = resolved.job.train.stop_at
+    train, stop_at = resolved.job.train, resolved.job.train.stop_at
+    lines = read_metrics(folder.metrics_file) if train.early_stop_patience is not None else []
+    early = has_stopped(lines, iteration, train.early_stop_patience, train.early_stop_min_delta)
+    if early is not None and 0 < iteration < resolved.derived.iters:
+        at = f"step {iteration:,} of {resolved.derived.iters:,}"
+        said = f"{folder.path} has finished at {at}: {early.reason()}"
+        goes_on = f"{command.typed('train.early_stop_patience=null')}   # goes on"
+        _say(resolved.job, RunState("finished", iteration, iteration, resolved.derived.iters), said, goes_on)
+        return True
     if state is not None and state.status == "finished" and iteration >= resolved.derived.iters:
         said = f"{folder.path} is finished: {state.iteration:,} of {state.iters:,} steps"
         _say(resolved.job, state, said, f"{command.typed('resume=false')}   # starts over in a new folder")

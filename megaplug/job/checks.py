@@ -12,6 +12,7 @@ from megaplug.job.checks_model import model_problems
 from megaplug.job.checks_offload import offload_problems
 from megaplug.job.checks_precision import precision_problems
 from megaplug.job.checks_recompute import recompute_problems
+from megaplug.job.checks_resilience import resilience_problems
 from megaplug.job.checks_sharding import sharding_problems
 from megaplug.job.checks_training import end_problems, training_problems
 from megaplug.job.checks_values import value_problems
@@ -53,7 +54,7 @@ def check(job: Job, *, device: str | None = None, suggest: bool = True) -> list[
     if sizes_hold and not problems:
         problems = kernel_problems(job, device)
     problems += attention_problems(job, device, sizes_hold=sizes_hold)
-    problems += watching_problems(job, device) if sizes_hold else []
+    problems += [*watching_problems(job, device), *resilience_problems(job, device)] if sizes_hold else []
     backend = _backend(job, device)
     return [
         *problems,

@@ -10,7 +10,7 @@ from megaplug.job.schema import Job
 
 def training_problems(job: Job) -> list[Problem]:
     """Everything that is wrong with length, schedule and loading."""
-    return [*_length(job), *_schedule(job), *_loading(job)]
+    return [*_length(job), *_schedule(job), *_loading(job), *_early_stop(job)]
 
 
 def _length(job: Job) -> Iterator[Problem]:
@@ -64,6 +64,12 @@ def end_problems(job: Job, iters: int) -> Iterator[Problem]:
     if job.train.stop_at is not None and job.train.stop_at > iters:
         message = f"{job.train.stop_at} is beyond the last step, {iters}"
         yield Problem("train.stop_at", message, "leave it out")
+
+
+def _early_stop(job: Job) -> Iterator[Problem]:
+    if job.train.early_stop_patience is not None and not job.train.eval_iters:
+        message = "waits for better validations, and train.eval_iters=0 means that there are none"
+        yield Problem("train.early_stop_patience", message, "for example train.eval_iters=10")
 
 
 def _loading(job: Job) -> Iterator[Problem]:

@@ -32,6 +32,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "logging.level": ("debug", "info", "warning", "error"),
     "profile.kind": ("none", "torch", "nsys"),
     "logging.progress": ("auto", "rich", "plain", "none"),
+    # The third that Megatron's parser knows, report_stats, is none of its machine's: it raises ValueError.
+    "resilience.rerun_mode": ("disabled", "validate_results"),
     "launch.kind": ("local", "print", "freeze"),
     "launch.output": ("text", "json"),
     "model.position_embedding_type": ("rope", "yarn", "learned_absolute", "none"),

@@ -68,6 +68,17 @@ RESERVED = {
     "exit_duration_in_mins": "train.stop_at",
     "phase_transition_iterations": "train.stop_at",
     "skip_train": "train.stop_at",
+    # Read by Megatron-LM's own scripts only; here a failure ends the group of all ranks.
+    **dict.fromkeys(
+        (
+            "inprocess_restart",
+            "inprocess_max_iterations",
+            "inprocess_granularity",
+            "inprocess_active_world_size",
+            "inprocess_empty_cuda_cache",
+        ),
+        "watch.max_restarts, which starts the ranks anew from the last checkpoint",
+    ),
     "use_checkpoint_args": "load=<run or checkpoint>",
     "dataloader_type": "nothing: it is always single, so that the data order does not depend on dp",
     "reset_attention_mask": "nothing: documents in one sequence are not kept apart yet",

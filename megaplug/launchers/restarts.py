@@ -65,8 +65,6 @@ class Restarts:
         """
         assert outcome.status == "failed"
         failure = (outcome.kind, outcome.rank, outcome.iteration)
-        if outcome.saved_iteration > began_at:
-            self.in_a_row, self._last = 0, None
         before, self._last = self._last, failure
         no_step = outcome.iteration <= began_at
         if outcome.signal:
@@ -81,19 +79,34 @@ class Restarts:
             return "it has computed the same on the same device; only another device can tell who is right"
         if failure == before and outcome.kind not in _FROM_OUTSIDE:
             return f"it is the same failure as before, after step {outcome.iteration:,} again"
-        if self.in_a_row >= self.at_most:
-            times = "once" if self.at_most == 1 else f"{self.at_most} times"
-            return f"it was {times} without a new checkpoint, as watch.max_restarts allows"
+        if not self.at_most:
+            return "watch.max_restarts is 0"
         return ""
 
-    def take(self, outcome: Outcome, from_iteration: int) -> Restart:
-        """Count one, after `why_not` has nothing against it."""
+    def take(self, outcome: Outcome, began_at: int, from_iteration: int) -> Restart | None:
+        """Count one, after `why_not` has nothing against it; None where there were enough.
+
+        Args:
+            outcome: As of `why_not`.
+            began_at: As of `why_not`.
+            from_iteration: The step of the whole checkpoint that it would go on from, 0 for the beginning.
+        """
+        if from_iteration > began_at:
+            self.in_a_row = 0
+        if self.in_a_row >= self.at_most:
+            return None
         self.in_a_row += 1
         restart = Restart(
             len(self.done) + 1, outcome.reason, outcome.kind, outcome.rank, outcome.iteration, from_iteration
         )
         self.done.append(restart)
         return restart
+
+    @property
+    def enough(self) -> str:
+        """What is said where `take` has nothing more."""
+        times = "once" if self.at_most == 1 else f"{self.at_most} times"
+        return f"it was {times} without a new checkpoint, as watch.max_restarts allows"
 
     @property
     def reasons(self) -> tuple[str, ...]:

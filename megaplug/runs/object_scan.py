@@ -63,6 +63,8 @@ _EXACT = frozenset(
         ("numpy.dtypes", "UInt32DType"),
         ("megatron.core.enums", "ModelType"),
         ("megatron.core.optimizer.optimizer_config", "OptimizerConfig"),
+        ("megatron.core.rerun_state_machine", "Call"),
+        ("megatron.core.rerun_state_machine", "Caller"),
         ("megatron.core.rerun_state_machine", "RerunDiagnostic"),
         ("megatron.core.rerun_state_machine", "RerunMode"),
         ("megatron.core.rerun_state_machine", "RerunState"),

@@ -9,6 +9,7 @@ import torch
 
 from megaplug.runs.events import EventWriter
 from megaplug.runtime.metrics import MetricsRecorder
+from megaplug.runtime.rerun import Findings
 from megaplug.runtime.stopwatch import data_wait
 
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -25,11 +26,13 @@ class LastWords:
     Args:
         events: Where the supervisor listens.
         recorder: Knows the step.
+        findings: Know why Megatron's rerun state machine has ended the run.
     """
 
-    def __init__(self, events: EventWriter, recorder: MetricsRecorder) -> None:
+    def __init__(self, events: EventWriter, recorder: MetricsRecorder, findings: Findings) -> None:
         self._events = events
         self._recorder = recorder
+        self._findings = findings
 
     def __enter__(self) -> None:
         pass
@@ -40,11 +43,15 @@ class LastWords:
         if error is None or isinstance(error, KeyboardInterrupt):
             return
         found = kind_of(error)
+        reason = reason_of(error, found, self._recorder.step_in_progress)
+        rejected = self._findings.of_exit(error.code) if isinstance(error, SystemExit) else None
+        if rejected is not None:
+            found, reason = rejected.kind, rejected.text
         self._events.write(
             "end",
             status="failed",
             kind=found,
-            reason=reason_of(error, found, self._recorder.step_in_progress),
+            reason=reason,
             iteration=self._recorder.iteration,
             peak=torch.cuda.max_memory_allocated(),
             requested=_requested(error),

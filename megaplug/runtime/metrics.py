@@ -20,6 +20,7 @@ from megaplug.runs.metrics import append_metrics, read_metrics
 from megaplug.runtime import source_losses
 from megaplug.runtime.pace import Pace
 from megaplug.runtime.rank_figures import RankFigures, merged
+from megaplug.runtime.saving import holds_a_step
 from megaplug.runtime.sinks import Sink, open_sinks
 
 _LOSS_KEY = "lm loss"
@@ -224,7 +225,7 @@ class MetricsRecorder:
 
         @functools.wraps(real_save)
         def save_checkpoint_and_time(iteration: int, *args: Any, **kwargs: Any) -> Any:
-            if iteration == self._loaded_iteration:
+            if iteration == self._loaded_iteration and not holds_a_step():
                 return None  # a run that was killed after its last save: the checkpoint is there, and whole
             answer = real_save(iteration, *args, **kwargs)
             self._since = time.perf_counter()

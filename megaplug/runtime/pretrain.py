@@ -21,8 +21,10 @@ from megaplug.runs.atomic import write_json_atomic
 from megaplug.runs.events import STORE_FD, EventWriter
 from megaplug.runs.state import RunState, read_state, write_state
 from megaplug.runtime import cpu, fused_adam, heartbeat, loudness, packages, profiling, repairs, spared
+from megaplug.runtime.early_stopping import EarlyStopping
 from megaplug.runtime.failures import LastWords
 from megaplug.runtime.metrics import MetricsRecorder
+from megaplug.runtime.rerun import Findings
 from megaplug.runtime.saving import Saver
 from megaplug.runtime.stopping import Stopping
 from megaplug.runtime.verifying import verify_what_is_loaded
@@ -115,6 +117,8 @@ class _Run:
         self.recorder = MetricsRecorder(frozen, events)
         self.stopping = Stopping(events, self.recorder.is_validated)
         self.saver = Saver(self.folder, _about(frozen), retention(frozen.job), events, self._on_saved)
+        self.early = EarlyStopping(frozen)
+        self.findings = Findings(events, self.recorder)
         self.saved_iteration: int | None = None
 
     def pretrain(self, more_words: list[str]) -> RunState:
@@ -153,10 +157,12 @@ class _Run:
         heartbeat.watch(training, made_once)
         if self.rank == 0 and self.events.fd is None:
             verify_what_is_loaded(args.load)  # a supervisor has done so
+        self.early.watch(training, self.recorder)
+        self.findings.watch(training)
         self._report("running")
         state = None
         try:
-            with LastWords(self.events, self.recorder):
+            with LastWords(self.events, self.recorder, self.findings):
                 left = self._train(training, args, model_config, profiled_step)
                 self.saver.close()
             state = self._ended(left)
@@ -223,6 +229,8 @@ class _Run:
 
             if any(get_signal_handler().signals_received()):
                 return self._end("stopped", iteration, "signal")
+            if self.early.reason:
+                return self._end("finished", iteration, self.early.reason)
             if iteration == self.frozen.job.train.stop_at:
                 return self._end("stopped", iteration, "train.stop_at")
         reason = "Megatron ended by itself; the last lines of this log say why"

@@ -66,7 +66,7 @@ class Saver:
 
         @functools.wraps(real_save)
         def save_checkpoint(iteration: int, *args: Any, **kwargs: Any) -> None:
-            if iteration == self._last:
+            if iteration == self._last and not holds_a_step():
                 return
             self._last, self._began = iteration, time.perf_counter()
             if self._cleaning is not None:
@@ -140,6 +140,13 @@ def hash_what_is_written(place: Path) -> None:
         return real_create(self, path, mode)
 
     filesystem.FileSystem.create_stream = create_stream
+
+
+def holds_a_step() -> bool:
+    """Whether Megatron saves the step before one that is to be computed again, with that one's batch."""
+    from megatron.core.rerun_state_machine import RerunState, get_rerun_state_machine
+
+    return get_rerun_state_machine().state == RerunState.WILL_RERUN_FROM_CHECKPOINT
 
 
 def _later(*_: Any) -> None:

@@ -38,9 +38,14 @@ def restrict_metadata() -> None:
 
 
 def restrict_objects() -> None:
-    """Load the objects of shards with ``weights_only=True``; Megatron registers the classes that it needs."""
+    """Load the objects of shards with ``weights_only=True``; Megatron registers the classes that it needs.
+
+    But for two pairs of plain values, which its rerun state machine saves with a step that it holds.
+    """
+    from megatron.core.rerun_state_machine import Call, Caller
     from torch.distributed.checkpoint import default_planner
 
+    torch.serialization.add_safe_globals([Call, Caller])
     real = default_planner.DefaultLoadPlanner.load_bytes
 
     @functools.wraps(real)

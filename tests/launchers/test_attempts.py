@@ -213,6 +213,12 @@ def test_a_damaged_checkpoint_is_gone_back_behind(fake):
     assert any("checkpoint 10 is not whole" in event["text"] for event in fake.of("note"))
 
 
+def test_a_checkpoint_that_is_saved_broken_again_and_again_is_no_progress(fake):
+    spoil = "(folder / 'checkpoints' / 'iter_0000005' / 'shard').write_bytes(bytes(99))"
+    course = fake.run(f"train(5); {spoil}; os.kill(os.getpid(), signal.SIGKILL)\n", max_restarts=2)
+    assert fake.starts() == 3 and "watch.max_restarts" in course.why_no_more
+
+
 def test_a_signal_ends_the_ranks_for_good(fake):
     script = f"train(3); os.kill({os.getpid()}, signal.SIGTERM); time.sleep(60)"
     course = fake.run(script)

@@ -18,8 +18,9 @@ def started_again(restarts: Restarts, *failures: Outcome, began_at: int = 5) -> 
     for failure in failures:
         said.append(restarts.why_not(failure, began_at))
         if not said[-1]:
-            began_at = max(began_at, failure.saved_iteration)
-            restarts.take(failure, began_at)
+            if restarts.take(failure, began_at, failure.saved_iteration) is None:
+                said[-1] = restarts.enough
+            began_at = failure.saved_iteration
     return said
 
 
