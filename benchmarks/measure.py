@@ -15,18 +15,21 @@ import torch
 
 
 def alternate(
-    contenders: Mapping[str, Callable[[], object]], repeats: int, device: str
+    contenders: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: str,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every run of every contender, taken in turns so that a busy machine hurts all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat in range(repeats + 1):
         for name, run in contenders.items():
             _synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             run()
             _synchronize(device)
             if repeat:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

