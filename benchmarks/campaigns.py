@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,12 @@ class Command:
     Args:
         words: Its overrides, ``launch.output=json`` among them.
         runs_dir: Where its run's folder is.
+        environment: Beside this process's own.
     """
 
-    def __init__(self, words: Sequence[str], runs_dir: Path) -> None:
+    def __init__(
+        self, words: Sequence[str], runs_dir: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.events: list[Event] = []
         self.runs_dir = runs_dir
         self._mark = f"{_MARK}={uuid.uuid4()}"
@@ -97,7 +100,7 @@ class Command:
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "launch" / "train.py"), *words, f"runs_dir={runs_dir}"],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", name: value},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {}), name: value},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -132,7 +132,7 @@ def kill_and_restart(
         try:
             landed = None
             if len(run.kills) < wishes and not is_enough():
-                strike = Strike.draw(chance, wanted.life, 1 - whole / ITERS, run.world_size)
+                strike = Strike.draw(chance, wanted.life, whole, ITERS, run.world_size)
                 landed = strike if strike.land(command) else None
             if landed is None:
                 code = command.end()

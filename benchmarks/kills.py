@@ -40,44 +40,55 @@ class Life:
 class Strike:
     """A kill that is meant.
 
+    It waits for steps and not for a time: on a busy machine no two runs take equally long.
+
     Attributes:
         aim: One of `AIMS`.
-        after_s: From the start of the command; an aim is looked for from then on.
+        after_step: It lands when this step was heard of; None for a time before the first.
+        after_s: Seconds from then on, or from the start of the command. A phase is looked for only then.
         delay_s: From the moment that the phase is seen.
         victim: One of `VICTIMS`.
         rank: Which, where it is one.
     """
 
     aim: str
+    after_step: int | None
     after_s: float
     delay_s: float
     victim: str
     rank: int
 
     @classmethod
-    def draw(cls, chance: random.Random, life: Life, left: float, world_size: int) -> Strike:
-        """A kill of a run of which a part is left to be trained, 0 to 1."""
+    def draw(cls, chance: random.Random, life: Life, whole: int, iters: int, world_size: int) -> Strike:
+        """A kill of a run that goes on from a checkpoint."""
         aim = chance.choice(("any",) * (len(AIMS) - 1) + AIMS[1:])
-        training_s = life.training_s * left
-        if aim == "any":
-            after_s = chance.uniform(0.0, life.start_s + training_s)
+        training_s, steps = life.training_s * (1 - whole / iters), range(whole + 1, iters + 1)
+        after_step: int | None
+        in_start = chance.uniform(0.0, life.start_s + training_s) < life.start_s
+        if not steps or (aim == "any" and in_start):
+            after_step, after_s = None, chance.uniform(0.0, life.start_s)
         else:
-            after_s = life.start_s + chance.uniform(0.0, 0.7) * training_s
+            last = iters if aim == "any" else max(steps[0], iters - 4)
+            after_step = chance.randint(steps[0], last)
+            # As long as two steps, one of which is saved.
+            after_s = chance.uniform(0.0, 2 * life.training_s / iters)
         delay_s = chance.uniform(0.0, life.writing_s) if aim == "saving" else 0.0
-        return cls(aim, after_s, delay_s, chance.choice(VICTIMS), chance.randrange(world_size))
+        return cls(aim, after_step, after_s, delay_s, chance.choice(VICTIMS), chance.randrange(world_size))
 
     def land(self, command: Command) -> bool:
         """Wait for the moment and kill; False if the command has ended before it."""
 
         def is_late_enough() -> bool:
             command.ranks()
-            return time.monotonic() >= command.began + self.after_s
+            if self.after_step is None:
+                return time.monotonic() >= command.began + self.after_s or bool(command.of("step"))
+            return any(event["iteration"] >= self.after_step for event in command.of("step"))
 
-        if not command.wait_for(is_late_enough):
+        if not command.wait_for(is_late_enough, poll_s=0.002):
             return False
+        if self.after_step is not None:
+            time.sleep(self.after_s)
         if self.aim != "any":
-            if not command.wait_for(lambda: bool(command.of("step"))):
-                return False
             folder = command.folder()
             assert folder is not None
             if not command.wait_for(_phase(self.aim, folder), poll_s=0.0005):
