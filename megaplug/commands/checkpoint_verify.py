@@ -47,7 +47,7 @@ def answer(asked: Asked) -> Answer:
     rate = f", {size_text(total / seconds)}/s" if seconds > 0 and not damaged else ""
     lines.append(f"{said}: {size_text(total)} in {seconds:.1f} s{rate}")
     if damaged:
-        lines.append("a run sets a damaged one aside when it is continued, and goes on from the one before")
+        lines.append("a run goes on from its newest whole one, and sets aside what is damaged and newer")
     report = {"checkpoints": reports, "num_damaged": damaged, "num_bytes": total, "seconds": seconds}
     return Answer(report, "\n".join(lines), 1 if damaged else 0)
 
