@@ -14,7 +14,7 @@ _SIZE = re.compile(r"([a-z]+)(\d+)")
 _ENDING = re.compile(r"[kmgbt]", re.IGNORECASE)
 _THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+")
 _SOURCES = ("data.path", "data.valid_path", "data.test_path")
-_PLAIN = "write key=value, such as train.iters=100; quote values that hold special characters"
+PLAIN_HINT = "write key=value, such as train.iters=100; quote values that hold special characters"
 
 
 def stray_hint(word: str, groups: Mapping[str, Sequence[str]]) -> str:
@@ -33,9 +33,9 @@ def stray_hint(word: str, groups: Mapping[str, Sequence[str]]) -> str:
         return "did you mean " + " or ".join(f"{group}={word}" for group in owners[:3]) + "?"
     near = closest(word, [option for options in groups.values() for option in options])
     if near is None:
-        return _PLAIN
+        return PLAIN_HINT
     owner = next(group for group, options in groups.items() if near in options)
-    return f"did you mean {owner}={near}? {_PLAIN}"
+    return f"did you mean {owner}={near}? {PLAIN_HINT}"
 
 
 def option_hint(group: str, wrong: str, options: Sequence[str]) -> str:

@@ -5,16 +5,18 @@ Hydra says that a key is not in a struct; here it is said which key was probably
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
 from megaplug.errors import Problem, UserError
 from megaplug.job import keys
-from megaplug.job.meant import option_hint, stray_hint
+from megaplug.job.meant import PLAIN_HINT, option_hint, stray_hint
 from megaplug.job.suggest import closest, did_you_mean
 
 if TYPE_CHECKING:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Override
 
 
@@ -45,11 +47,25 @@ def parse(words: Sequence[str], groups: Mapping[str, Sequence[str]] | None = Non
             parsed.append(parser.parse_override(_quoted(word)))
         except HydraException as error:
             reason = str(error).splitlines()[0]
-            hint = "write key=value, such as train.iters=100; quote values that hold special characters"
-            problems.append(Problem("", f"cannot read {word!r}: {reason}", hint))
+            problems.append(Problem("", f"cannot read {word!r}: {reason}", _quoting_hint(word, parser)))
     if problems:
         raise UserError.from_problems(problems)
     return parsed
+
+
+def _quoting_hint(word: str, parser: OverridesParser) -> str:
+    """How a word is typed whose value holds what Hydra's grammar has a use for."""
+    from hydra.errors import HydraException
+
+    key, _, value = word.partition("=")
+    for mark in (mark for mark in "\"'" if mark not in value):
+        quoted = f"{key}={mark}{value}{mark}"
+        try:
+            parser.parse_override(quoted)
+        except HydraException:
+            continue
+        return f"the value needs quotes, and these the shell's: {shlex.quote(quoted)}"
+    return PLAIN_HINT
 
 
 def _quoted(word: str) -> str:

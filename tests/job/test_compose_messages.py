@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 
@@ -196,3 +197,11 @@ def test_hydra_s_own_settings_are_refused() -> None:
 def test_a_length_that_was_typed_takes_the_place_of_one_that_was_not(words, expected):
     train = compose_job(words).train
     assert (train.iters, train.tokens, train.epochs) == expected
+
+
+@pytest.mark.parametrize("value", ["cat >> events.log", "mail -s 'it failed' me", 'say "a, b"', "a=b|c"])
+def test_a_value_that_needs_quotes_is_shown_with_them_as_a_shell_takes_it(value: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose_job([f"alerts.command={value}"])
+    _, _, typed = caught.value.hint.partition("the shell's: ")
+    assert compose_job(shlex.split(typed)).alerts.command == value
