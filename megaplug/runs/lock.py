@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,10 @@ from typing import Self
 from megaplug.errors import UserError
 from megaplug.runs.atomic import disk_errors
 from megaplug.runs.folder import RunFolder
+
+_POLL_S = 0.01
+# Whoever has just taken the lock writes its name; ranks without a launcher end themselves.
+_UNNAMED_S, _ORPHANS_S = 1.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class RunLock:
     def acquire(cls, folder: RunFolder, command: str = "") -> RunLock:
         """Take the lock of a run's folder, or say who has it.
 
+        Where its launcher has gone, its ranks are waited for: they end within seconds.
+
         Args:
             folder: The run; its path must exist.
             command: What was typed, for whoever finds the lock taken.
@@ -69,10 +76,11 @@ class RunLock:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             with disk_errors(path, "lock"):
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise _taken(folder) from None
+                began = time.monotonic()
+                while not _flock(fd):
+                    if time.monotonic() - began >= _patience(read_holder(path)):
+                        raise _taken(folder) from None
+                    time.sleep(_POLL_S)
                 holder = Holder(os.getpid(), socket.gethostname(), _now(), command)
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, (json.dumps(asdict(holder)) + "\n").encode(), 0)
@@ -94,6 +102,21 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _flock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _patience(holder: Holder | None) -> float:
+    """Seconds for which a lock that is held may come free, or be found to be somebody else's."""
+    if holder is None:
+        return _UNNAMED_S
+    return _ORPHANS_S if holder.host == socket.gethostname() and not _lives(holder.pid) else 0.0
 
 
 def _now() -> str:

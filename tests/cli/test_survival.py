@@ -184,6 +184,25 @@ def test_whoever_is_killed_whenever_the_same_command_goes_on(
 
 
 @pytest.mark.parametrize("job", [2], indirect=True, ids=["2 ranks"])
+def test_a_killed_rank_is_made_good_inside_the_job(job: Job, tmp_path: Path) -> None:
+    """One command: its ranks are started again from the last checkpoint, and nothing is lost or repeated."""
+    with Live([*job.words, f"runs_dir={tmp_path / 'runs'}", "watch.max_restarts=1"]) as live:
+        live.until_step(7)
+        folder = only_run(tmp_path / "runs")
+        os.kill(live.rank_pids()[1], signal.SIGKILL)
+        restart = live.until(lambda event: event["event"] == "restart")
+        saved = [event["iteration"] for event in live.of("saved")]
+        assert live.end() == 0, live.stderr()
+    assert (restart["rank"], restart["kind"], restart["number"]) == (1, "killed", 1)
+    assert restart["from_iteration"] == max(saved)
+    assert live.summary["num_restarts"] == 1
+    found = state(folder)
+    assert (found.status, found.iteration, found.num_restarts) == ("finished", ITERS, 1)
+    assert joined_curve(folder) == job.curve
+    assert processes_of(folder) == []
+
+
+@pytest.mark.parametrize("job", [2], indirect=True, ids=["2 ranks"])
 def test_ranks_do_not_outlive_a_killed_launcher_and_the_same_command_goes_on(
     job: Job, tmp_path: Path
 ) -> None:

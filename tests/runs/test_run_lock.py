@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from megaplug.errors import UserError
-from megaplug.runs.folder import create_next
+from megaplug.runs.folder import create_next, open_first
 from megaplug.runs.lock import RunLock, read_holder
 
 
@@ -71,3 +73,71 @@ def test_the_lock_of_a_killed_process_is_never_stale(folder):
     subprocess.run([sys.executable, "-c", script, str(folder.path)], check=False)
     assert read_holder(folder.lock_file).command == "x"
     RunLock.acquire(folder).release()
+
+
+# Four launchers at a time, forked and let loose together, 50 times; each says what has become of it.
+RACES = """
+import json, os, sys
+from pathlib import Path
+from megaplug.errors import UserError
+from megaplug.runs.folder import open_first
+from megaplug.runs.lock import RunLock
+LAUNCHERS = 4
+for race in range(50):
+    go_read, go = os.pipe()
+    said_read, said = os.pipe()
+    end_read, end = os.pipe()
+    pids = []
+    for _ in range(LAUNCHERS):
+        pid = os.fork()
+        if pid == 0:
+            os.close(go), os.close(end)
+            os.read(go_read, 1)
+            folder = open_first(Path(sys.argv[1]), "tiny", "0")
+            try:
+                lock = RunLock.acquire(folder, f"launcher {os.getpid()}")
+                os.write(said, json.dumps([os.getpid(), None]).encode() + b"\\n")
+                os.read(end_read, 1)
+            except UserError as error:
+                os.write(said, json.dumps([os.getpid(), error.message]).encode() + b"\\n")
+            os._exit(0)
+        pids.append(pid)
+    os.close(go_read), os.close(end_read), os.close(said)
+    os.close(go)
+    lines = os.fdopen(said_read)
+    print(json.dumps([json.loads(lines.readline()) for _ in pids]), flush=True)
+    if race % 2:
+        for pid in pids: os.kill(pid, 9)
+    os.close(end)
+    for pid in pids: os.waitpid(pid, 0)
+"""
+
+
+def test_of_launchers_started_at_once_one_runs_and_the_others_name_it(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", RACES, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    races = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(races) == 50 and all(len(race) == 4 for race in races)
+    for race in races:
+        (winner,) = [pid for pid, message in race if message is None]
+        assert all(f"process {winner} on " in message for _, message in race if message is not None), race
+    # After the last, killed like every second one, the lock is free.
+    RunLock.acquire(open_first(tmp_path, "tiny", "0")).release()
+
+
+def test_ranks_whose_launcher_was_killed_are_waited_for(folder):
+    """The launcher is gone at once, and its rank a little later: the next command takes over by itself."""
+    script = (
+        "import os, signal, subprocess, sys; from pathlib import Path\n"
+        "from megaplug.runs.folder import RunFolder; from megaplug.runs.lock import RunLock\n"
+        "lock = RunLock.acquire(RunFolder(Path(sys.argv[1])), 'x')\n"
+        "rank = subprocess.Popen(['sleep', '0.5'], pass_fds=[lock.fd]); print(rank.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    words = [sys.executable, "-c", script, str(folder.path)]
+    rank = int(subprocess.run(words, stdout=subprocess.PIPE, check=False).stdout)
+    RunLock.acquire(folder).release()
+    stat = Path(f"/proc/{rank}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
