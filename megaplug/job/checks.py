@@ -212,7 +212,15 @@ def attention_problems(job: Job, device: str | None = None, *, sizes_hold: bool 
             "flash attention always computes its softmax in fp32",
         )
         problems.append(Problem(key, message, "leave it true, or use attention=local"))
-    return [*problems, *_cuda_kernel(job, device)]
+    return [*problems, *_tokens(job), *_cuda_kernel(job, device)]
+
+
+def _tokens(job: Job) -> Iterator[Problem]:
+    """Megatron's multi-token prediction shifts labels along zigzag tokens."""
+    key = "attention.params.token_layout"
+    if job.attention.params.get("token_layout") == "contiguous" and job.megatron.get("mtp_num_layers"):
+        message = "multi-token prediction (megatron.mtp_num_layers) has no contiguous tokens"
+        yield Problem(key, message, "use zigzag, or leave megatron.mtp_num_layers out")
 
 
 def _cuda_kernel(job: Job, device: str | None) -> Iterator[Problem]:

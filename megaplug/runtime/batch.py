@@ -12,10 +12,11 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.models.gpt import GPTModel
 from megatron.core.rerun_state_machine import get_rerun_state_machine
-from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_rank
+from megatron.core.utils import get_attr_wrapped_model
 from megatron.training.global_vars import get_args, get_timers, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
+from megaplug.layers.attention.megatron_tokens import batch_of_rank
 from megaplug.layers.cross_entropy import vocab_parallel_cross_entropy
 from megaplug.runtime.source_losses import SourceLosses
 from megaplug.runtime.stopwatch import data_wait
@@ -88,7 +89,7 @@ def get_batch(
     }
     if get_args().context_parallel_size > 1:
         group = mpu.get_context_parallel_group()
-        batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=group)
+        batch = batch_of_rank(batch, group)
     number = sample.get("dataset_id")
     return {**batch, "dataset_id": None if number is None else number.to(device, non_blocking=True)}
 

@@ -130,6 +130,8 @@ class _Run:
         from megatron.training import argument_utils, training
         from megatron.training.arguments import parse_and_validate_args
 
+        from megaplug.layers.attention.megatron_tokens import spread_as
+        from megaplug.layers.backend import token_layout
         from megaplug.layers.spec import transformer_layer_spec
         from megaplug.runtime import what_runs
         from megaplug.runtime.batch import forward_step
@@ -140,6 +142,7 @@ class _Run:
 
         model_config = argument_utils.gpt_config_from_args(args)
         job = self.frozen.job
+        spread_as(token_layout(job.attention.name, job.attention.params))
         model_config.transformer_layer_spec = transformer_layer_spec(
             job.attention.name, dict(job.attention.params), self.frozen.derived.backend
         )

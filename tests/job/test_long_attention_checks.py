@@ -28,6 +28,13 @@ def test_what_they_cannot_do_is_refused_by_name(words, key, text):
     assert any(problem.key == key and text in str(problem) for problem in problems), problems
 
 
+def test_contiguous_tokens_are_refused_with_multi_token_prediction():
+    words = ["attention=ring_dilated", "topology.cp=2", "+megatron.mtp_num_layers=1"]
+    assert not [p for p in check(small_job(*words)) if "token_layout" in p.key]
+    problems = check(small_job(*words, "attention.params.token_layout=contiguous"))
+    assert [p.key for p in problems if "mtp_num_layers" in p.message] == ["attention.params.token_layout"]
+
+
 @pytest.mark.parametrize(
     ("params", "key", "text"),
     [
@@ -35,6 +42,7 @@ def test_what_they_cannot_do_is_refused_by_name(words, key, text):
         (["segment_lengths=[64,0]", "dilation_rates=[1,2]"], "segment_lengths", "0 is no number of tokens"),
         (["segment_lengths=[64]", "dilation_rates=[1.5]"], "dilation_rates", "1.5 is no number of tokens"),
         (["segment_lengths=64"], "segment_lengths", "list is needed"),
+        (["token_layout=striped"], "token_layout", "zigzag, contiguous"),
         (["offset=head"], "offset", "kv_group, query_head, torchscale_block"),
         (["block=3"], "block", "no parameter"),
     ],

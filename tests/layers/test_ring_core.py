@@ -7,12 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from dense_oracle import error
+from megatron.core.models.common.embeddings import rope_utils, rotary_pos_embedding
 from megatron.core.transformer.enums import AttnMaskType
 
 from megaplug.errors import UserError
 from megaplug.layers.attention import dilated_attention
 from megaplug.layers.attention.flash import FlashAttention
+from megaplug.layers.attention.megatron_tokens import batch_of_rank, spread_as
 from megaplug.layers.attention.ring import DilatedAttention, RingAttention, RingDilatedAttention
+from megaplug.layers.attention.token_layout import TokenLayout
 from megaplug.layers.backend import core_attention_builder
 
 PATTERN = {"segment_lengths": [8, 32], "dilation_rates": [1, 4]}
@@ -105,6 +108,41 @@ def test_calls_for_what_it_does_not_have_are_refused(config, single_rank):
         make(RingDilatedAttention, config(), single_rank, segment_lengths=[4, 8], dilation_rates=[1])
     with pytest.raises(UserError, match="cannot split a sequence over 2 ranks"):
         make(DilatedAttention, config(context_parallel_size=2), single_rank)
+
+
+def test_layers_and_batches_of_two_layouts_are_refused(config, single_rank):
+    """The angles and batches of Megatron, or of what ``spread_as`` was given, have to be the layer's."""
+    groups = SimpleNamespace(cp=SimpleNamespace(size=lambda: 2, rank=lambda: 0), tp=single_rank.tp)
+    with pytest.raises(UserError, match="for contiguous tokens, and batches and angles are zigzag"):
+        make(RingAttention, config(), groups, token_layout="contiguous")
+    try:
+        spread_as("contiguous")
+        make(RingAttention, config(), groups, token_layout="contiguous")
+        with pytest.raises(UserError, match="for zigzag tokens, and batches and angles are contiguous"):
+            make(RingAttention, config(), groups)
+    finally:
+        spread_as("zigzag")
+
+
+def test_contiguous_batches_and_angles_are_the_layouts_tokens():
+    groups = [SimpleNamespace(size=lambda: 3, rank=lambda rank=rank: rank) for rank in range(3)]
+    tokens = torch.arange(24)[None]
+    mask = torch.ones(1, 1, 24, 24)
+    try:
+        spread_as("contiguous")
+        for rank, group in enumerate(groups):
+            positions = TokenLayout("contiguous", 24, 3).positions(rank)
+            batch = batch_of_rank({"tokens": tokens, "attention_mask": mask, "labels": None}, group)
+            assert batch["tokens"].tolist() == [positions]
+            assert batch["attention_mask"].shape == (1, 1, 8, 24)
+            assert batch["labels"] is None
+            angles = rotary_pos_embedding.get_pos_emb_on_this_cp_rank(tokens.t()[:, None, None], 0, group)
+            assert angles.flatten().tolist() == positions
+    finally:
+        spread_as("zigzag")
+    assert rotary_pos_embedding.get_pos_emb_on_this_cp_rank is rope_utils.get_pos_emb_on_this_cp_rank
+    with pytest.raises(UserError, match="no token layout 'striped'"):
+        spread_as("striped")
 
 
 def test_the_kernel_is_named(config, single_rank):

@@ -13,11 +13,14 @@ FIVE_STEPS = ["train.iters=5", "lr=constant", "lr.lr=1e-3", "model.init_method_s
 PARAMS = ["attention.params.segment_lengths=[16,64]", "attention.params.dilation_rates=[1,2]"]
 DILATED = ["attention=ring_dilated", *PARAMS]
 RECOMPUTE = ["train.recompute_granularity=selective", "train.recompute_modules=[core_attn]"]
+CONTIGUOUS = ["attention.params.token_layout=contiguous"]
 CASES = {
     "ring on cp2": (["attention=ring"], ["topology.cp=2"]),
     "ring on pp2 x cp2": (["attention=ring"], ["topology.pp=2", "topology.cp=2"]),
     "dilated on cp4": (DILATED, ["topology.cp=4"]),
     "dilated on tp2 x cp2": (DILATED, ["topology.tp=2", "topology.cp=2"]),
+    "contiguous ring on cp2": (["attention=ring", *CONTIGUOUS], ["topology.cp=2"]),
+    "contiguous dilated on cp4": ([*DILATED, *CONTIGUOUS], ["topology.cp=4"]),
     "dilated on cp2, computed again": (DILATED, ["topology.cp=2", *RECOMPUTE]),
 }
 

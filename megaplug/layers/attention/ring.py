@@ -4,7 +4,7 @@ Shape letters: S tokens of a rank, B micro-batch, H query heads of a rank, G its
 head.
 
 Queries and keys come rotated by their positions in the whole sequence, and spread as Megatron's batches and
-rotary angles are: zigzag (``token_layout.TokenLayout``).
+rotary angles are: zigzag, or contiguous (``token_layout.TokenLayout``).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from megaplug.errors import UserError
 from megaplug.layers.attention.block_kernels import choose_kernel
 from megaplug.layers.attention.dilated import dilated_attention
+from megaplug.layers.attention.megatron_tokens import current_layout
 from megaplug.layers.attention.pattern import Heads, branches
 
 
@@ -41,6 +42,9 @@ class RingAttention(MegatronModule):
         num_query_groups: Key-value heads of the whole layer: Megatron hands a changed config where there are
         fewer of
             them than tensor-parallel ranks. None takes the config's.
+        token_layout: How the tokens are spread over the ranks; has to be that of Megatron's rotary angles and
+        of
+            the batches (``megatron_tokens.spread_as``).
         kernel: ``auto``, or one of ``block_kernels.KERNELS``.
         **foreign: Whatever other attentions take; refused by name unless None.
 
@@ -63,6 +67,7 @@ class RingAttention(MegatronModule):
         cp_comm_type: str | None = None,
         pg_collection: ProcessGroupCollection | None = None,
         num_query_groups: int | None = None,
+        token_layout: str = "zigzag",
         kernel: str = "auto",
         **foreign: Any,
     ) -> None:
@@ -72,9 +77,15 @@ class RingAttention(MegatronModule):
         self._refuse_mask(attn_mask_type)
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale
+        self.token_layout = token_layout
         self.kernel = kernel
         groups = pg_collection
         self.cp_group = groups.cp if groups is not None else parallel_state.get_context_parallel_group()
+        if self.cp_group.size() > 1 and token_layout != current_layout():
+            raise UserError(
+                f"{self._what} is for {token_layout} tokens, and batches and angles are {current_layout()}",
+                hint="launch/train.py spreads them so; Megatron's own scripts know zigzag only",
+            )
         tp_group = groups.tp if groups is not None else parallel_state.get_tensor_model_parallel_group()
         self._tp_rank = tp_group.rank()
         self._total_groups = num_query_groups or config.num_query_groups or config.num_attention_heads
@@ -127,7 +138,7 @@ class RingAttention(MegatronModule):
             rates,
             causal=mask_type == AttnMaskType.causal,
             group=self.cp_group if size > 1 else None,
-            layout="zigzag",
+            layout=self.token_layout,
             scale=self.softmax_scale,
             heads=self._heads(query.size(2), key.size(2)),
             kernel=self.kernel,

@@ -16,6 +16,12 @@ _KERNEL = Parameter(
     "which kernel computes a block: torch's for a CPU, three of torch's for CUDA, or einsum",
     ("auto", "cpu_flash", "cuda_flash", "cudnn", "efficient", "reference"),
 )
+_LAYOUT = Parameter(
+    str,
+    "zigzag",
+    "how tokens are spread over the ranks: as Megatron does, or in one piece each, which sends less",
+    ("zigzag", "contiguous"),
+)
 _PATTERN = {
     "segment_lengths": Parameter(
         list,
@@ -68,7 +74,7 @@ RING = Plugin(
     kind=CORE_ATTENTION,
     target=f"{_MODULE}:RingAttention",
     doc="dense attention over context-parallel ranks without Transformer Engine; only what is needed is sent",
-    parameters={"kernel": _KERNEL},
+    parameters={"token_layout": _LAYOUT, "kernel": _KERNEL},
     limits=_limits(context_parallel=True),
     forward_flops=causal_flops,
     saved_bytes_per_token=fused_bytes,
@@ -90,7 +96,7 @@ RING_DILATED = Plugin(
     kind=CORE_ATTENTION,
     target=f"{_MODULE}:RingDilatedAttention",
     doc="the same over context-parallel ranks: segments that a rank has whole cost no communication",
-    parameters=_PATTERN,
+    parameters={**_PATTERN, "token_layout": _LAYOUT},
     limits=_limits(context_parallel=True),
     saved_bytes_per_token=fused_bytes,
     check_params=pattern_problems,

@@ -152,6 +152,8 @@ def _initialize(frozen: FrozenJob, rank: int) -> tuple[Any, Any]:
     from megatron.training.arguments import parse_and_validate_args
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    from megaplug.layers.attention.megatron_tokens import spread_as
+    from megaplug.layers.backend import token_layout
     from megaplug.layers.spec import transformer_layer_spec
 
     sys.argv = ["megaplug", *frozen.megatron_args]
@@ -165,6 +167,7 @@ def _initialize(frozen: FrozenJob, rank: int) -> tuple[Any, Any]:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     job = frozen.job
     model_config = argument_utils.gpt_config_from_args(args)
+    spread_as(token_layout(job.attention.name, job.attention.params))
     model_config.transformer_layer_spec = transformer_layer_spec(
         job.attention.name, dict(job.attention.params), frozen.derived.backend
     )
