@@ -15,6 +15,7 @@ import pytest
 from fake_ranks import PRELUDE, FakeJob
 
 from megaplug.errors import UserError
+from megaplug.runs import lock
 from megaplug.runs.lock import RunLock
 from megaplug.runs.state import read_state
 
@@ -279,7 +280,8 @@ def test_ranks_and_their_children_end_with_a_killed_supervisor(launched):
     RunLock.acquire(launched.folder).release()  # and the lock is gone with them
 
 
-def test_an_orphan_rank_keeps_the_lock(launched):
+def test_an_orphan_rank_keeps_the_lock(launched, monkeypatch):
+    monkeypatch.setattr(lock, "_ORPHANS_S", 0.1)
     launched.start("", prelude=PRELUDE.replace("watchdog.start_from_environment()", ""))
     try:
         launched.process.kill()
