@@ -21,6 +21,7 @@ from megaplug.job.overlap import overlap_problems
 from megaplug.job.packages import package_problems, resolve_backend
 from megaplug.job.passthrough import passthrough_problems
 from megaplug.job.retention import retention_problems
+from megaplug.job.saving import async_problems
 from megaplug.job.schema import Job
 from megaplug.layers import registry
 from megaplug.topology import Batch, ModelShape, Topology
@@ -59,6 +60,7 @@ def check(job: Job, *, device: str | None = None, suggest: bool = True) -> list[
     return [
         *problems,
         *sharding_problems(job, device),
+        *async_problems(job, device),
         *model_problems(job),
         *training_problems(job),
         *recompute_problems(job),

@@ -36,6 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "resilience.rerun_mode": ("disabled", "validate_results"),
     "launch.kind": ("local", "print", "freeze"),
     "launch.output": ("text", "json"),
+    "checkpoint.async_strategy": ("mcore", "nvrx"),
     "model.position_embedding_type": ("rope", "yarn", "learned_absolute", "none"),
     "moe.moe_token_dispatcher_type": ("alltoall", "allgather"),
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from megaplug.job.checks import job_shape
 from megaplug.job.overlap import decide
 from megaplug.job.packages import resolve_backend, why_not_taken
+from megaplug.job.saving import async_strategy
 from megaplug.job.schema import Job
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Derived:
         apex: Whether Megatron takes Apex's kernels.
         te: Whether Megatron takes Transformer Engine's kernels; its layers are the backend ``te``.
         overlap: For each kind of overlap ``on``, or why it is off.
+        async_strategy: Who saves while training goes on, ``mcore`` or ``nvrx``; empty: training waits.
     """
 
     iters: int
@@ -54,6 +56,7 @@ class Derived:
     apex: bool = False
     te: bool = False
     overlap: dict[str, str] = field(default_factory=dict)
+    async_strategy: str = ""
 
 
 def derive(
@@ -88,6 +91,7 @@ def derive(
         apex=not why_not_taken("apex", job.kernels.apex, device),
         te=not why_not_taken("te", job.kernels.te, device),
         overlap=decide(job, topology, backend=backend, device=device),
+        async_strategy=async_strategy(job, device),
     )
 
 

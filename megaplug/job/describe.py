@@ -40,6 +40,8 @@ FOLLOWING: dict[str, tuple[str, ...]] = {
     "train.tokens": ("--train-iters",),
     "train.epochs": ("--train-iters",),
     "train.stop_at": ("--exit-interval",),
+    "checkpoint.async_save": ("--async-save",),
+    "checkpoint.async_strategy": ("--async-strategy", "--use-persistent-ckpt-worker"),
     "logging.tensorboard": ("--tensorboard-dir",),
     "logging.level": ("--logging-level",),
     "profile.kind": ("--profile",),

@@ -27,7 +27,7 @@ OURS = frozenset(
     {
         "model.name", "model.vocab_size", "topology.dp", "topology.world_size", "topology.zero",
         "topology.fsdp", "topology.auto", "train.tokens", "train.epochs", "train.stop_at", "checkpoint.keep",
-        "checkpoint.keep_every", "checkpoint.keep_best",
+        "checkpoint.keep_every", "checkpoint.keep_best", "checkpoint.async_save", "checkpoint.async_strategy",
         "logging.progress", "logging.tensorboard", "logging.level", "logging.mlflow_tracking_uri",
         "logging.mlflow_experiment", "logging.communication", "logging.peak_tflops",
         "train.early_stop_patience", "train.early_stop_min_delta",

@@ -56,8 +56,9 @@ RESERVED = {
     "group_query_attention": "model.num_query_groups",
     "max_position_embeddings": "model.seq_length",
     # These would take checkpoints, their times or the verdict on a run out of megaplug's hands.
-    "async_save": "nothing: a checkpoint is only whole once its manifest is written",
-    "use_persistent_ckpt_worker": "nothing: checkpoints are saved in the ranks",
+    "async_save": "checkpoint.async_save",
+    "async_strategy": "checkpoint.async_strategy",
+    "use_persistent_ckpt_worker": "checkpoint.async_strategy",
     "non_persistent_save_interval": "checkpoint.save_interval",
     "non_persistent_ckpt_type": "checkpoint.save_interval",
     "save_retain_interval": "checkpoint.keep_every",

@@ -247,6 +247,8 @@ class CheckpointConfig:
     keep: int = 2
     keep_every: int | None = None
     keep_best: int = 0
+    async_save: bool | None = None
+    async_strategy: str | None = None
 
 
 @dataclass

@@ -59,6 +59,7 @@ def megatron_arguments(
         **_latent_attention(job),
         **_paths(job, facts, folder),
         **_watching(job),
+        **_saving(derived),
         **_loading(folder, source, resuming),
         **job.megatron,
     }
@@ -183,6 +184,13 @@ def _paths(job: Job, facts: DataFacts, folder: RunFolder) -> dict[str, Any]:
     if job.logging.wandb_project is not None:
         values |= {"wandb_exp_name": folder.name, "wandb_save_dir": str(root / "wandb")}
     return values
+
+
+def _saving(derived: Derived) -> dict[str, Any]:
+    """NVRx's own way of saving; Megatron refuses that of forked processes here, a rank turns it on later."""
+    if derived.async_strategy != "nvrx":
+        return {}
+    return {"async_save": True, "async_strategy": "nvrx", "use_persistent_ckpt_worker": True}
 
 
 def _watching(job: Job) -> dict[str, Any]:

@@ -7,17 +7,21 @@ from types import TracebackType
 
 import torch
 
+from megaplug.errors import UserError
 from megaplug.runs.events import EventWriter
 from megaplug.runtime.metrics import MetricsRecorder
 from megaplug.runtime.rerun import Findings
 from megaplug.runtime.stopwatch import data_wait
+from megaplug.runtime.writers import OTHER_RANK
 
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _OUT_OF_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|out of memory")
 _REQUESTED = re.compile(r"tried to allocate ([0-9.]+) (bytes|KiB|MiB|GiB)", re.IGNORECASE)
 _NAN = re.compile(r"found (NaN|Inf) in ((?:the loss|local grad norm)[^']*)")
 # How gloo and NCCL say that a peer is gone.
-_PEER = re.compile(r"gloo/transport|Connection (closed|reset) by peer|remote process exited|Broken pipe")
+_PEER = re.compile(
+    OTHER_RANK + r"|gloo/transport|Connection (closed|reset) by peer|remote process exited|Broken pipe"
+)
 
 
 class LastWords:
@@ -83,6 +87,8 @@ def reason_of(error: BaseException, kind: str, step: int | None) -> str:
     at = "before the first step" if step is None else f"at step {step}"
     text = str(error).strip()
     named = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    if isinstance(error, UserError):
+        named = error.message
     if kind == "memory":
         requested = _requested(error)
         return f"out of memory {at}" + (f", allocating {requested / 2**20:,.0f} MiB" if requested else "")

@@ -20,7 +20,17 @@ from megaplug.job.retention import retention
 from megaplug.runs.atomic import write_json_atomic
 from megaplug.runs.events import STORE_FD, EventWriter
 from megaplug.runs.state import RunState, read_state, write_state
-from megaplug.runtime import cpu, fused_adam, heartbeat, loudness, packages, profiling, repairs, spared
+from megaplug.runtime import (
+    cpu,
+    fused_adam,
+    heartbeat,
+    loudness,
+    optimizer_state,
+    packages,
+    profiling,
+    repairs,
+    spared,
+)
 from megaplug.runtime.early_stopping import EarlyStopping
 from megaplug.runtime.failures import LastWords
 from megaplug.runtime.metrics import MetricsRecorder
@@ -62,6 +72,8 @@ def run(
         get_write_results_queue("fork")
         applied = repairs.apply(skip_repairs)
         fused_adam.install()
+    if on_cpu:
+        optimizer_state.install()
     if rank == 0:
         print(f"megaplug: device {'cpu, standing in for CUDA' if on_cpu else torch.cuda.get_device_name()}")
         for choice in choices:
@@ -116,7 +128,8 @@ class _Run:
         self.rank = rank
         self.recorder = MetricsRecorder(frozen, events)
         self.stopping = Stopping(events, self.recorder.is_validated)
-        self.saver = Saver(self.folder, _about(frozen), retention(frozen.job), events, self._on_saved)
+        kept, strategy = retention(frozen.job), frozen.derived.async_strategy
+        self.saver = Saver(self.folder, _about(frozen), kept, events, self._on_saved, strategy)
         self.early = EarlyStopping(frozen)
         self.findings = Findings(events, self.recorder)
         self.saved_iteration: int | None = None
@@ -139,6 +152,9 @@ class _Run:
 
         sys.argv = ["megaplug", *self.frozen.megatron_args, *more_words]
         args = parse_and_validate_args()
+        if self.frozen.derived.async_strategy == "mcore":
+            # Megatron's own check turns it off, which is about a process that outlives a save.
+            args.async_save, args.async_strategy, args.use_persistent_ckpt_worker = True, "mcore", False
 
         model_config = argument_utils.gpt_config_from_args(args)
         job = self.frozen.job
@@ -211,7 +227,8 @@ class _Run:
 
     def _on_saved(self, iteration: int) -> None:
         self.saved_iteration = iteration
-        self._report("running", iteration=iteration, saved_iteration=iteration)
+        reached = max(iteration, self.recorder.iteration)
+        self._report("running", iteration=reached, saved_iteration=iteration)
 
     def _ended(self, left: bool) -> RunState:
         """How it ended, from what was done: Megatron exits with 0 for half a dozen reasons.

@@ -18,7 +18,10 @@ from megaplug.runs.checkpoints import SAVING, TRACKER, list_checkpoints
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.manifest import read_manifest, verify_manifest
 
-WORDS = ["name=saved", "model.num_layers=2", "topology.dp=2", "train.iters=6", "checkpoint.save_interval=2"]
+WORDS = [
+    "name=saved", "model.num_layers=2", "topology.dp=2", "train.iters=6", "checkpoint.save_interval=2",
+    "checkpoint.async_save=false",
+]  # fmt: skip
 
 
 def steps_of(folder: RunFolder) -> list[int]:
