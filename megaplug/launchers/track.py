@@ -96,7 +96,8 @@ def event_text(event: Mapping[str, Any]) -> str | None:
         return f"step {event['iteration']}  {name} loss " + ("unknown" if loss is None else f"{loss:.4f}")
     if kind == "saved":
         took = f" in {event['seconds']:.2f} s" if "seconds" in event else ""
-        if event.get("stood_still", 0.0) < 0.9 * event.get("seconds", 0.0):
+        # Where it was written while training went on.
+        if "stood_still" in event and event["stood_still"] < 0.9 * event["seconds"]:
             took += f", for which training stood still {event['stood_still']:.2f} s"
         return f"step {event['iteration']}  checkpoint saved{took}"
     if kind == "stopping":

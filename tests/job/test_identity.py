@@ -29,6 +29,7 @@ def digest_of(*words: str, **changes: object) -> str:
         ["checkpoint.save_interval=7"],
         ["checkpoint.keep=5"],
         ["checkpoint.keep_every=50", "checkpoint.keep_best=1"],
+        ["checkpoint.async_save=false"],
         ["data.cache_dir=/elsewhere"],
         ["data.path=/copy/of/the/same/text"],
         ["megatron.log_num_zeros_in_grad=true"],
