@@ -141,6 +141,7 @@ def kill_the_rank(at_step: int) -> None:
     in_each_write(act)
 
 
+@pytest.mark.slow
 def test_a_rank_killed_while_its_writer_writes_leaves_no_checkpoint(
     small_jobs: SmallJobs, waiting: RunFolder
 ) -> None:
@@ -171,7 +172,12 @@ def fail(how: str) -> None:
     ("how", "async_save", "said"),
     [
         ("full", "true", r"cannot write \S+/iter_0000004/__1_0\.distcp: No space left on device"),
-        ("full", "false", r"cannot write \S+/iter_0000004/__1_0\.distcp: No space left on device"),
+        pytest.param(
+            "full",
+            "false",
+            r"cannot write \S+/iter_0000004/__1_0\.distcp: No space left on device",
+            marks=pytest.mark.slow,
+        ),
         ("killed", "true", "the process that was writing it was killed"),
     ],
 )
@@ -233,6 +239,7 @@ def signal_while_writing() -> None:
     in_each_write(act)
 
 
+@pytest.mark.slow
 def test_a_signal_while_a_checkpoint_is_written_completes_it_and_saves_where_the_run_is(
     small_jobs: SmallJobs, waiting: RunFolder
 ) -> None:
