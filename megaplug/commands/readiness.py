@@ -33,7 +33,7 @@ def make_ready(resolved: Resolved, folder: RunFolder, report: RepairReport | Non
     """
     report = report or checkpoints.repair(folder.checkpoints)
     iteration = report.newest.iteration if report.newest is not None else 0
-    for place in (folder.path, folder.tensorboard):
+    for place in (folder.path, folder.tensorboard, folder.index_cache):
         remove_unfinished(place)
     # What was measured beyond the checkpoint will be measured again.
     metrics.cut_metrics(folder.metrics_file, iteration)

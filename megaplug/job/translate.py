@@ -177,7 +177,7 @@ def _paths(job: Job, facts: DataFacts, folder: RunFolder) -> dict[str, Any]:
         for split in ("train", "valid", "test")
         if facts.parts(split)
     }
-    values["data_cache_path"] = str(root / "index_cache")
+    values["data_cache_path"] = str(root / folder.index_cache.name)
     values["save"] = str(root / folder.checkpoints.name)
     if job.logging.tensorboard:
         values["tensorboard_dir"] = str(root / folder.tensorboard.name)

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from megaplug.errors import UserError
 
@@ -83,17 +83,23 @@ def write_text_atomic(path: Path, text: str, setting: str = "runs_dir=") -> None
 
 def write_bytes_atomic(path: Path, content: bytes, setting: str = "runs_dir=") -> None:
     """As `write_text_atomic`, for bytes."""
+    with disk_errors(path, "write", setting), replaced(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which has its name when it is whole and durable; none where the block fails."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path, "write", setting):
-        try:
-            with beside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-        fsync_folder(path.parent)
+    try:
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    fsync_folder(path.parent)
 
 
 def remove_unfinished(folder: Path) -> list[Path]:

@@ -79,6 +79,11 @@ class RunFolder:
         return self.logs / f"rank{rank}.stack"
 
     @property
+    def index_cache(self) -> Path:
+        """Megatron's indices of the data: which sample comes when."""
+        return self.path / "index_cache"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard's event files."""
         return self.path / "tensorboard"

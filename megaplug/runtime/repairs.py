@@ -10,10 +10,13 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
+from megaplug.runs.atomic import replaced
 from megaplug.runtime import unpickling
 
 _SEEN_ON = ("0.19.",)
@@ -184,6 +187,23 @@ def _compiled_helpers_stay() -> None:
         utils.compile_helpers = lambda: None
 
 
+def _index_files_are_whole() -> None:
+    import numpy
+    from megatron.core.datasets import blended_dataset, gpt_dataset
+
+    def save(path: str, array: Any, **how: Any) -> None:
+        with replaced(Path(path)) as file:
+            numpy.save(file, array, **how)
+
+    class Numpy(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            return getattr(numpy, name)
+
+    beside = Numpy("numpy")
+    beside.save = save  # type: ignore[attr-defined]
+    gpt_dataset.numpy = blended_dataset.numpy = beside
+
+
 def _rope_scaling_factor_is_passed() -> None:
     from megatron.training import argument_utils
 
@@ -249,6 +269,12 @@ REPAIRS: tuple[Repair, ...] = (
         "compiled-helpers-stay",
         "initialize_megatron runs make for the data set helpers that the wheel carries compiled",
         _compiled_helpers_stay,
+    ),
+    Repair(
+        "index-files-are-whole",
+        "GPTDataset and BlendedDataset write their index in place and take every file that is there for "
+        "whole: after a kill while it is written, no start can read it",
+        _index_files_are_whole,
     ),
     Repair(
         "metadata-runs-no-code",

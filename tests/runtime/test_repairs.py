@@ -41,6 +41,43 @@ def test_a_run_with_a_stage_without_experts_is_continued(small_jobs: SmallJobs) 
     assert len(curve(small_jobs.run(words))) == 4
 
 
+def die_in_the_index() -> None:
+    """The process is killed when half of the last of its three files is written."""
+    import os
+    import signal
+
+    from numpy.lib import format
+
+    real, written = format.write_array, []
+
+    def write_array(file: object, *args: object, **kwargs: object) -> None:
+        written.append(file)
+        if len(written) == 3:
+            file.write(b"\x93NUMPY half of it")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(file, *args, **kwargs)
+
+    format.write_array = write_array
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_while_the_index_of_its_data_was_written_starts_again(
+    small_jobs: SmallJobs,
+) -> None:
+    words = [*TWO_STEPS, "model.num_layers=2"]
+    stock = frozenset({"index-files-are-whole"})
+    with pytest.raises(RanksFailed):
+        small_jobs.run([*words, "name=torn_index"], plant=die_in_the_index, skip_repairs=stock)
+    with pytest.raises(RanksFailed, match="gpt_dataset"):
+        small_jobs.run([*words, "name=torn_index"], skip_repairs=stock)
+    with pytest.raises(RanksFailed):
+        small_jobs.run([*words, "name=whole_index"], plant=die_in_the_index)
+    folder = small_jobs.run([*words, "name=whole_index"])
+    assert len(curve(folder)) == 4
+    assert not [path for path in folder.index_cache.iterdir() if path.name.startswith(".")]
+
+
 def count_compilers(repaired: bool) -> int:
     from megatron.core.datasets import utils
 
