@@ -1,0 +1,99 @@
+"""What dilated attention costs and reaches: every number counted from the pattern, none measured.
+
+Conventions: a multiply-add is two operations; only pairs of a query and a key that are computed count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megaplug.layers.attention.pattern import Heads, branches, coverage, pairs_of_branch
+from megaplug.layers.attention.share import share_of_rank
+from megaplug.layers.attention.token_layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one attention layer: sequences, tokens of the whole sequence, heads and bytes of an element."""
+
+    num_tokens: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    element_size: int = 2
+    batch_size: int = 1
+
+
+def describe(
+    sizes: Sizes,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    *,
+    num_ranks: int = 1,
+    layout: str = "contiguous",
+    offset: str = "kv_group",
+    causal: bool = True,
+) -> dict[str, Any]:
+    """What one layer costs each rank, and how far a token sees in it.
+
+    Args:
+        sizes: Of the layer.
+        segment_lengths: In tokens.
+        dilation_rates: As many.
+        num_ranks: That share the sequence.
+        layout: How its tokens are spread.
+        offset: How heads get their rows.
+        causal: Whether a token sees only those before it and itself.
+
+    Returns:
+        ``forward_flops`` of all ranks together and ``dense_over_dilated``, how many times as many dense
+        attention has; ``saved_bytes`` for the backward pass and ``received_bytes`` of keys and values in a
+        forward pass (as many come again in a backward pass, and gradients of what was sent come back), by
+        rank: the ``mean`` and the ``largest``; ``receptive_field``, the tokens of the longest segment, which
+        is as far as any number of layers sees where all segments' borders coincide; ``coverage``, for each
+        branch the share of tokens that any head reads; ``branches_without_communication``. All derived.
+
+    Raises:
+        UserError: The pattern or the layout cannot be.
+    """
+    pattern = branches(segment_lengths, dilation_rates)
+    heads = Heads(sizes.num_heads, sizes.num_kv_heads)
+    tokens = TokenLayout(layout, sizes.num_tokens, num_ranks)
+    pairs = sum(
+        pairs_of_branch(sizes.num_tokens, branch, head_offset, causal=causal)
+        for branch in pattern
+        for head_offset in heads.offsets(offset, branch.rate)
+    )
+    dense = sizes.num_heads * (
+        sizes.num_tokens * (sizes.num_tokens + 1) // 2 if causal else sizes.num_tokens**2
+    )
+    received = [
+        sum(
+            share_of_rank((branch,), tokens, rank, heads, offset, causal).elements_received(sizes.head_dim)
+            for rank in range(num_ranks)
+        )
+        for branch in pattern
+    ]
+    by_rank = [
+        share_of_rank(pattern, tokens, rank, heads, offset, causal).elements_received(sizes.head_dim)
+        for rank in range(num_ranks)
+    ]
+    bytes_of_element = sizes.batch_size * sizes.element_size
+    token_bytes = (2 * sizes.num_heads + 2 * sizes.num_kv_heads) * sizes.head_dim * bytes_of_element
+    lse_bytes = (8 if sizes.element_size == 8 else 4) * sizes.num_heads * sizes.batch_size
+    return {
+        "forward_flops": 4 * sizes.head_dim * sizes.batch_size * pairs,
+        "dense_over_dilated": dense / pairs if pairs else float("inf"),
+        "saved_bytes": (token_bytes + lse_bytes) * (sizes.num_tokens // num_ranks),
+        "received_bytes": {
+            "mean": bytes_of_element * sum(by_rank) / num_ranks,
+            "largest": bytes_of_element * max(by_rank),
+        },
+        "receptive_field": min(sizes.num_tokens, max(branch.segment_length for branch in pattern)),
+        "coverage": [coverage(heads, offset, branch.rate) for branch in pattern],
+        "branches_without_communication": [
+            branch.segment_length for branch, elements in zip(pattern, received, strict=True) if not elements
+        ],
+    }
