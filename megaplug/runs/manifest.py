@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import stat
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -102,11 +103,8 @@ def verify_manifest(
                 faults.append(f"{name} has {sizes[name]} bytes in place of {files[name]['size']}")
         if faults or not read:
             return faults  # no need to read gigabytes to learn the same
-        with ThreadPoolExecutor(_THREADS) as pool:
-            hashes = pool.map(lambda name: _sha256(checkpoint_dir / name, tell=tell), same_size)
-            changed = [
-                name for name, value in zip(same_size, hashes, strict=True) if value != files[name]["sha256"]
-            ]
+        hashes = _hashes(checkpoint_dir, same_size, tell)
+        changed = [name for name in same_size if hashes[name] != files[name]["sha256"]]
     return [f"{name} has other bytes than were saved" for name in changed]
 
 
@@ -168,6 +166,26 @@ def _walk(folder: Path) -> tuple[dict[str, int], list[str]]:
                 elif name != MANIFEST and not (name.startswith(f".{MANIFEST}.") and name.endswith(".tmp")):
                     sizes[name] = status.st_size
     return sizes, sorted(others)
+
+
+def _hashes(folder: Path, names: list[str], tell: Callable[[int], None] | None) -> dict[str, str]:
+    """What files hold; a Ctrl-C does not wait until gigabytes are read."""
+    stopped = threading.Event()
+
+    def told(num_bytes: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError
+        if tell is not None:
+            tell(num_bytes)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            found = pool.map(lambda name: _sha256(folder / name, tell=told), names)
+            return dict(zip(names, found, strict=True))
+        except BaseException:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _sha256(path: Path, *, durable: bool = False, tell: Callable[[int], None] | None = None) -> str:

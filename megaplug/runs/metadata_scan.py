@@ -99,6 +99,9 @@ def scan_pickle(
             if kind == "MEMOIZE":
                 memo[len(memo)] = last
             elif kind in _PUTS:
+                if int(argument) > len(memo):
+                    # A pickle counts; whoever skips makes an unpickler reserve memory for what is in between.
+                    faults.append("leaves out numbers of its memo")
                 memo[int(argument)] = last
             elif kind in _TEXTS:
                 before, last = last, argument

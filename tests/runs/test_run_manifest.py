@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import hashlib
 import json
 import os
@@ -107,6 +108,23 @@ def test_how_far_the_reading_is_can_be_watched(checkpoint):
     told = []
     assert verify_manifest(checkpoint, told.append) == []
     assert sum(told) == sum(entry["size"] for entry in read_manifest(checkpoint)["files"].values())
+
+
+def test_a_ctrl_c_does_not_wait_until_all_is_read(tmp_path):
+    for number in range(16):
+        with (tmp_path / f"{number}").open("wb") as file:
+            file.truncate(32 << 20)
+    write_manifest(tmp_path)
+    told = []
+
+    def tell(num_bytes):
+        if not told:
+            _thread.interrupt_main()
+        told.append(num_bytes)
+
+    with pytest.raises(KeyboardInterrupt):
+        verify_manifest(tmp_path, tell)
+    assert sum(told) < (16 * 32 << 20) // 2
 
 
 def test_no_manifest_means_half_written(checkpoint):
