@@ -1,4 +1,4 @@
-"""Ctrl-C while a command is still being imported: one line and 130, not a traceback."""
+"""A signal while a command is still being imported: one line and its code, not a traceback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import os, signal, sys
 class Early:
     def find_spec(self, name, *_):
         if name == "megaplug.commands.{name}":
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.{signal})
 sys.meta_path.insert(0, Early())
 sys.argv = ["launch/{name}.py", "--help"]
 import runpy
@@ -24,9 +24,9 @@ runpy.run_path("launch/{name}.py", run_name="__main__")
 """
 
 
-def run(name, handler):
+def run(name, handler, number=signal.SIGINT):
     return subprocess.run(
-        [sys.executable, "-c", EARLY.format(name=name)],
+        [sys.executable, "-c", EARLY.format(name=name, signal=number.name)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -45,3 +45,10 @@ def test_ctrl_c_during_imports_is_one_line(name):
 def test_where_ctrl_c_is_ignored_it_stays_so(name):
     done = run(name, signal.SIG_IGN)
     assert (done.returncode, done.stderr) == (0, "") and "usage: python launch/" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP])
+def test_other_signals_during_imports_are_one_line(number):
+    done = run("train", signal.default_int_handler, number)
+    said = f"interrupted by {number.name}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", said)

@@ -198,13 +198,18 @@ def test_a_picture_cannot_be_written_where_there_is_no_folder(words, capsys):
     assert "cannot write" in refused(capsys, *words, "action=inspect", "picture=no/folder/x.png")
 
 
-def test_ctrl_c_ends_the_training_of_a_tokenizer_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "by"),
+    [(signal.SIGINT, ""), (signal.SIGTERM, " by SIGTERM"), (signal.SIGUSR2, " by SIGUSR2")],
+    ids=["Ctrl-C", "SIGTERM", "SIGUSR2"],
+)
+def test_a_signal_ends_the_training_of_a_tokenizer_and_leaves_nothing(tmp_path, number, by):
     (tmp_path / "corpus").mkdir()
     # Long words of chance: to merge them takes much longer than this test waits.
     chance = np.random.default_rng(0)
-    for number in range(20):
+    for place in range(20):
         letters = "".join(map(chr, chance.integers(97, 123, 60_000)))
-        (tmp_path / "corpus" / f"{number}.txt").write_text(letters)
+        (tmp_path / "corpus" / f"{place}.txt").write_text(letters)
     command = [
         sys.executable,
         str(ROOT / "launch" / "prepare.py"),
@@ -223,13 +228,13 @@ def test_ctrl_c_ends_the_training_of_a_tokenizer_and_leaves_nothing(tmp_path):
         assert child.stderr is not None
         try:
             line = child.stderr.readline()
-            os.kill(child.pid, signal.SIGINT)
-            _, said = child.communicate(timeout=10)
+            os.killpg(child.pid, number)  # as SLURM sends it: to its helpers, too
+            _, said = child.communicate(timeout=60)
         finally:
             child.kill()
     assert "merging" in line
-    assert child.returncode == 130, said
-    assert "interrupted" in said and "Traceback" not in said
+    assert child.returncode == 128 + number, said
+    assert f"interrupted{by}\n" in said and "Traceback" not in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus"]
 
 

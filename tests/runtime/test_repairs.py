@@ -123,3 +123,20 @@ def test_every_repair_is_in_the_document_on_plain_megatron() -> None:
     document = Path(__file__).resolve().parents[2] / "docs" / "plain_megatron.md"
     named = set(re.findall(r"^\| `([\w-]+)` \|", document.read_text(), re.MULTILINE))
     assert named == {repair.name for repair in REPAIRS}, f"{document}: its table of repairs is not current"
+
+
+def samples_left(repaired: bool) -> list[list[int]]:
+    from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
+
+    from megaplug.runtime import repairs
+
+    if repaired:
+        repairs.apply()
+    sizes = {"micro_batch_size": 2, "data_parallel_rank": 0, "data_parallel_size": 1}
+    return list(MegatronPretrainingSampler(total_samples=4, consumed_samples=4, **sizes))
+
+
+def test_stock_megatron_cannot_start_where_all_samples_are_taken(tmp_path: Path) -> None:
+    with pytest.raises(RanksFailed, match="no samples left to consume"):
+        run_ranks(1, samples_left, False, folder=tmp_path / "stock")
+    assert run_ranks(1, samples_left, True, folder=tmp_path / "repaired") == [[]]
