@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from small_jobs import SmallJobs, state, steps, validations
 
 from megaplug.runs.checkpoints import list_checkpoints
@@ -18,6 +19,7 @@ WORDS = [
 ]
 
 
+@pytest.mark.slow
 def test_it_ends_with_a_checkpoint_and_says_why(small_jobs: SmallJobs) -> None:
     folder = small_jobs.run([*WORDS, "name=early", "topology.pp=2"])
     found = state(folder)
