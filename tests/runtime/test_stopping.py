@@ -92,19 +92,19 @@ def test_a_signal_during_a_save_ends_the_run_after_it(small_jobs: SmallJobs) -> 
 
 
 HELPER = """
-import os, signal, sys
+import os, signal, socket, sys
 from megaplug.runtime import stopping
 stopping.begin()
-reads, writes = os.pipe()
+ours, its = socket.socketpair()
 child = os.fork()
 if not child:
-    os.write(writes, b"x")
-    os.read(reads, 1) and os.read(reads, 1)
+    its.send(b"begun")
+    its.recv(3)
     os._exit(7)
-os.read(reads, 1) and os.write(writes, b"")
+ours.recv(5)
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
     os.kill(child, number)
-os.write(writes, b"xx")
+ours.send(b"end")
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 os.kill(os.getpid(), getattr(signal, sys.argv[1]))
 """
