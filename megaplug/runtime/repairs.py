@@ -47,6 +47,31 @@ def _load_state_dict_clones_step() -> None:
     optimizer_class.load_state_dict = load_state_dict
 
 
+def _learning_rates_are_this_jobs() -> None:
+    from megatron.core.optimizer import distrib_optimizer
+    from megatron.core.optimizer.optimizer import param_group_identifier_keys
+
+    optimizer_class = distrib_optimizer.DistributedOptimizer
+    real_load, rates = optimizer_class.load_state_dict, ("max_lr", "min_lr")
+
+    def but_for_rates(group: dict[str, Any]) -> tuple[Any, ...]:
+        keys = [key for key in param_group_identifier_keys if key not in rates]
+        return tuple(group.get(key, group.get(f"pre_{key}")) for key in keys)
+
+    @functools.wraps(real_load)
+    def load_state_dict(self: Any, state_dict: Any) -> None:
+        groups = self.optimizer.param_groups
+        ours = {but_for_rates(group): {rate: group.get(rate) for rate in rates} for group in groups}
+        saved = state_dict.get("optimizer", {})
+        # Groups that only their rates tell apart are left to Megatron.
+        if len(ours) == len(groups) and "param_groups" in saved:
+            changed = [{**group, **ours.get(but_for_rates(group), {})} for group in saved["param_groups"]]
+            state_dict = {**state_dict, "optimizer": {**saved, "param_groups": changed}}
+        real_load(self, state_dict)
+
+    optimizer_class.load_state_dict = load_state_dict
+
+
 def _set_states_skips_step() -> None:
     from megatron.core.optimizer import distrib_optimizer
 
@@ -239,6 +264,12 @@ REPAIRS: tuple[Repair, ...] = (
         "DistributedOptimizer.load_state_dict gives all parameters one shared step tensor, which torch's "
         "Adam then counts up once for each of them",
         _load_state_dict_clones_step,
+    ),
+    Repair(
+        "another-learning-rate",
+        "DistributedOptimizer.load_state_dict knows a group of parameters by its learning rates, too: a "
+        "state that goes on under others raises KeyError",
+        _learning_rates_are_this_jobs,
     ),
     Repair(
         "adam-step-is-not-loaded-as-state",

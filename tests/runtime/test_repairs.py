@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 from ranks import RanksFailed, run_ranks
-from small_jobs import SmallJobs, curve
+from small_jobs import SmallJobs, curve, steps
 
 from megaplug.runtime.repairs import REPAIRS
 
@@ -30,6 +30,17 @@ def test_loading_adam_raises_where_step_is_taken_for_state(small_jobs: SmallJobs
     with pytest.raises(RanksFailed, match="KeyError: 'step'"):
         small_jobs.run(words, skip_repairs=frozenset({"adam-step-is-not-loaded-as-state"}))
     assert len(curve(small_jobs.run(words))) == 4
+
+
+@pytest.mark.slow
+def test_a_state_goes_on_under_another_learning_rate(small_jobs: SmallJobs) -> None:
+    """As the summary of a run with a NaN proposes."""
+    stopped = small_jobs.run([*TWO_STEPS, "name=rate", "train.stop_at=2"])
+    words = [*TWO_STEPS, "name=half_rate", f"load={stopped.path}", "load_state=all", "lr.lr=1e-3"]
+    with pytest.raises(RanksFailed, match="KeyError"):
+        small_jobs.run(words, skip_repairs=frozenset({"another-learning-rate"}))
+    lines = steps(small_jobs.run(words))
+    assert [(line["iteration"], line["lr"]) for line in lines] == [(3, 1e-3), (4, 1e-3)]
 
 
 @pytest.mark.slow
