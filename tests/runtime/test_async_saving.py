@@ -253,6 +253,7 @@ def test_a_signal_while_a_checkpoint_is_written_completes_it_and_saves_where_the
 
 FORMATS = {
     "nothing shared out": ["topology.dp=2", "topology.zero=0"],
+    "torch FSDP2": ["topology.dp=2", "topology.zero=3", "topology.fsdp=torch"],
     "four ranks": ["topology=tp2_pp2", "topology.dp=1"],
     "experts": ["moe=small", "topology=ep2"],
 }
