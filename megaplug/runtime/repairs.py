@@ -229,6 +229,22 @@ def _index_files_are_whole() -> None:
     gpt_dataset.numpy = blended_dataset.numpy = beside
 
 
+def _all_samples_may_have_been_seen() -> None:
+    from megatron.training.datasets import data_samplers
+
+    sampler = data_samplers.MegatronPretrainingSampler
+    real_init = sampler.__init__
+
+    @functools.wraps(real_init)
+    def init(self: Any, total_samples: int, consumed_samples: int, *args: Any, **kwargs: Any) -> None:
+        none_left = consumed_samples == total_samples
+        total = max(total_samples, 1)
+        real_init(self, total, total - 1 if none_left else consumed_samples, *args, **kwargs)
+        self.total_samples, self.consumed_samples = total_samples, consumed_samples
+
+    sampler.__init__ = init
+
+
 def _rope_scaling_factor_is_passed() -> None:
     from megatron.training import argument_utils
 
@@ -327,6 +343,12 @@ REPAIRS: tuple[Repair, ...] = (
         "GPTDataset and BlendedDataset write their index in place and take every file that is there for "
         "whole: after a kill while it is written, no start can read it",
         _index_files_are_whole,
+    ),
+    Repair(
+        "all-samples-may-have-been-seen",
+        "MegatronPretrainingSampler asserts that there are samples left: a run on a blend that was killed "
+        "after its last save can never be finished, and one that validates nothing never begins",
+        _all_samples_may_have_been_seen,
     ),
     Repair(
         "metadata-runs-no-code",

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 from ranks import RanksFailed, run_ranks
-from small_jobs import SmallJobs, curve, steps
+from small_jobs import SmallJobs, curve, state, steps
 
 from megaplug.runtime.repairs import REPAIRS
 
@@ -50,6 +50,37 @@ def test_a_run_with_a_stage_without_experts_is_continued(small_jobs: SmallJobs) 
     words = [*TWO_STEPS, "name=no_experts", *layout, "topology.dp=2"]
     small_jobs.run([*words, "train.stop_at=2"])
     assert len(curve(small_jobs.run(words))) == 4
+
+
+@pytest.mark.slow
+def test_a_run_on_a_blend_that_was_killed_after_its_last_save_is_finished(small_jobs: SmallJobs) -> None:
+    """A blend has as many samples as the run sees, where a source alone has more; none for no validation."""
+    blend = ",".join(f"{name}:{{path:{small_jobs.corpus}/0{name}.txt,weight:0.5}}" for name in "12")
+    words = [*TWO_STEPS, "model.num_layers=2", f"data.path={{{blend}}}", "name=all_seen"]
+    before = curve(small_jobs.run(words))
+    with pytest.raises(RanksFailed, match="no samples left to consume: 32, 32"):
+        small_jobs.run(words, skip_repairs=frozenset({"all-samples-may-have-been-seen"}))
+    folder = small_jobs.run(words)
+    assert (state(folder).status, curve(folder)) == ("finished", before)
+
+
+def samples_that_are_left(repaired: bool) -> list[list[list[int]]]:
+    from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
+
+    from megaplug.runtime import repairs
+
+    if repaired:
+        repairs.apply()
+    return [
+        list(MegatronPretrainingSampler(total, seen, 4, 0, 1)) for total, seen in ((8, 4), (8, 8), (0, 0))
+    ]
+
+
+def test_of_samples_that_were_all_seen_none_are_left(tmp_path: Path) -> None:
+    with pytest.raises(RanksFailed, match="no samples left to consume: 8, 8"):
+        run_ranks(1, samples_that_are_left, False, folder=tmp_path / "stock")
+    found = run_ranks(1, samples_that_are_left, True, folder=tmp_path / "repaired")
+    assert found == [[[[4, 5, 6, 7]], [], []]]
 
 
 def die_in_the_index() -> None:
