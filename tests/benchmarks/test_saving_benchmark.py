@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +34,11 @@ def test_steps_beside_a_writer_are_told_apart_and_the_last_save_is_left_out(benc
     found = benchmark.read(events(6), 100)
     assert (found.seconds, found.stood_still, found.step) == ([5.0], [0.5], 1.0)
     assert found.slowed == [pytest.approx(3.0)]
+
+
+def test_the_stored_figures_keep_what_was_asked_of_saving() -> None:
+    models = json.loads((BENCHMARKS / "results" / "saving_cpu.json").read_text())["models"]
+    large, default = models["weights of 500 MB"], models["the default model"]
+    assert large["checkpoint_bytes"] > 3 * 500e6
+    assert large["stood_still_over_waiting"] < 0.1
+    assert default["median"]["goes_on"]["stood_still"] < 0.5
