@@ -6,8 +6,8 @@ VENV   ?= .venv
 PYTHON ?=
 ARGS   ?=
 PYTEST_ARGS ?=
-# Two workers, a file of tests to one of them: many tests wait for ranks and commands that they started.
-WORKERS ?= 2
+# Three workers on two cores, a file of tests to one of them: many tests wait for ranks and commands that they started.
+WORKERS ?= 3
 # Called by absolute path, so that no activated environment of another project comes in between.
 BIN    := $(abspath $(VENV))/bin
 STAMP  := $(VENV)/.megaplug-installed
