@@ -68,7 +68,8 @@ class RichProgress(Progress):
 
     def _line(self) -> RenderableType:
         if self.track.num_steps == 0:
-            self._spinner.update(text=Text(f" {self.track.phase}"))
+            dots = " ..." if self.track.is_leaving else ""
+            self._spinner.update(text=Text(f" {self.track.phase}{dots}"))
             return self._spinner
         # One line, however narrow the terminal: a second one could not be taken back.
         line = Table.grid(padding=(0, 1))
@@ -76,6 +77,10 @@ class RichProgress(Progress):
         line.add_column(no_wrap=True, overflow="ellipsis")
         width = 24 if self._console.width >= 100 else 8
         bar = ProgressBar(total=max(1, self.track.iters), completed=self.track.iteration, width=width)
-        phase = "" if self.track.phase == "training" else f"  {self.track.phase}"
-        line.add_row(bar, Text(self.track.step_text() + phase))
+        if self.track.is_leaving:  # nothing moves but this
+            text = f"{self.track.place_text()}  {self.track.phase} ..."
+        else:
+            phase = "" if self.track.phase == "training" else f"  {self.track.phase}"
+            text = self.track.step_text() + phase
+        line.add_row(bar, Text(text))
         return line

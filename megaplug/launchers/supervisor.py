@@ -237,7 +237,8 @@ class Supervisor:
     def _at_once(self) -> Ended:
         self.on_event = None  # nothing more is shown that could be waited for
         asked = self.stop or Stop(signal.SIGINT, time.time())
-        self.stop = replace(asked, number=signal.SIGINT)
+        after = asked.after if str(asked) == "SIGINT" else str(asked)
+        self.stop = replace(asked, number=signal.SIGINT, after=after)
         return "second signal"
 
     def _pass_on(self, ranks: Sequence[Rank]) -> None:

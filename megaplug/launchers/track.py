@@ -23,10 +23,13 @@ class Track:
         self.iters = iters
         self.iteration = iteration
         self.phase = "starting"
+        self.is_leaving = False
         self.loss: float | None = None
         self.valid_loss: float | None = None
         self.valid_losses: dict[str, float | None] = {}
         self.num_steps = 0
+        self._saved = iteration
+        self._stops = False
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT_STEPS)
         self._tokens = 0.0
         self._seconds = 0.0
@@ -35,13 +38,16 @@ class Track:
         """Add one event. The first step says nothing of the pace: it pays for what is made once."""
         kind = event["event"]
         if kind == "phase":
-            self.phase = str(event.get("name", ""))
+            if not self._stops:  # what was begun before it was heard
+                self.phase, self.is_leaving = str(event.get("name", "")), False
         elif kind == "restart":
             self.phase, self.iteration = "starting again", int(event["from_iteration"])
+            self._saved, self.is_leaving = self.iteration, False
             self._recent.clear()
         elif kind == "step":
             self.phase = "training"
             self.iteration = int(event["iteration"])
+            self._look_at_the_end()
             self.loss = event.get("loss")
             self.num_steps += 1
             seconds, rate = event.get("seconds"), event.get("tokens_per_second")
@@ -49,11 +55,34 @@ class Track:
                 self._recent.append((seconds, rate * seconds))
                 self._seconds += seconds
                 self._tokens += rate * seconds
-        elif kind == "valid" and event.get("split", "valid") == "valid":
+        elif kind == "saved":
+            self._saved = max(self._saved, int(event["iteration"]))
+            self._look_at_the_end()
+        elif kind == "stopping":
+            self._stops, self.is_leaving = True, True
+            if not event["saves"]:
+                self.phase = "stopping"
+            elif self.phase == "validating":
+                self._look_at_the_end()
+            else:
+                self.phase = "stopping: the step is finished and saved"
+        elif kind == "valid":
+            self._look_at_the_end()
+            if event.get("split", "valid") != "valid":
+                return
             if "source" in event:
                 self.valid_losses[str(event["source"])] = event.get("valid_loss")
             else:
                 self.valid_loss = event.get("valid_loss")
+
+    def _look_at_the_end(self) -> None:
+        """What is left to do where no further step comes."""
+        saved = self._saved >= self.iteration
+        if self._stops:
+            waits = "saved, waiting for the ranks to end"
+            self.phase = f"stopping: {waits if saved else f'saving step {self.iteration:,}'}"
+        elif self.iteration >= self.iters:
+            self.phase, self.is_leaving = "ending" if saved else f"saving step {self.iteration:,}", True
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -73,9 +102,13 @@ class Track:
             return None
         return (self.iters - self.iteration) * sum(seconds for seconds, _ in self._recent) / len(self._recent)
 
+    def place_text(self) -> str:
+        """The step, of how many."""
+        return f"step {self.iteration:>{len(str(self.iters))}}/{self.iters}"
+
     def step_text(self) -> str:
         """Step, loss, tokens a second, time left."""
-        parts = [f"step {self.iteration:>{len(str(self.iters))}}/{self.iters}"]
+        parts = [self.place_text()]
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4f}")
         if self.tokens_per_second is not None:
@@ -117,8 +150,9 @@ def _stopping_text(event: Mapping[str, Any]) -> str:
     told = f"{event['signal']} to rank {event['rank']}" if "rank" in event else event["signal"]
     if not event["saves"]:
         return f"{told}: stopping at once: no step is done yet, there is nothing to save"
-    longest = duration(event["grace_s"])
-    return f"{told}: stopping: the step is finished and saved, within {longest}; Ctrl-C again ends at once"
+    within = f"within {duration(event['grace_s'])} (launch.grace_s)"
+    again = "Ctrl-C again" if told == "SIGINT" else "Ctrl-C"
+    return f"{told}: stopping: the step is finished and saved, {within}; {again} ends at once"
 
 
 def _kernels_text(event: Mapping[str, Any]) -> str:

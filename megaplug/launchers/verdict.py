@@ -32,12 +32,14 @@ class Stop:
         time: When it was heard, seconds of the wall clock.
         rank: The rank that it was sent to; None where it was the launcher.
         can_save: Whether every rank had done a step by then, so that there was something to save.
+        after: Where Ctrl-C has cut another signal's stop short, that one.
     """
 
     number: int
     time: float
     rank: int | None = None
     can_save: bool = True
+    after: str = ""
 
     def __str__(self) -> str:
         return _name(self.number) + ("" if self.rank is None else f" to rank {self.rank}")
@@ -120,7 +122,8 @@ def judge(ranks: Sequence[RankFacts], stop: Stop | None, ended: Ended | None, gr
             return Outcome("finished", reason=str(ends[0].get("reason", "")))
         return replace(stopped, reason=f"saved after {stop}" if stop else str(told.get("reason", "")))
     if ended == "second signal":
-        return replace(stopped, kind=AT_ONCE, reason="killed at once by a second Ctrl-C, without saving")
+        by = f"Ctrl-C after {stop.after}" if stop and stop.after else "a second Ctrl-C"
+        return replace(stopped, kind=AT_ONCE, reason=f"killed at once by {by}, without saving")
     first = first_failure(ranks, stop)
     if first is not None:
         said = first.end or {}

@@ -11,7 +11,7 @@ from rich.console import Console
 from megaplug.launchers.progress import PlainProgress, make_progress
 from megaplug.launchers.rich_progress import RichProgress
 from megaplug.launchers.screen import Header, Summary, count, duration
-from megaplug.launchers.track import Track
+from megaplug.launchers.track import Track, event_text
 
 _SUMMARY = Summary(
     status="finished",
@@ -175,6 +175,93 @@ def test_the_moving_line_is_one_line_on_any_terminal(width):
         console.print(RichProgress(track, io.StringIO(), console)._line())
     assert capture.get().count("\n") == 1
     assert width < 120 or "left  validating" in capture.get()
+
+
+def _line_of(track, width=100):
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(RichProgress(track, io.StringIO(), console)._line())
+    return capture.get().strip()
+
+
+def _stopping(name="SIGINT", **values):
+    return {"event": "stopping", "signal": name, "grace_s": 120.0, "saves": True, **values}
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_the_moving_line_says_what_a_stop_waits_for(width):
+    track = Track(90)
+    for iteration in (5, 6):
+        track.take(_step(iteration))
+    track.take(_stopping())
+    shown = [_line_of(track, width)]
+    for event in (
+        _step(7),
+        {"event": "phase", "name": "validating"},
+        {"event": "saved", "iteration": 7, "seconds": 1.0},
+    ):
+        track.take(event)
+        shown.append(_line_of(track, width))
+    ends = [line.partition("step ")[2] for line in shown]
+    if width == 100:
+        assert ends == [
+            " 6/90  stopping: the step is finished and saved ...",
+            " 7/90  stopping: saving step 7 ...",
+            " 7/90  stopping: saving step 7 ...",
+            " 7/90  stopping: saved, waiting for the ranks to end ...",
+        ]
+    assert not any("left" in line or "\n" in line for line in shown)
+
+
+def test_a_stop_in_a_validation_saves_the_step_before_it_unless_it_is_saved():
+    track = Track(90)
+    for iteration in (5, 6):
+        track.take(_step(iteration))
+    track.take({"event": "phase", "name": "validating"})
+    track.take(_stopping())
+    assert track.phase == "stopping: saving step 6"
+    track = Track(6)
+    for iteration in (5, 6):
+        track.take(_step(iteration))
+    track.take({"event": "saved", "iteration": 6, "seconds": 1.0})
+    track.take({"event": "phase", "name": "validating"})
+    track.take(_stopping())
+    assert track.phase == "stopping: saved, waiting for the ranks to end"
+
+
+def test_a_stop_before_the_first_step_saves_nothing():
+    track = Track(90)
+    track.take({"event": "phase", "name": "starting Megatron"})
+    track.take(_stopping(saves=False))
+    assert _line_of(track).endswith(" stopping ...")
+
+
+def test_the_moving_line_says_that_a_run_is_ending():
+    track, shown = Track(6), []
+    for event in (
+        _step(5),
+        _step(6),
+        {"event": "saved", "iteration": 6, "seconds": 1.0},
+        {"event": "phase", "name": "validating"},
+        {"event": "valid", "iteration": 6, "valid_loss": 2.0, "split": "test"},
+    ):
+        track.take(event)
+        shown.append(_line_of(track).partition("step ")[2])
+    assert shown[1:3] == ["6/6  saving step 6 ...", "6/6  ending ..."]
+    assert shown[3].endswith("  validating") and shown[4] == "6/6  ending ..."
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (_stopping(), "Ctrl-C again ends at once"),
+        (_stopping("SIGTERM"), "; Ctrl-C ends at once"),
+        (_stopping("SIGUSR2", rank=1), "; Ctrl-C ends at once"),
+    ],
+)
+def test_a_stop_says_how_long_it_may_take_and_what_cuts_it_short(event, said):
+    text = event_text(event)
+    assert text.endswith(said) and "within 2:00 min (launch.grace_s)" in text
 
 
 def test_the_command_to_type_next_is_never_broken_into_lines():
