@@ -47,6 +47,7 @@ def repair_notes(report: RepairReport) -> list[str]:
         f"checkpoint {aside.iteration} is not whole ({aside.faults[0]}): now at {aside.path}"
         for aside in report.set_aside
     ]
+    notes += [f"deleted, set aside by an earlier start: {path}" for path in report.forgotten]
     return [*notes, *(f"the save of step {step} was never completed; removed" for step in report.unfinished)]
 
 

@@ -11,7 +11,7 @@ import functools
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class SetAside:
     """A checkpoint that is not whole and was moved away.
 
     Attributes:
-        path: Where it is now; only the newest few are kept.
+        path: Where it is now, at least until another start sets some aside.
         iteration: The step it was meant to hold.
         faults: What is wrong with it.
     """
@@ -64,12 +64,14 @@ class RepairReport:
         set_aside: What was moved away, newest first.
         tracker_rewritten: True if the tracker pointed elsewhere.
         unfinished: The steps whose save was never completed; what there was of them is removed.
+        forgotten: What an earlier start had set aside and is deleted.
     """
 
     newest: Checkpoint | None
     set_aside: list[SetAside]
     tracker_rewritten: bool
     unfinished: list[int]
+    forgotten: list[Path]
 
 
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
@@ -146,9 +148,9 @@ def repair(directory: Path, tell: Callable[[Path, int], None] | None = None) -> 
             newest = found
             break
         aside.append(SetAside(set_aside(directory, found.path), found.iteration, faults))
-    if aside:
-        _forget_old(directory / SET_ASIDE)
-    return RepairReport(newest, aside, _rewrite_tracker(directory, newest), unfinished)
+    tracker_rewritten = _rewrite_tracker(directory, newest)
+    forgotten = _forget_old(directory / SET_ASIDE, {one.path for one in aside}) if aside else []
+    return RepairReport(newest, aside, tracker_rewritten, unfinished, forgotten)
 
 
 def discard_unfinished(directory: Path) -> list[int]:
@@ -204,13 +206,17 @@ def set_aside(directory: Path, path: Path) -> Path:
     return target
 
 
-def _forget_old(place: Path) -> None:
+def _forget_old(place: Path, new: Set[Path]) -> list[Path]:
+    """Delete what was set aside before, but for the highest steps of all; return what is gone."""
     with disk_errors(place, "delete old leftovers in"):
-        for _, path in sorted(_numbered(place))[:-_KEEP_SET_ASIDE]:
+        by_step = sorted(_numbered(place), key=lambda one: (int(one[1].name.rpartition("_")[2]), one[0]))
+        going = [path for _, path in by_step[:-_KEEP_SET_ASIDE] if path not in new]
+        for path in going:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
+    return going
 
 
 def _numbered(place: Path) -> list[tuple[int, Path]]:

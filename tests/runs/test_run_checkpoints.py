@@ -84,16 +84,31 @@ def test_with_none_whole_there_is_no_tracker(tmp_path, save):
     assert repair(tmp_path / "not_there").newest is None and not (tmp_path / "not_there").exists()
 
 
-def test_at_most_two_are_kept_aside(tmp_path, save):
-    for iteration in (5, 10, 15):
+def _aside(tmp_path):
+    return sorted(path.name for path in (tmp_path / "set_aside").iterdir())
+
+
+def test_of_those_of_earlier_starts_the_two_of_the_highest_steps_stay(tmp_path, save):
+    gone = []
+    for iteration in (5, 10, 15, 10):
         save(iteration, whole=False)
-        repair(tmp_path)
-    save(10, whole=False)
-    repair(tmp_path)
-    assert sorted(path.name for path in (tmp_path / "set_aside").iterdir()) == [
-        "0003-iter_0000015",
-        "0004-iter_0000010",
-    ]
+        gone.append([path.name for path in repair(tmp_path).forgotten])
+    assert gone == [[], [], ["0001-iter_0000005"], ["0002-iter_0000010"]]
+    assert _aside(tmp_path) == ["0003-iter_0000015", "0004-iter_0000010"]
+
+
+def test_what_a_start_sets_aside_it_does_not_delete(tmp_path, save):
+    save(5, whole=False), repair(tmp_path)
+    for iteration in (10, 20, 30):
+        save(iteration, whole=False)
+    report = repair(tmp_path)
+    assert [aside.iteration for aside in report.set_aside] == [30, 20, 10]
+    assert all((aside.path / "__0_0.distcp").exists() for aside in report.set_aside)
+    assert [path.name for path in report.forgotten] == ["0001-iter_0000005"]
+    assert repair(tmp_path).forgotten == [] and len(_aside(tmp_path)) == 3
+    save(7, whole=False)
+    assert [path.name for path in repair(tmp_path).forgotten] == ["0004-iter_0000010"]
+    assert _aside(tmp_path) == ["0002-iter_0000030", "0003-iter_0000020", "0005-iter_0000007"]
 
 
 def test_a_crafted_metadata_never_counts_as_whole(tmp_path, save):
