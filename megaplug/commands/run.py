@@ -32,7 +32,7 @@ from megaplug.launchers.supervisor import Event
 from megaplug.launchers.verdict import AT_ONCE, Outcome
 from megaplug.plan.cluster import AUTO
 from megaplug.runs import checkpoints
-from megaplug.runs.early_stop import has_stopped
+from megaplug.runs.early_stop import EARLY_STOP, has_stopped
 from megaplug.runs.folder import RunFolder, find_latest
 from megaplug.runs.lock import RunLock
 from megaplug.runs.metrics import read_metrics
@@ -140,8 +140,8 @@ def _nothing_to_do(resolved: Resolved, folder: RunFolder, iteration: int, comman
     early = has_stopped(lines, iteration, train.early_stop_patience, train.early_stop_min_delta)
     if early is not None and 0 < iteration < resolved.derived.iters:
         at = f"step {iteration:,} of {resolved.derived.iters:,}"
-        said = f"{folder.path} has finished at {at}: {early.reason()}"
-        goes_on = f"{command.typed('train.early_stop_patience=null')}   # goes on"
+        said = f"{folder.path} has finished at {at}: {early.reason(train.early_stop_min_delta)}"
+        goes_on = _past_early_stop(command)
         _say(resolved.job, RunState("finished", iteration, iteration, resolved.derived.iters), said, goes_on)
         return True
     if state is not None and state.status == "finished" and iteration >= resolved.derived.iters:
@@ -230,7 +230,7 @@ def _summary(
         unigram_loss=unigram,
         tokens_per_second=progress.track.mean_tokens_per_second,
         files=files,
-        next_command=_next_command(outcome, folder, command),
+        next_command=_next_command(outcome, folder, command, resolved.derived.iters),
         rank=outcome.rank,
         log_tail=outcome.log_tail,
         hint="" if outcome.kind == "memory" else outcome.hint,
@@ -249,7 +249,14 @@ def _restart_rows(course: Course) -> list[tuple[str, str]]:
     return [*rows, ("not again", course.why_no_more)] if course.why_no_more else rows
 
 
-def _next_command(outcome: Outcome, folder: RunFolder, command: CommandLine) -> str:
+def _past_early_stop(command: CommandLine) -> str:
+    return f"{command.typed('-resume', 'train.early_stop_patience=null')}   # goes on"
+
+
+def _next_command(outcome: Outcome, folder: RunFolder, command: CommandLine, iters: int) -> str:
+    early = outcome.reason.startswith(EARLY_STOP) and outcome.iteration < iters
+    if outcome.status == "finished" and early:
+        return _past_early_stop(command)
     if outcome.status == "finished":
         typed = command.typed("-resume", f"load={folder.path}")
         return f"{typed}   # trains on from these weights, under any topology"

@@ -136,7 +136,7 @@ def event_text(event: Mapping[str, Any]) -> str | None:
     if kind == "stopping":
         return _stopping_text(event)
     if kind == "restart":
-        row = f"{event['in_a_row']} of {event['at_most']}"
+        row = f"{event['number']} ({event['in_a_row']} of {event['at_most']} in a row)"
         place = f"from step {event['from_iteration']}" if event["from_iteration"] else "from the beginning"
         return f"restart {row}, {place}: {event['reason']}"
     if kind == "kernels":

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+EARLY_STOP = "early stop"
+
 
 @dataclass(frozen=True)
 class Plateau:
@@ -24,10 +26,19 @@ class Plateau:
     waited: int = 0
     iteration: int = 0
 
-    def reason(self) -> str:
-        """For a person."""
-        best = f"{self.best:.4f} at step {self.best_iteration:,}" if self.best < math.inf else "none is known"
-        return f"early stop: {self.waited} validations without a better loss (best: {best})"
+    def reason(self, min_delta: float) -> str:
+        """For a person.
+
+        Args:
+            min_delta: As of `plateau_of`: a lower loss may have been no better.
+        """
+        waited = f"{EARLY_STOP}: {self.waited} validation{'s' if self.waited != 1 else ''}"
+        if self.best == math.inf:
+            return f"{waited} without a better loss (best: none is known)"
+        best = f"{self.best:.4f} at step {self.best_iteration:,}"
+        if not min_delta:
+            return f"{waited} without a better loss (best: {best})"
+        return f"{waited}, none better by at least {min_delta:g} than {best}"
 
 
 def plateau_of(lines: Iterable[Mapping[str, Any]], min_delta: float) -> Plateau:

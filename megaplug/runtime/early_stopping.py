@@ -79,4 +79,5 @@ class EarlyStopping:
         torch.distributed.broadcast(figures, src=last)
         best, best_iteration, waited, iteration = figures.tolist()
         if not math.isnan(best):
-            self.reason = Plateau(best, int(best_iteration), int(waited), int(iteration)).reason()
+            plateau = Plateau(best, int(best_iteration), int(waited), int(iteration))
+            self.reason = plateau.reason(self._min_delta)

@@ -272,3 +272,15 @@ def test_the_command_to_type_next_is_never_broken_into_lines():
             Summary("finished", 2, 2, next_command=command)
         )
     assert command in capture.get()
+
+
+def test_a_restart_is_numbered_as_in_the_summary_and_counted_in_its_row():
+    event = {
+        "event": "restart",
+        "number": 2,
+        "in_a_row": 1,
+        "at_most": 3,
+        "from_iteration": 5,
+        "reason": "gone",
+    }
+    assert event_text(event) == "restart 2 (1 of 3 in a row), from step 5: gone"

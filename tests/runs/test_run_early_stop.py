@@ -50,5 +50,13 @@ def test_it_goes_on_where_nobody_asked_or_nothing_was_validated_here():
 
 def test_the_reason_has_the_numbers():
     found = has_stopped(lines(3.0, 2.25, 2.5, 2.5), 40, 2, 0.0)
-    assert found.reason() == "early stop: 2 validations without a better loss (best: 2.2500 at step 20)"
-    assert has_stopped(lines(None, None), 20, 2, 0.0).reason().endswith("(best: none is known)")
+    assert found.reason(0.0) == "early stop: 2 validations without a better loss (best: 2.2500 at step 20)"
+    assert has_stopped(lines(None, None), 20, 2, 0.0).reason(0.1).endswith("(best: none is known)")
+
+
+def test_the_reason_names_by_how_much_a_lower_loss_was_not_better():
+    found = has_stopped(lines(2.8761, 2.7838, 2.7), 30, 2, 0.3)
+    assert (
+        found.reason(0.3) == "early stop: 2 validations, none better by at least 0.3 than 2.8761 at step 10"
+    )
+    assert has_stopped(lines(2.0, 2.0), 20, 1, 0.0).reason(0.0).startswith("early stop: 1 validation without")

@@ -25,7 +25,7 @@ def test_it_ends_with_a_checkpoint_and_says_why(small_jobs: SmallJobs) -> None:
     found = state(folder)
     assert (found.status, found.iteration, found.saved_iteration) == ("finished", 6, 6)
     best = validations(folder)[0][1]
-    assert found.reason == f"early stop: 2 validations without a better loss (best: {best:.4f} at step 2)"
+    assert found.reason == f"early stop: 2 validations, none better by at least 9 than {best:.4f} at step 2"
     assert [iteration for iteration, _ in validations(folder)] == [2, 4, 6]
     assert [found.iteration for found in list_checkpoints(folder.checkpoints)] == [5, 6]
 
