@@ -22,6 +22,7 @@ from megaplug.launchers.stops import StopSignals
 from megaplug.launchers.supervisor import Event, Patience
 from megaplug.launchers.verdict import Outcome
 from megaplug.runs import checkpoints
+from megaplug.runs.checkpoints import RepairReport
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.history import append_event
 from megaplug.runs.lock import RunLock
@@ -81,13 +82,16 @@ class Attempts:
         self._restarts = Restarts(resolved.job.watch.max_restarts)
         self._shift = 0
 
-    def run(self, iteration: int, signals: StopSignals) -> Course:
+    def run(self, iteration: int, signals: StopSignals, report: RepairReport | None = None) -> Course:
         """Start the ranks, again where it may help, until they have ended for good.
 
         Args:
             iteration: The step of the checkpoint that they begin from.
             signals: What hears them: a signal between two starts ends the run, too.
+            report: What was found of the checkpoints before the first start; what was damaged is written down.
         """
+        if report is not None:
+            self._record_damage(report, iteration)
         self._record("start", iteration=iteration)
         try:
             course = self._course(iteration, signals)
@@ -114,8 +118,9 @@ class Attempts:
             except UserError as error:
                 return Course(outcome, self._restarts, f"its folder cannot be made ready: {error.message}")
             iteration = first_iteration(self._resolved, report)
-            for note in repair_notes(report):
+            for note in repair_notes(report, self._resolved.source):
                 self._tell({"event": "note", "text": note})
+            self._record_damage(report, iteration)
             stop_at = self._resolved.job.train.stop_at
             if stop_at is not None and iteration >= stop_at:
                 return Course(outcome, self._restarts, "train.stop_at is reached, and saved")
@@ -164,6 +169,16 @@ class Attempts:
         saved = outcome.saved_iteration
         return Outcome("stopped", outcome.iteration, saved, reason, exit_code=128 + number, signal=name)
 
+    def _record_damage(self, report: RepairReport, iteration: int) -> None:
+        if not report.set_aside:
+            return
+        found = [
+            {"iteration": one.iteration, "path": str(one.path), "fault": one.faults[0]}
+            for one in report.set_aside
+        ]
+        gone = [str(path) for path in report.forgotten]
+        self._record("damage", from_iteration=iteration, set_aside=found, deleted=gone)
+
     def _record(self, event_kind: str, **values: Any) -> None:
         """Write an event down and have it sent; a disk that refuses is told and changes nothing."""
         event = {
@@ -192,6 +207,7 @@ def _said(outcome: Outcome) -> dict[str, Any]:
 def _sentence(event: dict[str, Any]) -> str:
     """An event for a person who reads it in a chat."""
     what = {
+        "damage": "has damaged checkpoints",
         "start": "starts",
         "failure": "has failed",
         "stall": "stands still",

@@ -8,6 +8,7 @@ from pathlib import Path
 import megaplug
 from megaplug.commands.resolved import Resolved
 from megaplug.job.freeze import FrozenJob, code_revision, write_frozen
+from megaplug.job.load import Source
 from megaplug.job.translate import megatron_arguments
 from megaplug.runs import checkpoints, metrics
 from megaplug.runs.atomic import remove_unfinished
@@ -41,12 +42,30 @@ def make_ready(resolved: Resolved, folder: RunFolder, report: RepairReport | Non
     _freeze(resolved, folder, resuming=report.newest is not None)
 
 
-def repair_notes(report: RepairReport) -> list[str]:
-    """What a person is told of checkpoints that are not whole."""
+def repair_notes(report: RepairReport, source: Source | None) -> list[str]:
+    """What a person is told of checkpoints that are not whole.
+
+    Args:
+        report: What was found.
+        source: What the run begins with where it has no checkpoint of its own.
+    """
     notes = [
         f"checkpoint {aside.iteration} is not whole ({aside.faults[0]}): now at {aside.path}"
         for aside in report.set_aside
     ]
+    if report.set_aside and report.newest is None:
+        number = len(report.set_aside)
+        none = (
+            "the only checkpoint is not whole"
+            if number == 1
+            else f"none of the {number} checkpoints is whole"
+        )
+        begins = "THE BEGINNING" if source is None else f"{source.checkpoint.path}, as at its first start"
+        place = report.set_aside[0].path.parent
+        notes += [
+            f"ATTENTION: {none}: the run STARTS FROM {begins}; damaged, but kept: {place}",
+            "    to go on from a whole copy instead: end the run, and load=COPY load_state=all",
+        ]
     notes += [f"deleted, set aside by an earlier start: {path}" for path in report.forgotten]
     return [*notes, *(f"the save of step {step} was never completed; removed" for step in report.unfinished)]
 

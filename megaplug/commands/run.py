@@ -83,7 +83,7 @@ def start(job: Job, command: CommandLine) -> int:
         with reading(job.logging.progress != "none" and job.launch.output == "text") as seen:
             report = checkpoints.repair(folder.checkpoints, seen.tell)
         iteration = first_iteration(resolved, report)
-        notes = repair_notes(report)
+        notes = repair_notes(report, resolved.source)
         if job.profile.kind == "nsys" and "NSYS_PROFILING_SESSION_ID" not in os.environ:
             notes.append(f"nsys is not watching; it does with: {_nsys_line(folder, command)}")
         if _nothing_to_do(resolved, folder, iteration, command):
@@ -102,7 +102,7 @@ def start(job: Job, command: CommandLine) -> int:
                 tell({"event": "note", "text": note})
             with alerts_of(job) as alerts:
                 ranks = [sys.executable, "-m", "megaplug.runtime", str(folder.job_file.resolve())]
-                course = Attempts(resolved, folder, ranks, lock, alerts, tell).run(iteration, signals)
+                course = Attempts(resolved, folder, ranks, lock, alerts, tell).run(iteration, signals, report)
                 # Whoever has pressed Ctrl-C twice waits for nothing.
                 for fault in alerts.finish(signals.reader) if course.outcome.kind != AT_ONCE else []:
                     tell({"event": "note", "text": fault})
@@ -262,6 +262,8 @@ def _next_command(outcome: Outcome, folder: RunFolder, command: CommandLine, ite
         return f"{typed}   # trains on from these weights, under any topology"
     if outcome.reason == "train.stop_at":
         return f"{command.typed('-train.stop_at', '-resume')}   # goes on"
+    if outcome.saved_iteration == 0 and checkpoints.has_set_aside(folder.checkpoints):
+        return f"{command.typed('-resume')}   # starts again: no checkpoint is whole, see its set_aside/"
     if outcome.saved_iteration == 0:
         return f"{command.typed('-resume')}   # starts again: nothing was saved"
     return f"{command.typed('-resume')}   # goes on from step {outcome.saved_iteration:,}"

@@ -94,6 +94,13 @@ def tracked_step(directory: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
+def has_set_aside(directory: Path) -> bool:
+    """Whether something that was saved lies there, set aside."""
+    with disk_errors(directory, "list"):
+        place = directory / SET_ASIDE
+        return place.is_dir() and bool(_numbered(place))
+
+
 def stored_bytes(directory: Path) -> int:
     """What the checkpoints of a folder take on the disk, in bytes, without those that were set aside."""
     with disk_errors(directory, "list"):

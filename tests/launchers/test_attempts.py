@@ -276,3 +276,21 @@ def test_a_hook_that_fails_or_hangs_changes_nothing(fake):
         "alerts.command failed at start: exit code 4",
         "alerts.command failed at end: exit code 4",
     ]
+
+
+def test_damaged_checkpoints_are_written_down_and_that_none_is_whole_is_told(fake):
+    for step in (2, 4):
+        (fake.folder.checkpoints / f"iter_{step:07d}").mkdir()
+    hurt = (
+        "if turn == 0:\n    train(7)\n    for one in Path(os.environ['FAKE_RUN']).glob('checkpoints/iter_*'):\n"
+        "        (one / 'manifest.json').unlink(missing_ok=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    course = fake.run(hurt)
+    assert course.outcome.status == "finished" and [one["from_iteration"] for one in fake.of("restart")] == [
+        0
+    ]
+    (loud,) = [note["text"] for note in fake.of("note") if "ATTENTION" in note["text"]]
+    assert "none of the 3 checkpoints is whole: the run STARTS FROM THE BEGINNING" in loud
+    (damage,) = [event for event in read_events(fake.folder.events_file) if event["event"] == "damage"]
+    assert [one["iteration"] for one in damage["set_aside"]] == [5, 4, 2] and damage["from_iteration"] == 0
+    assert all(Path(one["path"]).is_dir() and "no manifest" in one["fault"] for one in damage["set_aside"])
