@@ -88,7 +88,7 @@ class Attempts:
         Args:
             iteration: The step of the checkpoint that they begin from.
             signals: What hears them: a signal between two starts ends the run, too.
-            report: What was found of the checkpoints before the first start; what was damaged is written down.
+            report: What was found of the checkpoints; what was damaged is written down.
         """
         if report is not None:
             self._record_damage(report, iteration)

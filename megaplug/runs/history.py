@@ -12,7 +12,7 @@ from megaplug.runs.atomic import disk_errors, strict_json
 
 
 def append_event(events_file: Path, event: Mapping[str, Any]) -> None:
-    """Append one event: ``event`` (damage, start, failure, stall, restart or end), ``time`` and what belongs to it.
+    """Append one event: ``event`` (damage, start, failure, stall, restart or end), ``time`` and more.
 
     A line that a crash has torn keeps to itself.
 

@@ -282,7 +282,8 @@ def test_damaged_checkpoints_are_written_down_and_that_none_is_whole_is_told(fak
     for step in (2, 4):
         (fake.folder.checkpoints / f"iter_{step:07d}").mkdir()
     hurt = (
-        "if turn == 0:\n    train(7)\n    for one in Path(os.environ['FAKE_RUN']).glob('checkpoints/iter_*'):\n"
+        "if turn == 0:\n    train(7)\n"
+        "    for one in (folder / 'checkpoints').glob('iter_*'):\n"
         "        (one / 'manifest.json').unlink(missing_ok=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     course = fake.run(hurt)
