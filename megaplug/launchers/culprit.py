@@ -39,13 +39,17 @@ def find_culprit(watch: HangWatch, stands: Mapping[int, Stand]) -> int:
     return min(sorted(stands), key=order)
 
 
-def judge_hang(watch: HangWatch, stands: Mapping[int, Stand], written: list[int]) -> Outcome:
+def judge_hang(
+    watch: HangWatch, stands: Mapping[int, Stand], written: list[int], reached: int = 0
+) -> Outcome:
     """The outcome of a job that hangs, without iterations and log lines.
 
     Args:
         watch: Knows every rank's progress.
         stands: Of every rank that lives.
         written: The ranks whose stacks have been written.
+        reached: The last step that any rank has told; a rank that is stopped tells its own no more, and has
+            done it, since no other does one without it.
     """
     rank = find_culprit(watch, stands)
     stand, standing = stands[rank], watch.ranks[rank]
@@ -53,7 +57,7 @@ def judge_hang(watch: HangWatch, stands: Mapping[int, Stand], written: list[int]
     key = _KEYS.get(standing.phase, "watch.start_s")
     doing = standing.phase
     if doing in ("training", "validating", "saving"):
-        doing += f" after step {standing.iteration}"
+        doing += f" after step {max(standing.iteration, reached)}"
     reason = f"rank {rank} hangs: {doing}, it has got nothing done for {duration(still)}, {_place(stand)}"
     alone = [other for other in stands if not stands[other].waits]
     if not stand.stopped and len(stands) > 1 and rank not in alone:

@@ -10,6 +10,7 @@ from pathlib import Path
 _NOISE = re.compile(
     r"(Warning: |warnings\.warn\(|\bWARNING\b|^\s*return func\(\*args, \*\*kwargs\)$|^\[W[0-9])"
 )
+_FULL = re.compile(r"No space left on|Disk quota", re.IGNORECASE)
 _BYTES = 64 << 10
 # With less than this left, what a log should have said of a full disk may not have fitted on it.
 _FULL_DISK = 1 << 20
@@ -44,7 +45,7 @@ def hint_for(
     """
     text = "\n".join(lines)
     smaller = "a smaller train.micro_batch_size, fewer ranks, or train.recompute_granularity=full needs less"
-    full = "No space left on device" in text or "Disk quota exceeded" in text
+    full = _FULL.search(text)
     if full or (folder is not None and shutil.disk_usage(folder).free < _FULL_DISK):
         place = f" of {folder}" if folder is not None else ""
         return (

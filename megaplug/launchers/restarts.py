@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from megaplug.launchers.verdict import Outcome
 
 # Kinds of failures that a start can meet by chance before its first step.
-_BY_CHANCE = ("killed", "crashed", "hang", "peer", "data", "nan", "transient", "unexplained")
+_BY_CHANCE = ("killed", "crashed", "hang", "helper", "peer", "data", "nan", "transient", "unexplained")
 # May come twice at the same step and be chance both times.
-_FROM_OUTSIDE = ("killed",)
+_FROM_OUTSIDE = ("killed", "helper")
 _NEVER = {
     "config": "the configuration is wrong, and would be again",
+    "disk": "the disk is full or may not be written to, and would be so again",
     "persistent": "a GPU computes wrongly, and would again",
     "reproducible": "the result is what this step computes, and would be again",
 }

@@ -24,7 +24,7 @@ from megaplug.launchers.lag import LagWatch
 from megaplug.launchers.logs import count_oom_kills, hint_for, log_tail
 from megaplug.launchers.ranks import Rank, kill_group, start_ranks
 from megaplug.launchers.stops import OF_RANKS, SIGNALS, StopSignals
-from megaplug.launchers.verdict import GOOD, Ended, Outcome, RankFacts, Stop, judge
+from megaplug.launchers.verdict import GOOD, SAID_ENOUGH, Ended, Outcome, RankFacts, Stop, judge
 from megaplug.runs.checkpoints import list_checkpoints
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.state import RunState, write_state
@@ -196,7 +196,7 @@ class Supervisor:
         except UserError as error:
             written = []
             self._tell({"event": "note", "text": str(error)})
-        self.hung = judge_hang(self.hang, stands, written)
+        self.hung = judge_hang(self.hang, stands, written, self.state.iteration)
         return True
 
     def _signalled(self, numbers: bytes) -> Ended | None:
@@ -330,6 +330,8 @@ class Supervisor:
             hint = outcome.hint or hint_for(
                 (*tail, outcome.reason), rank.exit_code, oom_kills, self.folder.path
             )
+            if outcome.kind in SAID_ENOUGH:
+                tail = ()
             outcome = replace(outcome, log_tail=tail, hint=hint, peak_bytes=rank.peak_bytes)
         if left:
             outcome = replace(

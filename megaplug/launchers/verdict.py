@@ -20,6 +20,8 @@ _ENDED_BY_A_STOP = tuple(-number for number in OF_RANKS)
 _SAME_MOMENT_S = 1.0
 GOOD = ("finished", "stopped")
 AT_ONCE = "at once"
+SAID_ENOUGH = ("killed", "hang", "disk", "helper")
+"""Kinds whose cause is known, or cannot be in the rank's log: its last lines would only be in the way."""
 _USAGE = 2
 
 
@@ -75,10 +77,11 @@ class Outcome:
         exit_code: What the command should end with: 0, 1, or 128 + signal where a signal stopped the job.
         log_tail: The last lines of the failing rank's log.
         hint: What would help.
-        kind: What a failed rank has said of its failure (``memory``, ``data``, ``nan``, ``peer``, ``exit``,
-            ``error``; ``transient``, ``unexplained``, ``persistent`` or ``reproducible`` where Megatron has
-            computed a step again), ``killed`` by SIGKILL, ``crashed``, ``config`` (left with exit code 2), or
-            ``hang``; ``at once`` after a second Ctrl-C; empty where none is so.
+        kind: What a failed rank has said of its failure (``memory``, ``disk``, ``data``, ``nan``,
+            ``helper``, ``peer``, ``exit``, ``error``; ``transient``, ``unexplained``, ``persistent`` or
+            ``reproducible`` where Megatron has computed a step again), ``killed`` by SIGKILL, ``crashed``,
+            ``config`` (left with exit code 2), or ``hang``; ``at once`` after a second Ctrl-C; empty where
+            none is so.
         peak_bytes: The most memory that it has said it had used, 0 where it has not.
         requested_bytes: The allocation that failed, 0 where it is not known.
         signal: The name of the signal at which it was to stop; such a job is not started again.

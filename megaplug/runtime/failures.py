@@ -9,6 +9,7 @@ import torch
 
 from megaplug.errors import UserError
 from megaplug.runs.events import EventWriter
+from megaplug.runtime import causes
 from megaplug.runtime.metrics import MetricsRecorder
 from megaplug.runtime.rerun import Findings
 from megaplug.runtime.stopwatch import data_wait
@@ -63,14 +64,22 @@ class LastWords:
 
 
 def kind_of(error: BaseException) -> str:
-    """``memory``, ``data``, ``nan``, ``peer`` (another rank is gone), ``exit`` or ``error``."""
+    """What has failed.
+
+    ``disk`` (takes nothing more), ``memory``, ``data``, ``nan``, ``helper`` (a process of this rank's own is
+    gone), ``peer`` (another rank is), ``exit`` or ``error``.
+    """
     text = str(error)
+    if causes.refused_by_disk(error):
+        return "disk"
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or _OUT_OF_MEMORY.search(text):
         return "memory"
     if data_wait.note in getattr(error, "__notes__", ()):
         return "data"
     if _NAN.search(text):
         return "nan"
+    if causes.helper_gone(error):
+        return "helper"
     if isinstance(error, torch.distributed.DistBackendError) or _PEER.search(text):
         return "peer"
     return "exit" if isinstance(error, SystemExit) else "error"
@@ -89,6 +98,15 @@ def reason_of(error: BaseException, kind: str, step: int | None) -> str:
     named = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
     if isinstance(error, UserError):
         named = error.message
+    if kind in ("disk", "helper"):
+        what = causes.refused_by_disk(error) if kind == "disk" else causes.HELPER_GONE
+        # Of which checkpoint it is `writers.told_of` says where it can.
+        saved = re.search(r"checkpoint of (step [0-9]+)", named)
+        if saved and kind == "helper":
+            return named  # says whose
+        if saved:
+            return f"{what} while saving {saved[1]}"
+        return f"{what} {at}" + (", while saving" if causes.while_saving(error) else "")
     if kind == "memory":
         requested = _requested(error)
         return f"out of memory {at}" + (f", allocating {requested / 2**20:,.0f} MiB" if requested else "")

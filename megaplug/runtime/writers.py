@@ -12,8 +12,9 @@ import functools
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from traceback import FrameSummary
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ import torch
 from megaplug.errors import UserError
 from megaplug.runs.atomic import disk_errors
 from megaplug.runs.hashed import hashing_open
-from megaplug.runtime import forking
+from megaplug.runtime import causes, forking
 from megaplug.runtime.forking import Ranges
 
 # How ranks that have written say that another has not.
@@ -134,16 +135,16 @@ def told_of(iteration: int | None) -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
-        said = [f"rank {rank}: {_cause(failure[0])}" for rank, failure in sorted(error.failures.items())]
+        said = [f"rank {rank}: {_cause(*failure)}" for rank, failure in sorted(error.failures.items())]
         what = f"cannot save the checkpoint of step {iteration}: {'; '.join(said) or OTHER_RANK}"
         raise UserError(what, hint="the checkpoints before it are whole", exit_code=1) from error
 
 
-def _cause(error: BaseException) -> str:
+def _cause(error: BaseException, frames: Sequence[FrameSummary]) -> str:
     """What a writer has said, without what Megatron wraps it in."""
     text = str(error)
-    if "results_queue should not be empty" in text:
-        return "the process that was writing it was killed, perhaps by the kernel for want of memory"
+    if causes.helper_gone(error, frames):
+        return causes.HELPER_GONE
     if isinstance(error, OSError) and error.strerror:
         return f"cannot write {error.filename or 'its file'}: {error.strerror}"
     found = re.search(r"cannot write .*", text)

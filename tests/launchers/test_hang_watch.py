@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from megaplug.launchers.culprit import judge_hang
 from megaplug.launchers.hang import HangWatch, Limits
 from megaplug.launchers.lag import LagWatch
+from megaplug.launchers.stacks import Stand
 
 
 class Watched:
@@ -120,3 +122,12 @@ def test_ranks_that_take_turns_in_being_slow_are_no_news():
     assert not any(lag.take(_step(step // 19 % 2, 0.5)) for step in range(200))
     assert not any(lag.take(_step(1, 0.2)) for _ in range(50))
     assert lag.take({"event": "valid", "iteration": 3}) is None
+
+
+def test_a_stopped_rank_whose_last_word_is_old_has_done_the_steps_that_the_others_tell():
+    watched = Watched(hang_s=10)
+    watched.beat("training", 16)
+    stands = {0: Stand("S", ""), 1: Stand("T", "")}
+    told = judge_hang(watched.watch, stands, [], reached=18)
+    assert told.reason.startswith("rank 1 hangs: training after step 18,")
+    assert judge_hang(watched.watch, stands, []).reason.startswith("rank 1 hangs: training after step 16,")

@@ -42,3 +42,20 @@ def test_who_has_lost_a_connection_is_not_the_cause():
     assert judge(alone, None, None, 5.0).rank == 0
     killed = [RankFacts(0, broken, 1, 10.0), RankFacts(1, lost, -signal.SIGKILL, 10.5)]
     assert judge(killed, None, None, 5.0).rank == 1
+
+
+def test_the_log_of_a_rank_is_shown_only_where_the_cause_may_be_in_it(job):
+    said = 'print("the last line", flush=True)\n'
+    killed = job.run(said + "os.kill(os.getpid(), signal.SIGKILL)\n")
+    assert (killed.kind, killed.log_tail) == ("killed", ())
+    words = 'events.write("end", status="failed", kind="{kind}", reason="it failed"); sys.exit(1)\n'
+    disk = job.run(said + words.format(kind="disk"))
+    assert (disk.kind, disk.log_tail) == ("disk", ())
+    error = job.run(said + words.format(kind="error"))
+    assert error.log_tail[-1] == "the last line"
+
+
+def test_a_full_disk_that_a_rank_names_is_hinted_at(job):
+    reason = "no space left on /disk/__0_0.distcp while saving step 40"
+    outcome = job.run(f'events.write("end", status="failed", kind="disk", reason="{reason}"); sys.exit(1)\n')
+    assert outcome.reason == f"rank 0 failed: {reason}" and "is full: free some space" in outcome.hint

@@ -31,7 +31,7 @@ def test_what_may_be_chance_is_tried_again(kind):
     assert started_again(Restarts(1), failed(kind)) == [""]
 
 
-@pytest.mark.parametrize("kind", ["config", "persistent", "reproducible"])
+@pytest.mark.parametrize("kind", ["config", "disk", "persistent", "reproducible"])
 def test_what_would_be_again_is_not(kind):
     assert "again" in Restarts(9).why_not(failed(kind), 5)
 
@@ -52,7 +52,7 @@ def test_a_failure_before_the_first_step_would_be_again(kind, again):
     assert Restarts(9).why_not(failed(kind, iteration=6), 5) == ""
 
 
-@pytest.mark.parametrize("kind", ["killed", "hang", "peer", "crashed"])
+@pytest.mark.parametrize("kind", ["killed", "helper", "hang", "peer", "crashed"])
 def test_a_start_can_meet_what_comes_from_outside(kind):
     assert Restarts(9).why_not(failed(kind, iteration=5), 5) == ""
 
@@ -72,8 +72,9 @@ def test_another_rank_or_step_or_kind_is_another_failure():
     assert started_again(Restarts(9), *others) == [""] * 4
 
 
-def test_a_killed_rank_may_be_killed_again_at_the_same_step():
-    assert started_again(Restarts(2), failed("killed"), failed("killed")) == ["", ""]
+@pytest.mark.parametrize("kind", ["killed", "helper"])
+def test_what_was_killed_may_be_killed_again_at_the_same_step(kind):
+    assert started_again(Restarts(2), failed(kind), failed(kind)) == ["", ""]
 
 
 def test_a_new_checkpoint_begins_a_new_row():

@@ -178,7 +178,7 @@ def fail(how: str) -> None:
             r"cannot write \S+/iter_0000004/__1_0\.distcp: No space left on device",
             marks=pytest.mark.slow,
         ),
-        ("killed", "true", "the process that was writing it was killed"),
+        ("killed", "true", "a helper process of this rank has gone"),
     ],
 )
 def test_a_writer_that_fails_ends_the_run_with_its_checkpoint_and_its_file(

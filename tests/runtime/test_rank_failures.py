@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
+from megaplug.errors import UserError
+from megaplug.runs.atomic import disk_errors
 from megaplug.runtime.failures import kind_of, reason_of
 from megaplug.runtime.stopwatch import Stopwatch, data_wait
 
@@ -36,6 +42,24 @@ def test_a_failure_gets_its_kind_and_one_line(error: BaseException, kind: str, r
     assert kind_of(error) == kind
     assert reason_of(error, kind, 7) == reason
     assert "before the first step" in reason_of(error, kind, None)
+
+
+def test_a_full_disk_is_named_however_deep_it_lies(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught, disk_errors(tmp_path / "metrics.jsonl", "write"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write to an open file fails
+    assert kind_of(caught.value) == "disk"
+    assert reason_of(caught.value, "disk", 7) == f"no space left on {tmp_path}/metrics.jsonl at step 7"
+    with pytest.raises(RuntimeError) as torchs:
+        try:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/disk/common.pt")
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+    assert kind_of(torchs.value) == "disk"
+    assert reason_of(torchs.value, "disk", 7) == "the disk quota of /disk/common.pt is used up at step 7"
+    assert (
+        kind_of(RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")) == "disk"
+    )
+    assert kind_of(PermissionError(errno.EACCES, "Permission denied", "/disk/x")) == "error"
 
 
 def test_what_was_being_done_goes_with_the_exception() -> None:

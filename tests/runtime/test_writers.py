@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import select
 import signal
+import traceback
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 
@@ -145,35 +147,74 @@ def failure(*errors: BaseException) -> CheckpointException:
     return CheckpointException("write", {rank: (error, []) for rank, error in enumerate(errors)})  # type: ignore[arg-type]
 
 
+GONE = "a helper process of this rank has gone (killed, perhaps by the kernel for want of memory)"
+
+
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "kind", "said", "reason"),
     [
         (
             RuntimeError(
                 "Worker failure: An error is caught while starting worker 0, error: cannot write "
                 "/disk/__0_0.distcp: No space left on device\n  hint: free some"
             ),
+            "disk",
             "rank 0: cannot write /disk/__0_0.distcp: No space left on device",
+            "no space left on /disk/__0_0.distcp while saving step 40",
         ),
         (
             RuntimeError("results_queue should not be empty"),
-            "rank 0: the process that was writing it was killed",
+            "helper",
+            f"rank 0: {GONE}",
+            f"cannot save the checkpoint of step 40: rank 0: {GONE}",
         ),
         (
             OSError(30, "Read-only file system", "/disk/x"),
+            "disk",
             "rank 0: cannot write /disk/x: Read-only file system",
+            "/disk/x may not be written to (read-only file system) while saving step 40",
         ),
-        (RuntimeError("what else\nand where"), "rank 0: what else"),
+        (
+            OSError(122, "Disk quota exceeded", "/disk/x"),
+            "disk",
+            "rank 0: cannot write /disk/x: Disk quota exceeded",
+            "the disk quota of /disk/x is used up while saving step 40",
+        ),
+        (
+            RuntimeError("what else\nand where"),
+            "error",
+            "rank 0: what else",
+            "cannot save the checkpoint of step 40: rank 0: what else (at step 41)",
+        ),
     ],
 )
 def test_a_writer_that_has_failed_is_named_with_its_checkpoint_and_its_file(
-    error: BaseException, said: str
+    error: BaseException, kind: str, said: str, reason: str
 ) -> None:
     with pytest.raises(UserError) as raised, writers.told_of(40):
         raise failure(error)
     assert raised.value.message.startswith(f"cannot save the checkpoint of step 40: {said}")
-    assert (kind_of(raised.value), raised.value.exit_code) == ("error", 1)
-    assert reason_of(raised.value, "error", 41) == f"{raised.value.message} (at step 41)"
+    assert (kind_of(raised.value), raised.value.exit_code) == (kind, 1)
+    assert reason_of(raised.value, kind, 41) == reason
+
+
+def test_a_manager_that_was_killed_is_a_helper_and_no_other_rank() -> None:
+    with multiprocessing.get_context("fork").Manager() as manager:
+        queue = manager.Queue()
+        os.kill(manager._process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        manager._process.join()  # type: ignore[attr-defined]
+        with pytest.raises((EOFError, ConnectionError, FileNotFoundError)) as direct:
+            queue.put(1)
+    assert kind_of(direct.value) == "helper"
+    assert reason_of(direct.value, "helper", 41) == f"{GONE} at step 41"
+    # As torch sends it from rank to rank: without a traceback, which stands beside.
+    frames = traceback.extract_tb(direct.value.__traceback__)
+    sent = type(direct.value)(*direct.value.args)
+    with pytest.raises(UserError) as raised, writers.told_of(40):
+        raise CheckpointException("write", {0: (sent, frames)})
+    assert (kind_of(raised.value), raised.value.message.endswith(GONE)) == ("helper", True)
+    # The connections of ranks run through no manager.
+    assert kind_of(ConnectionResetError(104, "Connection reset by peer")) == "peer"
 
 
 def test_a_rank_whose_own_part_was_written_leaves_the_word_to_the_other() -> None:
