@@ -20,6 +20,9 @@ def alert_problems(job: Job) -> Iterator[Problem]:
     for name in job.alerts.events:
         if name not in EVENTS:
             yield Problem("alerts.events", f"there is no event {name!r}", did_you_mean(name, EVENTS))
+    if job.alerts.command is not None and not job.alerts.command.strip():
+        message = "is empty: nobody would be told anything"
+        yield Problem("alerts.command", message, "alerts.command=null for none")
     webhook = job.alerts.webhook
     if webhook is None:
         return

@@ -83,7 +83,7 @@ def derive(
         tokens_per_iter=tokens_per_iter,
         vocab_size=vocab_size,
         padded_vocab_size=job_shape(job, vocab_size).padded_vocab_size(topology.tp),
-        save_interval=job.checkpoint.save_interval or _save_interval(iters),
+        save_interval=save_interval_of(job, iters),
         eval_interval=job.train.eval_interval,
         eval_iters=job.train.eval_iters if facts.parts("valid") else 0,
         backend=backend,
@@ -109,6 +109,11 @@ def num_iters(job: Job, train_tokens: int) -> int:
         return math.ceil(job.train.tokens / tokens_per_iter)
     assert job.train.epochs is not None, "checks ask for exactly one of iters, tokens and epochs"
     return max(1, math.ceil(job.train.epochs * train_tokens / tokens_per_iter))
+
+
+def save_interval_of(job: Job, iters: int) -> int:
+    """Steps between two checkpoints of a run of so many steps."""
+    return job.checkpoint.save_interval or _save_interval(iters)
 
 
 def _save_interval(iters: int) -> int:

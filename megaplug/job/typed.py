@@ -105,7 +105,9 @@ def _assign(node: DictConfig, key: str, value: Any, dotted: str) -> list[Problem
             message = f"has a value for each {what}, but is given {_shown(value)}"
             return [Problem(dotted, message, f"such as {dotted}.{name}={_shown(value)}")]
         message = f"must be {wanted}, but is {_shown(value)}" if wanted else _first_line(error)
-        return [Problem(dotted, message, _count_hint(dotted, value))]
+        ref_type = field._metadata.ref_type
+        hint = _truth_hint(dotted, value, field) if ref_type is bool else _count_hint(dotted, value)
+        return [Problem(dotted, message, hint)]
     # OmegaConf takes true for the number 1, and 3 for true; a person who writes tp=true has made a mistake.
     stored = node[key]
     if (
@@ -113,8 +115,19 @@ def _assign(node: DictConfig, key: str, value: Any, dotted: str) -> list[Problem
         and isinstance(value, bool | int | float)
         and isinstance(value, bool) != isinstance(stored, bool)
     ):
-        return [Problem(dotted, f"must be {wanted or 'no truth value'}, but is {_shown(value)}")]
+        message = f"must be {wanted or 'no truth value'}, but is {_shown(value)}"
+        if isinstance(stored, str):
+            return [Problem(dotted, message, f"""as a text: "{dotted}='{_shown(value)}'\"""")]
+        return [Problem(dotted, message)]
     return []
+
+
+def _truth_hint(dotted: str, value: Any, field: Any) -> str:
+    """What can be written where true or false is meant."""
+    near = did_you_mean(str(value).lower(), ("true", "false"), show=0)
+    return near or f"{dotted}=true or {dotted}=false" + (
+        f", or {dotted}=null" if field._is_optional() else ""
+    )
 
 
 def _count_hint(dotted: str, value: Any) -> str:

@@ -26,6 +26,7 @@ def said(*words: str, device: str | None = None) -> dict[str, str]:
         (["alerts.events=[fail]"], "alerts.events", "failure"),
         (["alerts.webhook=https://hooks.example/T0/secret"], "alerts.webhook", "env:MEGAPLUG_WEBHOOK"),
         (["alerts.webhook=env:NOT_SET_ANYWHERE"], "alerts.webhook", "NOT_SET_ANYWHERE is not set"),
+        (["alerts.command=''"], "alerts.command", "is empty"),
         (["train.early_stop_patience=0"], "train.early_stop_patience", "must be above 0"),
         (["train.early_stop_min_delta=-1"], "train.early_stop_min_delta", "must not be negative"),
         (
