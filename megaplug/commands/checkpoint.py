@@ -34,7 +34,8 @@ flags:
   --version             the versions of megaplug, Megatron-core and torch
 
 Without run= and path=, list and verify take all runs in runs/.
-Ends with 0, with 1 if a checkpoint is damaged, with 2 for a mistake or a disk that refuses."""
+Ends with 0, with 2 for a mistake or a disk that refuses; list, show, verify and copy with 1 if a checkpoint
+is damaged, which list and show see by names and sizes, and verify and copy by every byte."""
 
 _FLAGS = "--help, --completion, --version"
 # Keys of the documents that a program reads change with this.

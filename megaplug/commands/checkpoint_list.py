@@ -12,7 +12,14 @@ from megaplug.errors import UserError
 from megaplug.job.freeze import read_frozen
 from megaplug.job.retention import retention
 from megaplug.runs.atomic import disk_errors, size_text
-from megaplug.runs.checkpoints import SAVING, SET_ASIDE, Checkpoint, list_checkpoints, tracked_step
+from megaplug.runs.checkpoints import (
+    SAVING,
+    SET_ASIDE,
+    Checkpoint,
+    list_checkpoints,
+    tracked_step,
+    tracker_fault,
+)
 from megaplug.runs.manifest import MANIFEST, verify_manifest
 from megaplug.runs.retention import Retention, kept, validation_losses
 
@@ -25,7 +32,7 @@ class Row:
 
     Attributes:
         found: It.
-        saved: When it was complete; None where it never was.
+        saved: When it was complete; None where no manifest says so.
         num_bytes: Of its files.
         faults: What its names and sizes say against it; its bytes were not read.
         valid_loss: At its step; None where it was not validated.
@@ -58,10 +65,12 @@ class Row:
 
 def answer(asked: Asked) -> Answer:
     """All checkpoints of the runs that are named."""
-    runs, blocks = [], []
+    runs, blocks, damaged = [], [], False
     for place in asked.places():
         policy = policy_of(place)
         rows, aside, unfinished = rows_of(place, policy), _aside(place), _unfinished(place)
+        astray = None if place.run is None else tracker_fault(place.directory)
+        damaged = damaged or any(row.faults for row in rows)
         runs.append(
             {
                 "run": str(place.given),
@@ -69,10 +78,13 @@ def answer(asked: Asked) -> Answer:
                 "policy": None if policy is None else vars(policy),
                 "set_aside": aside,
                 "unfinished": unfinished,
+                "tracker_fault": astray,
             }
         )
         blocks.append(_text(place, policy, rows, aside, unfinished))
-    return Answer({"runs": runs}, "\n\n".join(blocks))
+        if astray is not None:
+            blocks[-1] += f"\n  {astray}; the next start rewrites it"
+    return Answer({"runs": runs}, "\n\n".join(blocks), 1 if damaged else 0)
 
 
 def policy_of(place: Place) -> Retention | None:
@@ -140,7 +152,7 @@ def _cells(row: Row, rows: list[Row]) -> tuple[str, ...]:
     notes += ["not kept"] if row.stays is False else []
     return (
         f"{row.found.iteration:,}",
-        "never completed" if row.saved is None else row.saved.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+        "not known" if row.saved is None else row.saved.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
         size_text(row.num_bytes),
         "-" if row.valid_loss is None else f"{row.valid_loss:.4f}",
         row.faults[0] if row.faults else "complete",

@@ -122,7 +122,8 @@ def _text(
     sizes: dict[Checkpoint, int],
     sure: bool,
 ) -> list[str]:
-    lines = [f"{place.given}: {policy_text(policy)} stay"]
+    one_only = policy == Retention(1)
+    lines = [f"{place.given}: {policy_text(policy)} {'stays' if one_only else 'stay'}"]
     lines += [f"  step {one.iteration:,} is damaged, and left for the run to set aside" for one in damaged]
     if newest is None:
         return [*lines, "  no checkpoint is whole: none is deleted"]

@@ -46,7 +46,8 @@ def answer(asked: Asked) -> Answer:
     said = f"{damaged} of {several} damaged" if damaged else f"{several} whole"
     rate = f", {size_text(total / seconds)}/s" if seconds > 0 and not damaged else ""
     lines.append(f"{said}: {size_text(total)} in {seconds:.1f} s{rate}")
-    if damaged:
+    runs = [place.run for _, place, _, faults in found if faults and place.run is not None]
+    if any(run.job_file.is_file() for run in runs):
         lines.append("a run goes on from its newest whole one, and sets aside what is damaged and newer")
     report = {"checkpoints": reports, "num_damaged": damaged, "num_bytes": total, "seconds": seconds}
     return Answer(report, "\n".join(lines), 1 if damaged else 0)

@@ -116,6 +116,12 @@ class Asked:
             UserError: None or several, or there is no such checkpoint.
         """
         if (named := self.typed.get("path")) is not None:
+            for word in ("run", "iteration"):
+                if word in self.typed:
+                    raise UserError(
+                        f"path= names a checkpoint, and {word}={self.typed[word]} another way to one",
+                        hint="give path=, or run= with or without iteration=",
+                    )
             path = Path(named).expanduser()
             match = re.fullmatch(r"iter_([0-9]+)", path.absolute().name)
             if match is None or not path.is_dir():

@@ -120,9 +120,14 @@ def _newest_whole(
         if not faults:
             return checkpoint, tuple(passed_over)
         passed_over.append(f"step {checkpoint.iteration:,} is not whole: {faults[0]}")
+    none = f"none of the {len(present)} checkpoints of {given} is whole"
+    if len(present) == 1:
+        none = f"the only checkpoint of {given} is not whole"
     raise UserError(
-        f"load: none of the {len(present)} checkpoints of {given} is whole ({passed_over[0]})",
-        hint="continue that run first: it goes on from the start and saves new ones",
+        f"load: {none} ({passed_over[0]})",
+        hint="continue that run first: it goes on from the start and saves new ones"
+        if (checkpoints_dir.parent / "job.yaml").is_file()
+        else "name another copy; launch/checkpoint.py action=verify run=FOLDER says what is wrong with each",
     )
 
 

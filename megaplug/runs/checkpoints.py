@@ -94,6 +94,18 @@ def tracked_step(directory: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
+def tracker_fault(directory: Path) -> str | None:
+    """Why the tracker of a run names none of its checkpoints; None where it does, or there are none."""
+    present = [found.iteration for found in list_checkpoints(directory)]
+    step = tracked_step(directory)
+    if step in present or not present:
+        return None
+    if step is not None:
+        return f"{TRACKER} names step {step:,}, which has no checkpoint"
+    is_there = os.path.lexists(directory / TRACKER)
+    return f"{TRACKER} names no step" if is_there else f"{TRACKER} is not there"
+
+
 def has_set_aside(directory: Path) -> bool:
     """Whether something that was saved lies there, set aside."""
     with disk_errors(directory, "list"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Mapping
@@ -115,7 +116,7 @@ def _read(checkpoint_dir: Path) -> tuple[dict[str, Any] | None, str]:
         try:
             text = path.read_bytes()
         except FileNotFoundError:
-            return None, "it has no manifest: saving it was never completed"
+            return None, _no_manifest(checkpoint_dir)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -123,6 +124,13 @@ def _read(checkpoint_dir: Path) -> tuple[dict[str, Any] | None, str]:
     if not _understood(content):
         return None, f"its {MANIFEST} cannot be understood"
     return (content, "") if _as_written(content, text) else (None, f"its {MANIFEST} was changed")
+
+
+def _no_manifest(checkpoint_dir: Path) -> str:
+    """Only a whole checkpoint gets the name of one; below ``saving`` it has that name before."""
+    named = re.fullmatch(r"iter_[0-9]+", checkpoint_dir.name) and checkpoint_dir.parent.name != "saving"
+    why = "it was removed, or plain Megatron wrote this" if named else "saving it was never completed"
+    return f"it has no {MANIFEST}: {why}"
 
 
 def _spelt(content: Mapping[str, Any]) -> bytes:

@@ -19,7 +19,7 @@ from megaplug.job.compose import compose_job
 from megaplug.job.derive import derive
 from megaplug.job.facts import DataFacts
 from megaplug.job.freeze import FrozenJob, write_frozen
-from megaplug.runs.checkpoints import faults_of, list_checkpoints
+from megaplug.runs.checkpoints import TRACKER, faults_of, list_checkpoints
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.lock import RunLock
 from megaplug.runs.metrics import append_metrics
@@ -100,6 +100,7 @@ def test_the_list_says_what_there_is_and_what_the_run_would_do(run, capsys):
     assert [one["valid_loss"] for one in found["checkpoints"]] == [3.0, 2.0, 2.5]
     assert [one["stays"] for one in found["checkpoints"]] == [False, True, True]
     assert [one["tracked"] for one in found["checkpoints"]] == [False, False, True]
+    assert found["tracker_fault"] is None
     assert all(one["complete"] and one["num_bytes"] > 8192 for one in found["checkpoints"])
 
 
@@ -108,14 +109,26 @@ def test_the_list_shows_what_is_not_whole_without_reading_it(run, capsys):
     (run.checkpoints / "iter_0000020" / "__0_0.distcp").write_bytes(b"short")
     (run.checkpoints / "set_aside" / "0001-iter_0000040").mkdir(parents=True)
     (run.checkpoints / "saving" / "iter_0000050").mkdir(parents=True)
-    assert typed("run=runs/small-0123abcd") == 0
+    assert typed("run=runs/small-0123abcd") == 1
     out = capsys.readouterr().out
-    assert "never completed" in out and "has 5 bytes in place of" in out
+    assert "not known" in out and "manifest.json: it was removed" in out and "has 5 bytes in place of" in out
     assert "set aside, being damaged: runs/small-0123abcd/checkpoints/set_aside/0001-iter_0000040" in out
     assert "being saved, or broken off: step 50" in out
-    (found,) = read(capsys)["runs"]
+    (found,) = read(capsys, code=1)["runs"]
     assert [one["complete"] for one in found["checkpoints"]] == [False, False, True]
     assert found["unfinished"] == [50]
+
+
+@pytest.mark.parametrize(
+    ("tracker", "said"),
+    [("rubbish", "names no step"), ("40", "names step 40, which has no"), (None, "is not")],
+)
+def test_a_tracker_that_names_none_of_them_is_mentioned(run, capsys, tracker, said):
+    file = run.checkpoints / TRACKER
+    file.unlink() if tracker is None else file.write_text(tracker)
+    assert typed() == 0
+    assert f"latest_checkpointed_iteration.txt {said}" in capsys.readouterr().out.splitlines()[-1]
+    assert said in read(capsys)["runs"][0]["tracker_fault"]
 
 
 def test_a_job_of_another_version_does_not_hide_the_checkpoints(run, capsys):
@@ -181,6 +194,21 @@ def test_several_runs_are_verified_at_once(run, tmp_path, capsys):
     make_checkpoint(tmp_path / "elsewhere", 5)
     found = read(capsys, "action=verify", "run=[runs/small-0123abcd,elsewhere]")
     assert [one["iteration"] for one in found["checkpoints"]] == [10, 20, 30, 5]
+
+
+def test_what_a_run_does_is_not_said_of_copies(run, tmp_path, capsys):
+    for directory in (run.checkpoints, tmp_path / "copies"):
+        if directory != run.checkpoints:
+            make_checkpoint(directory, 30)
+        flip(directory / "iter_0000030" / "__0_0.distcp")
+        assert typed("action=verify", f"path={directory}/iter_0000030") == 1
+        assert ("a run goes on from" in capsys.readouterr().out) == (directory == run.checkpoints)
+
+
+def test_one_stays_and_two_stay(run, capsys):
+    for words, said in ((["keep=1"], "the newest stays"), (["keep=2"], "the newest 2 stay")):
+        assert typed("action=prune", "run=runs/*", *words) == 0
+        assert capsys.readouterr().out.splitlines()[0].endswith(said)
 
 
 def test_pruning_shows_first_and_deletes_when_told(run, capsys):
@@ -313,6 +341,8 @@ def test_bytes_that_change_on_the_way_are_found(run, tmp_path, capsys, monkeypat
         (["action=show"], "no checkpoint is named", "runs/small-0123abcd"),
         (["action=show", "run=runs/*", "iteration=15"], "no checkpoint of step 15", "10, 20, 30"),
         (["action=show", "run=runs/*", "iteration=x"], "iteration=x is not a whole number", "iteration=100"),
+        (["action=show", "path=x/iter_1", "iteration=16"], "iteration=16 another way", "give path=, or run="),
+        (["action=verify", "path=x/iter_1", "run=runs/*"], "run=runs/* another way", "give path=, or run="),
         (["action=show", "path=runs"], "path=runs is not a checkpoint", "iter_"),
         (["action=show", "path=none"], "path=none is no folder", "iter_"),
         (["action=prune"], "no run is named", "run=FOLDER"),

@@ -59,8 +59,16 @@ def test_a_run_means_its_newest_whole_checkpoint(tmp_path: Path) -> None:
     assert source.checkpoint.iteration == 10
     assert source.passed_over == ("step 20 is not whole: weights has 5 bytes in place of 10",)
     (run.checkpoints / "iter_0000010" / "weights").unlink()
-    with pytest.raises(UserError, match=r"none of the 2 .* \(step 20 is not whole: weights has 5"):
+    with pytest.raises(UserError, match=r"none of the 2 .* \(step 20 is not whole: weights has 5") as refused:
         source_of(run)
+    assert "continue that run first" in refused.value.hint
+
+
+def test_copies_that_are_all_damaged_are_no_run_to_continue(tmp_path: Path) -> None:
+    (tmp_path / "copies" / "iter_0000010").mkdir(parents=True)
+    with pytest.raises(UserError, match="the only checkpoint of ") as refused:
+        find_source(compose_job([f"load={tmp_path / 'copies'}"]))
+    assert "continue" not in refused.value.hint and "another copy" in refused.value.hint
 
 
 def test_a_program_in_somebody_s_checkpoint_is_refused_and_does_not_run(tmp_path: Path) -> None:

@@ -127,9 +127,16 @@ def test_a_ctrl_c_does_not_wait_until_all_is_read(tmp_path):
     assert sum(told) < (16 * 32 << 20) // 2
 
 
-def test_no_manifest_means_half_written(checkpoint):
-    (checkpoint / MANIFEST).unlink()
-    assert verify_manifest(checkpoint) == ["it has no manifest: saving it was never completed"]
+def test_without_a_manifest_one_that_has_its_name_is_not_said_to_be_half_written(tmp_path):
+    said = []
+    for place in ("saving/iter_0000010", "copies/.iter_0000010.copying", "checkpoints/iter_0000010"):
+        (tmp_path / place).mkdir(parents=True)
+        said += verify_manifest(tmp_path / place)
+    assert said == [
+        "it has no manifest.json: saving it was never completed",
+        "it has no manifest.json: saving it was never completed",
+        "it has no manifest.json: it was removed, or plain Megatron wrote this",
+    ]
 
 
 def test_a_link_is_not_saved(checkpoint):
