@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from megaplug.commands.advice import advise, size_text
 from megaplug.commands.cli import CommandLine
+from megaplug.commands.next_command import goes_on_from
 from megaplug.commands.resolved import Resolved
 from megaplug.launchers.machine import RANK_BASE_BYTES, detect_machine
 from megaplug.launchers.verdict import Outcome
@@ -16,9 +19,16 @@ _WITHOUT_A_PEAK, _FILLED = 0.8, 0.95
 
 
 def failure_details(
-    resolved: Resolved, folder: RunFolder, outcome: Outcome, command: CommandLine
+    resolved: Resolved, folder: RunFolder, outcome: Outcome, way_on: str
 ) -> list[tuple[str, str]]:
-    """Labels and values for the summary; nothing where no rank has failed."""
+    """Labels and values for the summary; nothing where no rank has failed.
+
+    Args:
+        resolved: The job.
+        folder: The run.
+        outcome: Its end.
+        way_on: From `changed_command`, where that is not what comes next anyway.
+    """
     if outcome.status != "failed" or outcome.rank is None:
         return []
     rows = [("rank", place_of(resolved, outcome.rank))]
@@ -30,12 +40,24 @@ def failure_details(
             sure = advice.fits and outcome.kind == "memory"
             rows.append(("should fit" if sure else "needs less", str(advice)))
     saved = outcome.saved_iteration
-    checkpoint = folder.checkpoints / f"iter_{saved:07d}"
-    kept = f"step {saved:,} in {checkpoint}" if saved else "nothing: no checkpoint was due yet"
+    kept = (
+        f"step {saved:,} in {_checkpoint(folder, outcome)}" if saved else "nothing: no checkpoint was due yet"
+    )
     rows.append(("saved", kept))
-    if outcome.kind in ("nan", "reproducible"):
-        rows.append(("to go on", _gentler(resolved, command, str(checkpoint) if saved else None)))
+    if way_on:
+        rows.append(("to go on", way_on))
     return rows
+
+
+def changed_command(resolved: Resolved, folder: RunFolder, outcome: Outcome, command: CommandLine) -> str:
+    """What would get past the failure, with what it does; empty where no change is known that would."""
+    begins = goes_on_from(outcome, folder)
+    if outcome.kind in ("nan", "reproducible"):
+        return f"{_gentler(resolved, folder, outcome, command)}   # half the learning rate; {begins}"
+    if outcome.kind in ("unexplained", "persistent"):
+        typed = command.typed("-resume", "resilience.rerun_mode=disabled")
+        return f"{typed}   # without computing steps again; {begins}"
+    return ""
 
 
 def place_of(resolved: Resolved, rank: int) -> str:
@@ -73,7 +95,7 @@ def fraction(resolved: Resolved, outcome: Outcome) -> float:
     return min(_WITHOUT_A_PEAK, room / grown)
 
 
-def _gentler(resolved: Resolved, command: CommandLine, checkpoint: str | None) -> str:
+def _gentler(resolved: Resolved, folder: RunFolder, outcome: Outcome, command: CommandLine) -> str:
     """The command from the last checkpoint on, with half the learning rate."""
     lr = resolved.job.lr
     changes = ["-resume", f"lr.lr={lr.lr / 2:g}"]
@@ -82,6 +104,10 @@ def _gentler(resolved: Resolved, command: CommandLine, checkpoint: str | None) -
         changes.append("resilience.rerun_mode=disabled")
     if lr.min_lr > lr.lr / 2:
         changes.append(f"lr.min_lr={lr.lr / 2:g}")
-    if checkpoint is not None:
-        changes += [f"load={checkpoint}", "load_state=all"]
-    return f"{command.typed(*changes)}   # half the learning rate"
+    if outcome.saved_iteration:
+        changes += [f"load={_checkpoint(folder, outcome)}", "load_state=all"]
+    return command.typed(*changes)
+
+
+def _checkpoint(folder: RunFolder, outcome: Outcome) -> Path:
+    return folder.checkpoints / f"iter_{outcome.saved_iteration:07d}"

@@ -12,7 +12,8 @@ from pathlib import Path
 from megaplug.commands import cli
 from megaplug.commands.attempts import Attempts, Course, alerts_of
 from megaplug.commands.cli import CommandLine
-from megaplug.commands.failure import failure_details
+from megaplug.commands.failure import changed_command, failure_details
+from megaplug.commands.next_command import next_command, past_early_stop
 from megaplug.commands.notes import job_notes
 from megaplug.commands.planned import plan_rows
 from megaplug.commands.preview import preview_json, preview_text
@@ -29,10 +30,10 @@ from megaplug.launchers.progress import Progress, make_progress
 from megaplug.launchers.screen import Header, Summary, count
 from megaplug.launchers.stops import StopSignals
 from megaplug.launchers.supervisor import Event
-from megaplug.launchers.verdict import AT_ONCE, Outcome
+from megaplug.launchers.verdict import AT_ONCE
 from megaplug.plan.cluster import AUTO
 from megaplug.runs import checkpoints
-from megaplug.runs.early_stop import EARLY_STOP, has_stopped
+from megaplug.runs.early_stop import has_stopped
 from megaplug.runs.folder import RunFolder, find_latest
 from megaplug.runs.lock import RunLock
 from megaplug.runs.metrics import read_metrics
@@ -141,7 +142,7 @@ def _nothing_to_do(resolved: Resolved, folder: RunFolder, iteration: int, comman
     if early is not None and 0 < iteration < resolved.derived.iters:
         at = f"step {iteration:,} of {resolved.derived.iters:,}"
         said = f"{folder.path} has finished at {at}: {early.reason(train.early_stop_min_delta)}"
-        goes_on = _past_early_stop(command)
+        goes_on = past_early_stop(command)
         _say(resolved.job, RunState("finished", iteration, iteration, resolved.derived.iters), said, goes_on)
         return True
     if state is not None and state.status == "finished" and iteration >= resolved.derived.iters:
@@ -206,6 +207,9 @@ def _summary(
     from megaplug.runs.curve import draw_loss_curve
 
     outcome, restarts = course.outcome, course.restarts
+    comes_again = restarts.comes_again
+    changed = changed_command(resolved, folder, outcome, command)
+    way_on = "" if comes_again else changed  # otherwise it is what comes next
     unigram = resolved.facts.unigram_loss
     line = None if unigram is None else ("unigram model", unigram)
     drawn = False
@@ -230,11 +234,13 @@ def _summary(
         unigram_loss=unigram,
         tokens_per_second=progress.track.mean_tokens_per_second,
         files=files,
-        next_command=_next_command(outcome, folder, command, resolved.derived.iters),
+        next_command=next_command(
+            outcome, folder, command, resolved.derived.iters, comes_again=comes_again, changed=changed
+        ),
         rank=outcome.rank,
         log_tail=outcome.log_tail,
         hint="" if outcome.kind == "memory" else outcome.hint,
-        details=[*_restart_rows(course), *failure_details(resolved, folder, outcome, command)],
+        details=[*_restart_rows(course), *failure_details(resolved, folder, outcome, way_on)],
         num_restarts=len(restarts.done),
         restart_reasons=restarts.reasons,
     )
@@ -247,23 +253,3 @@ def _restart_rows(course: Course) -> list[tuple[str, str]]:
         for restart in course.restarts.done
     ]
     return [*rows, ("not again", course.why_no_more)] if course.why_no_more else rows
-
-
-def _past_early_stop(command: CommandLine) -> str:
-    return f"{command.typed('-resume', 'train.early_stop_patience=null')}   # goes on"
-
-
-def _next_command(outcome: Outcome, folder: RunFolder, command: CommandLine, iters: int) -> str:
-    early = outcome.reason.startswith(EARLY_STOP) and outcome.iteration < iters
-    if outcome.status == "finished" and early:
-        return _past_early_stop(command)
-    if outcome.status == "finished":
-        typed = command.typed("-resume", f"load={folder.path}")
-        return f"{typed}   # trains on from these weights, under any topology"
-    if outcome.reason == "train.stop_at":
-        return f"{command.typed('-train.stop_at', '-resume')}   # goes on"
-    if outcome.saved_iteration == 0 and checkpoints.has_set_aside(folder.checkpoints):
-        return f"{command.typed('-resume')}   # starts again: no checkpoint is whole, see its set_aside/"
-    if outcome.saved_iteration == 0:
-        return f"{command.typed('-resume')}   # starts again: nothing was saved"
-    return f"{command.typed('-resume')}   # goes on from step {outcome.saved_iteration:,}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
 from megaplug.errors import Problem
 from megaplug.job.schema import Job, ResilienceConfig
@@ -42,9 +44,24 @@ def resilience_problems(job: Job, device: str | None) -> Iterator[Problem]:
         message = "Megatron's detector measures the clocks and events of a GPU, and the device is cpu"
         hint = "leave it out: slowest_rank of metrics.jsonl says who is behind"
         yield Problem("resilience.log_straggler", message, hint)
+    if config.result_rejected_tracker_filename:
+        yield from _tracker_problems(Path(config.result_rejected_tracker_filename))
     if config.error_injection_rate and config.rerun_mode == "disabled":
         message = "injects nothing where no result is computed again"
         yield Problem("resilience.error_injection_rate", message, "resilience.rerun_mode=validate_results")
+
+
+def _tracker_problems(file: Path) -> Iterator[Problem]:
+    """Megatron appends to it in the rank, and makes no folder."""
+    key = "resilience.result_rejected_tracker_filename"
+    folder = file.parent
+    if file.is_dir():
+        yield Problem(key, f"{file} is a folder", f"{key}={file / 'rejected.txt'}")
+    elif not folder.is_dir():
+        yield Problem(key, f"there is no folder {folder}", f"mkdir -p {folder}", lacks=str(folder))
+    elif not os.access(file if file.exists() else folder, os.W_OK):
+        message = f"{file} may not be written to by this user"
+        yield Problem(key, message, "name another file", lacks=str(file))
 
 
 def _why_no_nvrx() -> str:

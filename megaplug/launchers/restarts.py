@@ -49,12 +49,16 @@ class Restarts:
 
     Args:
         at_most: How many there may be in a row; a checkpoint that was saved since the last begins a new row.
+
+    Attributes:
+        comes_again: Whether the failure that `why_not` was last asked about would meet that command again.
     """
 
     def __init__(self, at_most: int) -> None:
         self.at_most = at_most
         self.done: list[Restart] = []
         self.in_a_row = 0
+        self.comes_again = False
         self._last: tuple[str, int | None, int] | None = None
 
     def why_not(self, outcome: Outcome, began_at: int) -> str:
@@ -67,22 +71,13 @@ class Restarts:
         assert outcome.status == "failed"
         failure = (outcome.kind, outcome.rank, outcome.iteration)
         before, self._last = self._last, failure
-        no_step = outcome.iteration <= began_at
+        again = _why_again(outcome, began_at, is_same=failure == before)
+        # A job that was started for another device's opinion, and has none to ask, gets none next time.
+        alone = outcome.kind == "unexplained" and outcome.iteration <= began_at
+        self.comes_again = bool(again) or alone
         if outcome.signal:
             return "it was told to stop"
-        if outcome.kind in _NEVER:
-            return _NEVER[outcome.kind]
-        if outcome.kind == "memory" and no_step:
-            return "it has not done a step with this memory, and would not again"
-        if outcome.kind not in (*_BY_CHANCE, "memory") and no_step:
-            return "it fails before its first step, and would again"
-        if failure == before and outcome.kind == "unexplained":
-            return "it has computed the same on the same device; only another device can tell who is right"
-        if failure == before and outcome.kind not in _FROM_OUTSIDE:
-            return f"it is the same failure as before, after step {outcome.iteration:,} again"
-        if not self.at_most:
-            return "watch.max_restarts is 0"
-        return ""
+        return again or ("" if self.at_most else "watch.max_restarts is 0")
 
     def take(self, outcome: Outcome, began_at: int, from_iteration: int) -> Restart | None:
         """Count one, after `why_not` has nothing against it; None where there were enough.
@@ -113,3 +108,19 @@ class Restarts:
     def reasons(self) -> tuple[str, ...]:
         """Why, in order."""
         return tuple(restart.reason for restart in self.done)
+
+
+def _why_again(outcome: Outcome, began_at: int, is_same: bool) -> str:
+    """Why another start would come to the same end; empty where it may not."""
+    no_step = outcome.iteration <= began_at
+    if outcome.kind in _NEVER:
+        return _NEVER[outcome.kind]
+    if outcome.kind == "memory" and no_step:
+        return "it has not done a step with this memory, and would not again"
+    if outcome.kind not in (*_BY_CHANCE, "memory") and no_step:
+        return "it fails before its first step, and would again"
+    if is_same and outcome.kind == "unexplained":
+        return "it has computed the same on the same device; only another device can tell who is right"
+    if is_same and outcome.kind not in _FROM_OUTSIDE:
+        return f"it is the same failure as before, after step {outcome.iteration:,} again"
+    return ""

@@ -8,12 +8,14 @@ import pytest
 from small_jobs import SMALL, write_corpus
 
 from megaplug.commands.advice import advise
-from megaplug.commands.failure import fraction, place_of
+from megaplug.commands.cli import parse
+from megaplug.commands.failure import changed_command, fraction, place_of
 from megaplug.commands.resolved import Resolved, memory_of, resolve
 from megaplug.job.checks import check, job_shape, resolve_topology
 from megaplug.job.compose import compose_job
 from megaplug.launchers.machine import RANK_BASE_BYTES
 from megaplug.launchers.verdict import Outcome
+from megaplug.runs.folder import RunFolder
 
 WORDS = [
     *(word for word in SMALL if word != "device=cpu"),
@@ -112,3 +114,21 @@ def test_how_far_the_need_must_come_down(place: Path) -> None:
 def test_a_rank_is_named_by_its_place(place: Path) -> None:
     job = resolved(place, "device=cpu", "topology=tp2_pp2")
     assert place_of(job, 3) == "3 of 4: pipeline stage 1 of 2, tp 1 of 2"
+
+
+def test_what_gets_past_a_failure_says_where_it_begins(place: Path) -> None:
+    job = resolved(place, "device=cpu", "resilience.rerun_mode=validate_results", "lr.lr=0.01")
+    typed = parse(["lr.lr=0.01", "resilience.rerun_mode=validate_results"], "train")
+    folder = RunFolder(place / "run")
+    nan = changed_command(job, folder, Outcome("failed", 3, 0, kind="nan"), typed)
+    assert nan.startswith("train lr.lr=0.005 resilience.rerun_mode=disabled")
+    assert nan.endswith("   # half the learning rate; starts again: nothing was saved")
+    saved = changed_command(job, folder, Outcome("failed", 3, 2, kind="reproducible"), typed)
+    assert f"load={folder.checkpoints / 'iter_0000002'} load_state=all" in saved
+    assert saved.endswith("goes on from step 2")
+    for kind in ("unexplained", "persistent"):
+        assert changed_command(job, folder, Outcome("failed", 3, 2, kind=kind), typed) == (
+            "train lr.lr=0.01 resilience.rerun_mode=disabled   # without computing steps again; "
+            "goes on from step 2"
+        )
+    assert changed_command(job, folder, Outcome("failed", 3, 2, kind="error"), typed) == ""

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from megaplug.commands.cli import parse
+from megaplug.commands.next_command import next_command
 from megaplug.commands.readiness import repair_notes
-from megaplug.commands.run import _next_command
 from megaplug.launchers.verdict import Outcome
 from megaplug.runs.checkpoints import list_checkpoints, repair
 from megaplug.runs.folder import RunFolder
@@ -60,7 +60,7 @@ def test_every_deletion_is_named(folder):
 def test_a_stop_before_the_first_save_does_not_say_that_nothing_was_saved_where_it_was(folder):
     command = parse(["train.iters=8"], "megaplug-train", flags="")
     stopped = Outcome("stopped", 3, 0, "SIGINT", exit_code=130)
-    assert "nothing was saved" in _next_command(stopped, RunFolder(folder.path / "new"), command, 8)
+    assert "nothing was saved" in next_command(stopped, RunFolder(folder.path / "new"), command, 8)
     repair(folder.checkpoints)
-    said = _next_command(stopped, folder, command, 8)
+    said = next_command(stopped, folder, command, 8)
     assert "no checkpoint is whole" in said and "nothing was saved" not in said

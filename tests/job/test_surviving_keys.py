@@ -46,6 +46,13 @@ def test_what_cannot_be_is_said_before_the_start(words, key, part):
     assert part in said(*words)[key]
 
 
+def test_rejected_results_go_to_a_file_that_can_be(tmp_path):
+    key = "resilience.result_rejected_tracker_filename"
+    assert f"there is no folder {tmp_path / 'new'}" in said(f"{key}={tmp_path / 'new' / 'rejected'}")[key]
+    assert f"{tmp_path} is a folder" in said(f"{key}={tmp_path}")[key]
+    assert said(f"{key}={tmp_path / 'rejected'}") == {}
+
+
 def test_no_message_holds_the_address(monkeypatch):
     monkeypatch.setenv("HOOK", "hooks.example/T0/secret")
     (message,) = said("alerts.webhook=env:HOOK").values()

@@ -88,3 +88,22 @@ def test_a_new_checkpoint_begins_a_new_row():
 def test_the_same_device_cannot_say_twice_who_is_right():
     said = started_again(Restarts(9), failed("unexplained", 6, 6), failed("unexplained", 6, 6), began_at=5)
     assert said[0] == "" and "another device" in said[1]
+
+
+def test_whether_a_failure_would_come_again_is_known_also_where_none_is_tried():
+    restarts = Restarts(0)
+    restarts.why_not(failed("nan"), 5)
+    assert not restarts.comes_again
+    restarts.why_not(failed("disk"), 5)
+    assert restarts.comes_again
+    again = Restarts(1)
+    started_again(again, failed("nan"), failed("nan"))
+    assert again.comes_again
+
+
+def test_a_step_that_was_computed_twice_on_the_only_device_comes_again_to_the_same_command():
+    restarts = Restarts(0)
+    restarts.why_not(failed("unexplained", 6, 6), 5)
+    assert not restarts.comes_again
+    restarts.why_not(failed("unexplained", 6, 6, rank=0), 6)
+    assert restarts.comes_again
