@@ -65,7 +65,10 @@ def freeze(job: Job, command: CommandLine) -> int:
     resolved = resolve(job, on_this_machine=False)
     folder = open_folder(resolved)
     with RunLock.acquire(folder, command.typed()):
-        make_ready(resolved, folder)
+        report = checkpoints.repair(folder.checkpoints)
+        for note in repair_notes(report, resolved.source):
+            print(note, file=sys.stderr)
+        make_ready(resolved, folder, report)
     files = {"folder": str(folder.path), "job": str(folder.job_file), "command": str(folder.command_file)}
     if job.launch.output == "json":
         return cli.show(json.dumps({"event": "frozen", **files}))

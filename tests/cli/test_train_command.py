@@ -168,7 +168,11 @@ def test_freeze_writes_the_folder_from_which_a_run_or_plain_megatron_starts(
     # The same words name the same folder, whether it is shown, frozen or started.
     shown = train(*text_job, "launch=print", "topology=tp2")
     assert f"# the run {job_file.parent}\n" in shown.stdout and "launch=freeze writes" not in shown.stdout
-    assert train(*text_job, "launch=freeze", "topology=tp2").stdout == done.stdout
+    (job_file.parent / "checkpoints" / "iter_0000002").mkdir()
+    again = train(*text_job, "launch=freeze", "topology=tp2")
+    assert again.stdout == done.stdout and done.stderr == ""
+    # A damaged checkpoint is set aside here, too, and not without a word.
+    assert "checkpoint 2 is not whole" in again.stderr and "STARTS FROM THE BEGINNING" in again.stderr
 
 
 def test_print_as_json_is_one_object(text_job: list[str]) -> None:
