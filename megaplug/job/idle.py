@@ -74,7 +74,9 @@ def _retention_notes(job: Job) -> list[str]:
     steps = [f"{step:,}" for step in range(hit, iters + 1, hit)]
     more = ", ..." if len(steps) > _SHOWN else ""
     which = f"step{'s' if len(steps) > 1 else ''} {', '.join(steps[:_SHOWN])}{more}"
-    return [f"checkpoint.keep_every={every} keeps {which} alone: saved is every {saves} steps"]
+    return [
+        f"checkpoint.keep_every={every} keeps no more than {which} for good: saved is every {saves} steps"
+    ]
 
 
 def _alert_notes(job: Job) -> list[str]:

@@ -125,9 +125,8 @@ def _assign(node: DictConfig, key: str, value: Any, dotted: str) -> list[Problem
 def _truth_hint(dotted: str, value: Any, field: Any) -> str:
     """What can be written where true or false is meant."""
     near = did_you_mean(str(value).lower(), ("true", "false"), show=0)
-    return near or f"{dotted}=true or {dotted}=false" + (
-        f", or {dotted}=null" if field._is_optional() else ""
-    )
+    null = f", or {dotted}=null" if field._is_optional() else ""
+    return near or f"{dotted}=true or {dotted}=false{null}"
 
 
 def _count_hint(dotted: str, value: Any) -> str:

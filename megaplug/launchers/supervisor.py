@@ -280,8 +280,11 @@ class Supervisor:
                 self.hang.released()
                 if event.get("status") not in GOOD:
                     self._failed(rank, _number(event.get("time"), time.time()))
-                elif all(other.end is not None for other in self.ranks):
-                    self._hurry(self.patience.teardown_s, "teardown")
+                else:
+                    if sum(other.end is not None for other in self.ranks) == 1:
+                        self._tell({"event": "ending", "rank": rank.rank})
+                    if all(other.end is not None for other in self.ranks):
+                        self._hurry(self.patience.teardown_s, "teardown")
             else:
                 self._tell(event)
             self._note(event)

@@ -58,11 +58,15 @@ class Track:
         elif kind == "saved":
             self._saved = max(self._saved, int(event["iteration"]))
             self._look_at_the_end()
+        elif kind == "ending":
+            self.phase, self.is_leaving = "waiting for the ranks to end", True
+            if self._stops:
+                self._look_at_the_end()
         elif kind == "stopping":
             self._stops, self.is_leaving = True, True
             if not event["saves"]:
                 self.phase = "stopping"
-            elif self.phase == "validating":
+            elif self.phase == "validating" or self.iteration >= self.iters:
                 self._look_at_the_end()
             else:
                 self.phase = "stopping: the step is finished and saved"

@@ -16,12 +16,15 @@ STEPS = ["train.iters=300", "train.eval_interval=50", "checkpoint.save_interval=
     [
         (["train.early_stop_min_delta=0.1"], "train.early_stop_patience is null"),
         (["train.early_stop_patience=5"], "at step 300 at the earliest, and the last is 300"),
-        (["checkpoint.keep_every=40"], "keep_every=40 keeps step 200 alone: saved is every 50 steps"),
-        (["checkpoint.keep_every=75"], "keep_every=75 keeps steps 150, 300 alone"),
-        (["checkpoint.keep_every=20", "train.iters=900"], "steps 100, 200, 300, ... alone"),
+        (
+            ["checkpoint.keep_every=40"],
+            "keep_every=40 keeps no more than step 200 for good: saved is every 50 steps",
+        ),
+        (["checkpoint.keep_every=75"], "keep_every=75 keeps no more than steps 150, 300 for good"),
+        (["checkpoint.keep_every=20", "train.iters=900"], "steps 100, 200, 300, ... for good"),
         (
             ["checkpoint.keep_every=7", "checkpoint.save_interval=null", "train.iters=350"],
-            "keeps step 350 alone",
+            "step 350 for good",
         ),
         (["alerts.command=ls", "alerts.events=[]"], "alerts.command does nothing: alerts.events names none"),
     ],

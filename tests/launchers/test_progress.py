@@ -236,6 +236,18 @@ def test_a_stop_before_the_first_step_saves_nothing():
     assert _line_of(track).endswith(" stopping ...")
 
 
+def test_a_run_that_ends_before_its_last_step_is_not_shown_as_going_on():
+    track = Track(90)
+    for event in (
+        _step(5),
+        _step(6),
+        {"event": "saved", "iteration": 6, "seconds": 1.0},
+        {"event": "ending"},
+    ):
+        track.take(event)
+    assert _line_of(track).endswith(" 6/90  waiting for the ranks to end ...")
+
+
 def test_the_moving_line_says_that_a_run_is_ending():
     track, shown = Track(6), []
     for event in (

@@ -36,6 +36,7 @@ print("to the log")
     )
     assert {event["rank"] for event in job.events} == {0, 1}
     assert not any(event["event"] == "end" for event in job.events)
+    assert [event["event"] for event in job.events].count("ending") == 1
     log = job.folder.log_file(1).read_text()
     assert log.startswith("=== ") and "rank 1 of 2" in log and log.endswith("to the log\n")
     state = read_state(job.folder.state_file)
@@ -153,7 +154,8 @@ events.write("end", status="finished")
 """,
         world_size=2,
     )
-    first, second = sorted(job.events, key=lambda event: event["rank"])
+    told = (event for event in job.events if event["event"] == "env")
+    first, second = sorted(told, key=lambda event: event["rank"])
     assert first["values"][:6] == ["0", "0", "2", "2", "127.0.0.1", "2"] and first["values"][6].isdigit()
     assert second["values"] == ["1", "1", "2", "2", "127.0.0.1", "2", None]
     assert first["port"] == second["port"] and not first["elastic"]
