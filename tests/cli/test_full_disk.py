@@ -111,7 +111,7 @@ def test_a_disk_that_may_not_be_written_to_is_named(disk: Disk, words: list[str]
 def test_a_disk_that_fills_up_ends_the_run_and_with_room_the_same_command_goes_on(
     disk: Disk, words: list[str]
 ) -> None:
-    words = [*words, f"runs_dir={disk.inside / 'runs'}"]
+    words = [*words, f"runs_dir={disk.inside / 'runs'}", "watch.max_restarts=2"]
     with Live(words, disk.prefix) as live:
         live.until(lambda event: event["event"] == "saved")
         filler = disk.outside / "filler"
@@ -122,6 +122,10 @@ def test_a_disk_that_fills_up_ends_the_run_and_with_room_the_same_command_goes_o
     folder = only_run(disk.outside / "runs")
     assert "Traceback" not in said
     assert live.summary["status"] == "failed"
+    said = live.summary["reason"]
+    assert re.fullmatch(r"rank 0 failed: no space left on \S+ while saving step [0-9]+", said)
+    assert live.summary["num_restarts"] == 0 and live.summary["log_tail"] == []
+    assert "# once the disk takes it: goes on from step " in live.summary["next_command"]
     hint = live.summary["hint"]
     assert f"the disk of {disk.inside}/runs/{folder.name} is full" in hint and "runs_dir" in hint
     assert processes_of(RunFolder(disk.inside / "runs" / folder.name)) == []
