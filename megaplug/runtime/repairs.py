@@ -259,21 +259,6 @@ def _rope_scaling_factor_is_passed() -> None:
     argument_utils.gpt_config_from_args = gpt_config_from_args
 
 
-def _all_samples_may_be_taken() -> None:
-    from megatron.training.datasets import data_samplers
-
-    sampler_class = data_samplers.MegatronPretrainingSampler
-    real_init = sampler_class.__init__
-
-    @functools.wraps(real_init)
-    def init(self: Any, total_samples: int, consumed_samples: int, *args: Any, **kwargs: Any) -> None:
-        all_taken = 0 < consumed_samples == total_samples
-        real_init(self, total_samples, 0 if all_taken else consumed_samples, *args, **kwargs)
-        self.consumed_samples = consumed_samples  # whoever asks for one more gets none
-
-    sampler_class.__init__ = init
-
-
 REPAIRS: tuple[Repair, ...] = (
     Repair(
         "adam-step-per-parameter",
@@ -326,12 +311,6 @@ REPAIRS: tuple[Repair, ...] = (
         "rope-scaling-factor",
         "gpt_config_from_args does not pass --rope-scaling-factor on: the model always scales by 8",
         _rope_scaling_factor_is_passed,
-    ),
-    Repair(
-        "all-samples-taken",
-        "MegatronPretrainingSampler asserts that samples are left: a run that was saved after its last step "
-        "and stopped before it was validated cannot be started again",
-        _all_samples_may_be_taken,
     ),
     Repair(
         "compiled-helpers-stay",

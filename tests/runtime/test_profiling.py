@@ -80,5 +80,9 @@ def test_without_a_profile_nothing_stands_in_between(small_jobs: SmallJobs, tmp_
     (plain,) = noted(tmp_path)
     small_jobs.run([*words, "name=looked_at_profile", "profile=true", *AT_ONCE], plant=plant)
     _, with_profile = noted(tmp_path)
-    assert plain["around"] == ["watch.<locals>.train_step", "RankFigures.watch.<locals>.train_step"]
+    assert plain["around"] == [
+        "watch.<locals>.train_step",
+        "RankFigures.watch.<locals>.train_step",
+        "Stopping._watch_steps.<locals>.train_step",
+    ]
     assert with_profile["around"] == [*plain["around"], "_Trace.watch.<locals>.train_step"]
