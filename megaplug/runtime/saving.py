@@ -66,6 +66,7 @@ class Saver:
         self._cleaning: Future[Any] | None = None
         self._unsharing: Unsharing | None = None
         self._prepared = False
+        self._finishes_first = False
 
     def watch(self, training: Any) -> None:
         """Stand between Megatron and its own way of saving.
@@ -92,6 +93,7 @@ class Saver:
             if self._strategy:
                 finalize(blocking=True)
                 self._prepare_to_fork(args[0])
+                self._finish_first(functools.partial(finalize, blocking=True))
             if self._cleaning is not None:
                 # The disk has room for one checkpoint more than are kept.
                 self._cleaning.result()
@@ -177,6 +179,26 @@ class Saver:
         ]
         buffers = [buffer for owner in owners if isinstance(owner, list) for buffer in owner]
         forking.keep_from_forks(buffer.grad_data for buffer in buffers)
+
+    def _finish_first(self, finalize: Callable[[], None]) -> None:
+        """Once: Weights & Biases is told of the last checkpoint; Megatron ends it before that is written.
+
+        One rank has it, and there the same happens as on all others a moment later.
+        """
+        from megatron.training.global_vars import get_wandb_writer
+
+        wandb = get_wandb_writer()
+        if wandb is None or self._finishes_first:
+            return
+        self._finishes_first = True
+        real_finish = wandb.finish
+
+        @functools.wraps(real_finish)
+        def finish(*args: Any, **kwargs: Any) -> Any:
+            finalize()
+            return real_finish(*args, **kwargs)
+
+        wandb.finish = finish
 
     @contextlib.contextmanager
     def _standing_still(self) -> Iterator[None]:

@@ -187,7 +187,7 @@ def test_whoever_is_killed_whenever_the_same_command_goes_on(
 def test_a_killed_rank_is_made_good_inside_the_job(job: Job, tmp_path: Path) -> None:
     """One command: its ranks are started again from the last checkpoint, and nothing is lost or repeated."""
     with Live([*job.words, f"runs_dir={tmp_path / 'runs'}", "watch.max_restarts=1"]) as live:
-        live.until_step(7)
+        live.until(lambda event: event["event"] == "saved")
         folder = only_run(tmp_path / "runs")
         os.kill(live.rank_pids()[1], signal.SIGKILL)
         restart = live.until(lambda event: event["event"] == "restart")
@@ -208,7 +208,7 @@ def test_ranks_do_not_outlive_a_killed_launcher_and_the_same_command_goes_on(
 ) -> None:
     words = [*job.words, f"runs_dir={tmp_path / 'runs'}"]
     with Live(words) as live:
-        live.until_step(7)
+        live.until(lambda event: event["event"] == "saved")
         folder = only_run(tmp_path / "runs")
         assert len(processes_of(folder)) >= 2
         live.process.kill()
