@@ -6,25 +6,31 @@ every other step: whatever does not come back exactly after a restart is seen in
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import random
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.measure import environment  # noqa: E402
 from benchmarks.run_figures import only_run  # noqa: E402
+from megaplug.runs.atomic import write_json_atomic  # noqa: E402
 from megaplug.runs.folder import RunFolder  # noqa: E402
 
 # Every process of a command inherits it, whatever it does with its name, its parent or its group.
@@ -225,3 +231,53 @@ def _lives(pid: int) -> bool:
         return not select.select([fd], [], [], 0)[0]
     finally:
         os.close(fd)
+
+
+def counted(names: Iterable[str]) -> dict[str, int]:
+    """How often each name comes, by name."""
+    return dict(sorted(Counter(names).items()))
+
+
+def from_command_line[Run](
+    what: str,
+    number: int,
+    ranks: str,
+    campaign: Callable[[Path, int, float, list[int], int, int | None], list[Run]],
+    report: Callable[[list[Run], int, float], dict[str, Any]],
+    description: str | None,
+) -> int:
+    """Run a campaign as its words ask, print what it found, write it.
+
+    Args:
+        what: What disturbs the runs; ``--<what>`` says how many.
+        number: Of them, if nothing is said.
+        ranks: Numbers of ranks, likewise, separated by commas.
+        campaign: Given a folder, how many, the most seconds, numbers of ranks, a seed and the number of the
+            only run, or None.
+        report: Given the runs, the seed and the seconds they took; ``failures`` names those that failed.
+        description: For ``--help``.
+
+    Returns:
+        The exit code: 1 if anything has failed.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(f"--{what}", type=int, default=number, dest="number", help="how many have to come")
+    parser.add_argument("--minutes", type=float, default=600.0, help="after that, only finish what is begun")
+    parser.add_argument("--ranks", default=ranks, help="numbers of ranks, in turns")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", type=int, help="one run of the campaign, by its number")
+    parser.add_argument("--folder", type=Path, help="where the runs are made, and failed ones stay")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    place = asked.folder or Path(tempfile.mkdtemp(prefix=f"{what}-"))
+    place.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    sizes = [int(word) for word in asked.ranks.split(",")]
+    runs = campaign(place, asked.number, asked.minutes * 60, sizes, asked.seed, asked.only)
+    found = report(runs, asked.seed, time.monotonic() - began)
+    print(json.dumps(found, indent=2))
+    if asked.json:
+        write_json_atomic(asked.json, {**found, "machine": environment("cpu")})
+    if not found["failures"] and asked.folder is None:
+        shutil.rmtree(place)
+    return 1 if found["failures"] else 0

@@ -10,24 +10,20 @@ the undisturbed run. What fails says its seed and keeps its folder. ``--only N``
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.campaigns import Command, small_job
+from benchmarks.campaigns import Command, counted, from_command_line, small_job
 from benchmarks.kills import Life, Strike
 from benchmarks.run_figures import (
     Figures,
@@ -263,9 +259,9 @@ def report(runs: list[Run], seed: int, seconds: float) -> dict[str, Any]:
         "starts": sum(run.starts for run in runs),
         "failures": [asdict(run) for run in runs if run.failure],
         "largest_difference_of_any_figure": max(run.difference for run in runs),
-        "kills_by_ranks": _counted(str(run.world_size) for run in runs for _ in run.kills),
-        "kills_by_victim": _counted(kill.victim for kill in kills),
-        "kills_by_what_they_hit": _counted(kill.found for kill in kills),
+        "kills_by_ranks": counted(str(run.world_size) for run in runs for _ in run.kills),
+        "kills_by_victim": counted(kill.victim for kill in kills),
+        "kills_by_what_they_hit": counted(kill.found for kill in kills),
         "saves_lost_that_were_completed": sum(kill.whole < kill.saved for kill in kills),
         "seconds_until_no_process_was_left": {
             "median": round(gone[len(gone) // 2], 2),
@@ -275,36 +271,5 @@ def report(runs: list[Run], seed: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _counted(names: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(names).items()))
-
-
-def main() -> int:
-    """Run the campaign, print what it found, write it; 1 if anything has failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="how many kills have to land")
-    parser.add_argument("--minutes", type=float, default=600.0, help="after that, only finish what is begun")
-    parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks, in turns")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", type=int, help="one run of the campaign, by its number")
-    parser.add_argument("--folder", type=Path, help="where the runs are made, and failed ones stay")
-    parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
-    place = asked.folder or Path(tempfile.mkdtemp(prefix="kills-"))
-    place.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    sizes = [int(word) for word in asked.ranks.split(",")]
-    runs = campaign(place, asked.kills, asked.minutes * 60, sizes, asked.seed, asked.only)
-    found = report(runs, asked.seed, time.monotonic() - began)
-    from benchmarks.measure import environment
-
-    print(json.dumps(found, indent=2))
-    if asked.json:
-        asked.json.write_text(json.dumps({**found, "machine": environment("cpu")}, indent=2) + "\n")
-    if not found["failures"] and asked.folder is None:
-        shutil.rmtree(place)
-    return 1 if found["failures"] else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(from_command_line("kills", 50, "1,2,4", campaign, report, __doc__))

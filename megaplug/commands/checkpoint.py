@@ -111,18 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 if a checkpoint is damaged, 2 for a mistake or a disk that refuses.
     """
-    return cli.run(_main, argv)
-
-
-def _main(words: Sequence[str]) -> int:
-    """Every answer to a program is one JSON document on stdout, that to a mistake, too."""
-    try:
-        return _answer(words)
-    except UserError as error:
-        if "output=json" not in words or isinstance(error, cli.UnwrittenError):
-            raise
-        cli.show(json.dumps(_error(error), indent=2))
-        return error.exit_code
+    return cli.run(lambda words: cli.answered(words, _answer, _error), argv)
 
 
 def _answer(words: Sequence[str]) -> int:

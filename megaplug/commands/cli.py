@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import json
 import os
 import shlex
 import signal
@@ -171,6 +172,30 @@ def inform(command: CommandLine, front_page: Callable[[], str]) -> int | None:
 
 class UnwrittenError(UserError):
     """Where answers go nothing can be written: what is wrong can only be said on stderr."""
+
+
+def answered(
+    words: Sequence[str],
+    answer: Callable[[Sequence[str]], int],
+    error_json: Callable[[UserError], Mapping[str, object]],
+) -> int:
+    """With ``output=json`` every answer is one JSON document on stdout, that to a mistake, too.
+
+    Args:
+        words: What was typed.
+        answer: Gives the exit code.
+        error_json: What a program is told of a mistake.
+
+    Raises:
+        UserError: A mistake, where a person is to read it.
+    """
+    try:
+        return answer(words)
+    except UserError as error:
+        if "output=json" not in words or isinstance(error, UnwrittenError):
+            raise
+        show(json.dumps(error_json(error), indent=2))
+        return error.exit_code
 
 
 def show(text: str) -> int:

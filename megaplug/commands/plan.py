@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,18 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 for a good answer, 1 for a machine that cannot train, 2 if the question was wrong
         or its job is impossible.
     """
-    return cli.run(_main, argv)
-
-
-def _main(words: Sequence[str]) -> int:
-    """Every answer to a program is one JSON document on stdout, that to a mistake, too."""
-    try:
-        return _answer(words)
-    except UserError as error:
-        if "output=json" not in words or isinstance(error, cli.UnwrittenError):
-            raise
-        cli.show(json.dumps(error_json(error), indent=2))
-        return error.exit_code
+    return cli.run(lambda words: cli.answered(words, _answer, error_json), argv)
 
 
 def _answer(words: Sequence[str]) -> int:

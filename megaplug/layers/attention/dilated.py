@@ -49,16 +49,15 @@ def dilated_attention(
         dilation_rates: Of each segment every so many-th row; as many.
         causal: Whether a token sees only those before it and itself.
         offset: Which rows a head has: ``kv_group`` (its group modulo the rate), ``query_head`` (the head
-        modulo the
-            rate; sends ``min(H / G, rate)`` times the bytes) or ``torchscale_block`` (as torchscale does it).
+            modulo the rate; sends ``min(H / G, rate)`` times the bytes) or ``torchscale_block`` (as
+            torchscale does it).
         mix_grad: ``exact``; or ``detached``, in which no gradient goes through the mixing weights, as in
-        torchscale,
-            and every branch's output is kept.
+            torchscale, and every branch's output is kept.
         group: The ranks that share the sequence; None for one device. All of them call, in the same order.
         layout: With a group, how tokens are spread: ``contiguous``, or ``zigzag`` as Megatron's batches.
         scale: Factor on the scores; None takes ``1 / sqrt(D)``.
         heads: Which of a layer's heads these are, where tensor parallelism shards them; None where all are
-        here.
+            here.
         kernel: ``auto``, or one of ``block_kernels.KERNELS``.
 
     Returns:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megaplug.errors import UserError
+from megaplug.layers.attention.refusals import refuse_mask, refuse_unsupported
 from megaplug.layers.attention.torch_kernel import NO_KERNEL, kernel_of
 
 # Tokens times elements of a head, up to which a CPU is faster in fp32.
@@ -81,8 +82,10 @@ class FlashAttention(MegatronModule):
         **foreign: Any,
     ) -> None:
         super().__init__(config=config)
-        _refuse_unsupported(config, foreign)
-        _refuse_mask(attn_mask_type)
+        more = {"context_parallel_size > 1": config.context_parallel_size > 1}
+        hint = "leave it out, or use attention=te on CUDA"
+        refuse_unsupported("flash attention", config, foreign, more, hint)
+        refuse_mask("flash attention", attn_mask_type)
         if cuda_kernel not in _CUDA_KERNELS:
             raise UserError(
                 f"flash attention has no cuda_kernel {cuda_kernel!r}", hint=f"one of {list(_CUDA_KERNELS)}"
@@ -143,7 +146,7 @@ class FlashAttention(MegatronModule):
                 "flash attention takes no attention bias", hint="use rope, or attention=te on CUDA"
             )
         mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
-        _refuse_mask(mask_type)
+        refuse_mask("flash attention", mask_type)
         dropout_p = self.dropout_p if self.training else 0.0
         if dropout_p > 0 and query.device.type != "cuda":
             raise UserError(
@@ -276,29 +279,3 @@ def attend_groups_as_batch(
     )
     out_SCND = _attend(q_SCND, k_SCND, v_SCND, causal, scale, dropout_p, kernel)
     return out_SCND.unflatten(1, (-1, num_groups)).flatten(2, 3)
-
-
-def _refuse_mask(mask_type: AttnMaskType) -> None:
-    if mask_type not in (AttnMaskType.causal, AttnMaskType.no_mask):
-        raise UserError(
-            f"flash attention has no {mask_type.name} mask",
-            hint="it has causal and no_mask; attention=local has more",
-        )
-
-
-def _refuse_unsupported(config: TransformerConfig, foreign: dict[str, Any]) -> None:
-    """Name every feature of the config that would be left out in silence."""
-    wanted = {
-        "context_parallel_size > 1": config.context_parallel_size > 1,
-        "window_size": config.window_size is not None,
-        f"softmax_type={config.softmax_type}": config.softmax_type != "vanilla",
-        "qk_clip": config.qk_clip,
-        "log_max_attention_logit": config.log_max_attention_logit,
-        "batch_invariant_mode": config.batch_invariant_mode,
-        **{name: value is not None for name, value in foreign.items()},
-    }
-    if refused := [name for name, is_wanted in wanted.items() if is_wanted]:
-        raise UserError(
-            f"flash attention does not support {', '.join(refused)}",
-            hint="leave it out, or use attention=te on CUDA",
-        )

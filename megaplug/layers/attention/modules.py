@@ -30,7 +30,7 @@ class RingDilatedAttention(nn.Module):
         segment_lengths: In tokens of the whole sequence, one for each branch.
         dilation_rates: As many.
         dropout: Has to be 0: no kernel that gives log-sum-exps drops weights on a CPU, and LongNet was
-        trained with 0.
+            trained with 0.
         ring_size: How many ranks share a sequence; checked against the group. None takes the group's.
         block_size: The most tokens that a rank may hold; None is any number.
         use_checkpointing: Whether the backward pass computes the output again and does not keep it.

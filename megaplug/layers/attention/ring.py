@@ -25,6 +25,7 @@ from megaplug.layers.attention.block_kernels import choose_kernel
 from megaplug.layers.attention.dilated import dilated_attention
 from megaplug.layers.attention.megatron_tokens import current_layout
 from megaplug.layers.attention.pattern import Heads, branches
+from megaplug.layers.attention.refusals import refuse_mask, refuse_unsupported
 
 
 class RingAttention(MegatronModule):
@@ -39,12 +40,10 @@ class RingAttention(MegatronModule):
         softmax_scale: Factor on the scores; None takes ``1 / sqrt(D)``.
         cp_comm_type: How Transformer Engine would communicate; unused: only what a rank needs is sent to it.
         pg_collection: The process groups; None takes Megatron's own.
-        num_query_groups: Key-value heads of the whole layer: Megatron hands a changed config where there are
-        fewer of
-            them than tensor-parallel ranks. None takes the config's.
-        token_layout: How the tokens are spread over the ranks; has to be that of Megatron's rotary angles and
-        of
-            the batches (``megatron_tokens.spread_as``).
+        num_query_groups: Key-value heads of the whole layer: Megatron hands a changed config where there
+            are fewer of them than tensor-parallel ranks. None takes the config's.
+        token_layout: How the tokens are spread over the ranks; has to be that of Megatron's rotary angles
+            and of the batches (``megatron_tokens.spread_as``).
         kernel: ``auto``, or one of ``block_kernels.KERNELS``.
         **foreign: Whatever other attentions take; refused by name unless None.
 
@@ -73,8 +72,9 @@ class RingAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
-        self._refuse_unsupported(dropout, foreign)
-        self._refuse_mask(attn_mask_type)
+        more = {f"attention_dropout={dropout}": dropout > 0}
+        refuse_unsupported(self._what, config, foreign, more, "leave it out, or use attention=flash or te")
+        refuse_mask(self._what, attn_mask_type)
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale
         self.token_layout = token_layout
@@ -127,7 +127,7 @@ class RingAttention(MegatronModule):
         if attention_bias is not None:
             raise UserError(f"{self._what} takes no attention bias", hint="use rope")
         mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
-        self._refuse_mask(mask_type)
+        refuse_mask(self._what, mask_type)
         size = self.cp_group.size()
         lengths, rates, options = self._pattern(query.size(0) * size)
         out_BSHD = dilated_attention(
@@ -154,26 +154,6 @@ class RingAttention(MegatronModule):
         total = self.config.num_attention_heads
         return Heads(num_heads, num_groups, self._tp_rank * num_heads, total, total // self._total_groups)
 
-    def _refuse_mask(self, mask_type: AttnMaskType) -> None:
-        if mask_type not in (AttnMaskType.causal, AttnMaskType.no_mask):
-            raise UserError(f"{self._what} has no {mask_type.name} mask", hint="it has causal and no_mask")
-
-    def _refuse_unsupported(self, dropout: float, foreign: dict[str, Any]) -> None:
-        """Name every feature of the config that would be left out in silence."""
-        config = self.config
-        wanted = {
-            f"attention_dropout={dropout}": dropout > 0,
-            "window_size": config.window_size is not None,
-            f"softmax_type={config.softmax_type}": config.softmax_type != "vanilla",
-            "qk_clip": config.qk_clip,
-            "log_max_attention_logit": config.log_max_attention_logit,
-            "batch_invariant_mode": config.batch_invariant_mode,
-            **{name: value is not None for name, value in foreign.items()},
-        }
-        if refused := [name for name, is_wanted in wanted.items() if is_wanted]:
-            hint = "leave it out, or use attention=flash or te"
-            raise UserError(f"{self._what} does not support {', '.join(refused)}", hint=hint)
-
 
 class RingDilatedAttention(RingAttention):
     """LongNet's dilated attention, exact, over any number of context-parallel ranks.
@@ -181,8 +161,7 @@ class RingDilatedAttention(RingAttention):
     Args:
         *args: As of ``RingAttention``.
         segment_lengths: In tokens of the whole sequence, one for each branch; empty takes a quarter, a half
-        and the
-            whole of the sequence, at the rates 1, 2 and 4.
+            and the whole of the sequence, at the rates 1, 2 and 4.
         dilation_rates: Of each segment every so many-th row; as many.
         offset: How heads get their rows: ``kv_group``, ``query_head`` or ``torchscale_block``.
         mix_grad: ``exact``, or ``detached`` as in torchscale.

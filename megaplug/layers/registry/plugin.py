@@ -96,8 +96,7 @@ class Plugin:
         forward_flops: Floating-point operations of one forward pass (a multiply-add counts two).
         saved_bytes_per_token: Bytes kept for the backward pass, for each token of the batch.
         check_params: What is wrong with a user's parameters together, given them and the key they stand
-        under;
-            asked when each for itself is of the right type.
+            under; asked when each for itself is of the right type.
     """
 
     name: str
