@@ -21,6 +21,7 @@ from megaplug.commands.readiness import first_iteration, make_ready, open_folder
 from megaplug.commands.reading import reading
 from megaplug.commands.resolved import Resolved, problems_here, resolve
 from megaplug.errors import UserError
+from megaplug.job.attention import attention_layers
 from megaplug.job.overlap import overlap_line
 from megaplug.job.packages import packages_line
 from megaplug.job.schema import Job
@@ -178,7 +179,8 @@ def _header(
         ranks += f", {described(job)}"
     precision = job.precision
     number_format = f"{precision.dtype} with FP8" if precision.fp8_format else precision.dtype
-    layers = f"{derived.backend} layers, {job.attention.name} attention"
+    attention = attention_layers(job.attention).described(job.model.num_layers)
+    layers = f"{derived.backend} layers, {attention}"
     length = f"{count(derived.tokens)} in all, {count(derived.epochs)} epochs"
     rows = [
         ("model", f"{job.model.name}, {count(resolved.parameters)} parameters ({resolved.parameters:,})"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from megaplug import topology as meshes
 from megaplug.errors import Problem, UserError
+from megaplug.job.checks_attention import attention_problems
 from megaplug.job.checks_graphs import cuda_graph_problems
 from megaplug.job.checks_model import model_problems
 from megaplug.job.checks_offload import offload_problems
@@ -23,7 +23,6 @@ from megaplug.job.passthrough import passthrough_problems
 from megaplug.job.retention import retention_problems
 from megaplug.job.saving import async_problems
 from megaplug.job.schema import Job
-from megaplug.layers import registry
 from megaplug.topology import Batch, ModelShape, Topology
 
 if TYPE_CHECKING:
@@ -196,56 +195,3 @@ def kernel_problems(job: Job, device: str | None) -> list[Problem]:
     backend = resolve_backend(job.backend, device, job.kernels.te)
     problems += overlap_problems(job, resolve_topology(job), backend=backend, device=device)
     return [*problems, *cuda_graph_problems(job, device=device, backend=backend)]
-
-
-def attention_problems(job: Job, device: str | None = None, *, sizes_hold: bool = True) -> list[Problem]:
-    """What the chosen attention plugin does not know or, of sizes that hold, cannot do."""
-    try:
-        plugin = registry.lookup(registry.CORE_ATTENTION, job.attention.name)
-    except UserError as error:
-        return [Problem("attention.name", error.message, error.hint)]
-    problems = [
-        *registry.validate_params(plugin, job.attention.params),
-        *(_limits(job, plugin, device) if sizes_hold else ()),
-    ]
-    if job.attention.name == "flash" and not job.precision.attention_softmax_in_fp32:
-        key, message = (
-            "precision.attention_softmax_in_fp32",
-            "flash attention always computes its softmax in fp32",
-        )
-        problems.append(Problem(key, message, "leave it true, or use attention=local"))
-    return [*problems, *_tokens(job), *_cuda_kernel(job, device)]
-
-
-def _tokens(job: Job) -> Iterator[Problem]:
-    """Megatron's multi-token prediction shifts labels along zigzag tokens."""
-    key = "attention.params.token_layout"
-    if job.attention.params.get("token_layout") == "contiguous" and job.megatron.get("mtp_num_layers"):
-        message = "multi-token prediction (megatron.mtp_num_layers) has no contiguous tokens"
-        yield Problem(key, message, "use zigzag, or leave megatron.mtp_num_layers out")
-
-
-def _cuda_kernel(job: Job, device: str | None) -> Iterator[Problem]:
-    """Fused kernels of torch's that would refuse on a GPU (``can_use_*`` of torch's ``sdp_utils.cpp``)."""
-    kernel, key = job.attention.params.get("cuda_kernel", "auto"), "attention.params.cuda_kernel"
-    if job.attention.name != "flash" or device != "cuda":
-        return
-    if kernel in ("flash", "cudnn") and job.precision.dtype == "fp32":
-        yield Problem(key, f"torch's {kernel} kernel has no fp32", "use auto or efficient, or precision=bf16")
-    if kernel == "cudnn" and job.train.deterministic_mode:
-        yield Problem(key, "cuDNN's attention is not deterministic", "use auto, or flash with precision=bf16")
-
-
-def _limits(job: Job, plugin: registry.Plugin, device: str | None) -> Iterator[Problem]:
-    latent = job.model.multi_latent_attention
-    yield from registry.limits_problems(
-        plugin,
-        attention_dropout=job.model.attention_dropout,
-        context_parallel_size=job.topology.cp,
-        head_dim=max(job_shape(job).head_size, job.model.v_head_dim if latent else 0),
-        dtype=job.precision.dtype,
-        device=device if device is not None else (None if job.device == "auto" else job.device),
-        attention_bias=job.model.position_embedding_type == "relative",
-        latent_attention=latent,
-        sliding_window=job.megatron.get("window_size") is not None,
-    )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megaplug.errors import Problem
+from megaplug.job.attention import attention_layers, name_key
 from megaplug.job.checks import check
 from megaplug.job.packages import backend_problem
 from megaplug.job.schema import Job
@@ -51,7 +52,7 @@ def judge(job: Job, device: str, *, suggest: bool = True) -> Judgement:
 def te_needed_for(job: Job) -> str:
     """The key by which a job runs only where Transformer Engine is installed; empty if none does."""
     wanted = {
-        "attention.name": job.attention.name == "te",
+        name_key(job.attention): "te" in attention_layers(job.attention).names,
         "kernels.te": job.kernels.te == "require",
         "precision.fp8_format": job.precision.fp8_format is not None,
         "overlap.tp_comm_overlap": job.overlap.tp_comm_overlap is True,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from megaplug.job.checks_model import uses_yarn
-from megaplug.job.schema import Job
+from megaplug.job.schema import AttentionConfig, Job
 
 if TYPE_CHECKING:
     from megaplug.job.derive import Derived
@@ -73,7 +73,7 @@ def identity(
     return {
         "model": model | {"vocab_size": derived.vocab_size},
         "topology": dataclasses.asdict(topology) | {"zero": job.topology.zero, "fsdp": job.topology.fsdp},
-        "attention": dataclasses.asdict(job.attention),
+        "attention": _attention(job.attention),
         "moe": dataclasses.asdict(job.moe) if job.moe.num_experts else None,
         # Covers content, tokenizer and split.
         "data": facts.fingerprint,
@@ -88,6 +88,13 @@ def identity(
         "megatron": megatron,
         "load": _loaded(job, source),
     }
+
+
+def _attention(config: AttentionConfig) -> dict[str, Any]:
+    """Without what is as it is by default: so a run keeps its folder when there are more keys."""
+    default = dataclasses.asdict(AttentionConfig())
+    values = dataclasses.asdict(config)
+    return {k: v for k, v in values.items() if k in ("name", "params") or v != default[k]}
 
 
 def _loaded(job: Job, source: Source | None) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from megaplug.job.schema import Job
 # Groups that hold whatever the plugin, Megatron or a device knows; other checks look into them.
 OPEN_KEYS = (
     "attention.params",
+    "attention.pattern_params",
     "megatron",
     "data.path",
     "data.valid_path",

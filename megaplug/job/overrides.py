@@ -159,10 +159,16 @@ def for_hydra(overrides: Sequence[Override]) -> list[str]:
         line = override.input_line or ""
         if override.key_or_group in keys.sections() and isinstance(override.value(), bool):
             line = f"{line.partition('=')[0]}='{_text(override.value())}'"
-        if keys.is_open(override.key_or_group) and not line.startswith(("+", "~")):
+        if _may_be_new(override) and not line.startswith(("+", "~")):
             line = f"++{line}"
         words.append(line)
     return words
+
+
+def _may_be_new(override: Override) -> bool:
+    """Whether what is given lies in an open group: one key of it, or several at once in braces."""
+    key = override.key_or_group
+    return keys.is_open(key) or (key in keys.OPEN_KEYS and isinstance(override.value(), dict))
 
 
 def other_lengths_out(overrides: Sequence[Override]) -> list[str]:

@@ -80,10 +80,12 @@ class TopologyConfig:
 
 @dataclass
 class AttentionConfig:
-    """Which registered attention plugin computes the core attention, and its own parameters."""
+    """Which registered plugin computes the core attention of each layer, and its own parameters."""
 
     name: str = "flash"
     params: dict[str, Any] = field(default_factory=dict)
+    pattern: list[str] | None = None
+    pattern_params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from megaplug.job.attention import attention_layers
 from megaplug.job.megatron_table import load_table
 from megaplug.job.names import ALIASES, OURS, SECTIONS
 from megaplug.job.overlap import ON
@@ -131,7 +132,7 @@ def _constants(job: Job, derived: Derived) -> dict[str, Any]:
 
 def _layers(job: Job, derived: Derived) -> dict[str, Any]:
     """Where a layer is ours, what makes Megatron-LM's own ``pretrain_gpt.py`` build it."""
-    ours = derived.backend == "native" or job.attention.name != "te"
+    ours = derived.backend == "native" or attention_layers(job.attention).names != ("te",)
     return {"spec": list(SPEC)} if ours else {}
 
 

@@ -62,15 +62,6 @@ def core_attention_builder(
     return partial(target, **bound) if bound else target
 
 
-def token_layout(name: str, params: Mapping[str, Any]) -> str:
-    """How a core attention wants a sequence spread over ranks: as Megatron does, if it says nothing.
-
-    Raises:
-        UserError: The name or a parameter is unknown.
-    """
-    return resolve_params(lookup(CORE_ATTENTION, name), params).get("token_layout", "zigzag")
-
-
 def native_provider(
     name: str, params: Mapping[str, Any], normalization: str, num_query_groups: int | None = None
 ) -> BackendSpecProvider:

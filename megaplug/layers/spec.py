@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from megaplug.errors import UserError
 from megaplug.layers.attention.latent import core_attention_spec, latent_attention_spec
 from megaplug.layers.attention.rotary import RotarySelfAttention
 from megaplug.layers.backend import core_attention_builder, native_provider
+from megaplug.layers.registry import AttentionLayers
 from megaplug.layers.swiglu import SwiGLUMLP
 
 # The checkpoint keys of a norm that Transformer Engine fuses with the linear layer after it: with them
@@ -41,13 +42,12 @@ _FUSED_NORM_KEYS = {
 
 
 def transformer_layer_spec(
-    attention_name: str, attention_params: Mapping[str, Any], backend: str
+    attention: AttentionLayers, backend: str
 ) -> Callable[..., TransformerBlockSubmodules]:
     """What ``GPTModelConfig.transformer_layer_spec`` takes.
 
     Args:
-        attention_name: A registered core attention.
-        attention_params: The user's parameters for it.
+        attention: The core attention of each layer of the whole model.
         backend: ``native`` or ``te``.
 
     Returns:
@@ -55,22 +55,31 @@ def transformer_layer_spec(
         builds a new spec at every call, since Megatron changes specs.
 
     Raises:
-        UserError: The attention cannot be had; asked here, before any model is built.
+        UserError: An attention cannot be had; asked here, before any model is built.
     """
     if backend not in ("native", "te"):
         raise UserError(f"layers are built for the backends native and te, not {backend!r}")
-    core_attention_builder(attention_name, attention_params)
+    for name in attention.names:
+        core_attention_builder(name, attention.params_of(name))
 
     def build(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
         transformer: TransformerConfig = getattr(config, "transformer", config)
         _refuse_unsupported(transformer)
         if backend == "te":
-            return _te_block(transformer, vp_stage, attention_name, attention_params)
-        provider = native_provider(
-            attention_name, attention_params, transformer.normalization, transformer.num_query_groups
+            return _te_block(transformer, vp_stage, attention)
+        norm = transformer.normalization
+        providers = {
+            name: native_provider(name, attention.params_of(name), norm, transformer.num_query_groups)
+            for name in attention.names
+        }
+        is_moe = moe_pattern(transformer.num_layers, transformer.num_moe_experts, transformer.moe_layer_freq)
+        layers = [
+            _native_layer(transformer, providers[attention.name_of(layer)], is_moe[layer])
+            for layer in stage_layers(transformer, vp_stage)
+        ]
+        return TransformerBlockSubmodules(
+            layer_specs=layers, layer_norm=providers[attention.names[0]].layer_norm()
         )
-        layers = [_native_layer(transformer, provider, is_moe) for is_moe in _stage(transformer, vp_stage)]
-        return TransformerBlockSubmodules(layer_specs=layers, layer_norm=provider.layer_norm())
 
     return build
 
@@ -95,13 +104,12 @@ def moe_pattern(num_layers: int, num_moe_experts: int | None, moe_layer_freq: in
     return [bool(entry) for entry in moe_layer_freq]
 
 
-def _stage(config: TransformerConfig, vp_stage: int | None) -> list[bool]:
-    """The part of the pattern that this rank's (virtual) pipeline stage builds."""
-    pattern = moe_pattern(config.num_layers, config.num_moe_experts, config.moe_layer_freq)
+def stage_layers(config: TransformerConfig, vp_stage: int | None) -> list[int]:
+    """The layers that this rank's (virtual) pipeline stage builds, counted from 0 in the whole model."""
     if (layout := config.pipeline_model_parallel_layout) is not None:
-        return [pattern[layer] for layer in layout.get_layer_id_list(LayerType.decoder, vp_stage=vp_stage)]
+        return list(layout.get_layer_id_list(LayerType.decoder, vp_stage=vp_stage))
     offset = get_transformer_layer_offset(config, vp_stage=vp_stage)
-    return pattern[offset : offset + get_num_layers_to_build(config, vp_stage=vp_stage)]
+    return list(range(offset, offset + get_num_layers_to_build(config, vp_stage=vp_stage)))
 
 
 def _native_layer(config: TransformerConfig, backend: BackendSpecProvider, is_moe: bool) -> ModuleSpec:
@@ -153,25 +161,25 @@ def _mlp(config: TransformerConfig, backend: BackendSpecProvider, num_experts: i
 
 
 def _te_block(
-    config: TransformerConfig, vp_stage: int | None, attention_name: str, attention_params: Mapping[str, Any]
+    config: TransformerConfig, vp_stage: int | None, attention: AttentionLayers
 ) -> TransformerBlockSubmodules:
     """Megatron's own Transformer Engine layers, with another core attention where one was named."""
     from megatron.core.extensions.transformer_engine import TENorm
 
     layers = []
-    for is_moe in _stage(config, vp_stage):
+    is_moe = moe_pattern(config.num_layers, config.num_moe_experts, config.moe_layer_freq)
+    for layer in stage_layers(config, vp_stage):
         submodules = get_gpt_layer_with_transformer_engine_submodules(
-            num_experts=config.num_moe_experts if is_moe else None,
-            moe_grouped_gemm=config.moe_grouped_gemm if is_moe else False,
+            num_experts=config.num_moe_experts if is_moe[layer] else None,
+            moe_grouped_gemm=config.moe_grouped_gemm if is_moe[layer] else False,
             qk_layernorm=config.qk_layernorm,
             multi_latent_attention=config.multi_latent_attention,
             qk_l2_norm=config.qk_l2_norm,
             use_te_activation_func=config.use_te_activation_func,
         )
-        if attention_name != "te":
-            attention = core_attention_builder(attention_name, attention_params, config.num_query_groups)
-            latent = config.multi_latent_attention
-            core_attention = core_attention_spec(attention) if latent else attention
+        if (name := attention.name_of(layer)) != "te":
+            builder = core_attention_builder(name, attention.params_of(name), config.num_query_groups)
+            core_attention = core_attention_spec(builder) if config.multi_latent_attention else builder
             submodules.self_attention.submodules.core_attention = core_attention
         layers.append(ModuleSpec(module=TransformerLayer, submodules=submodules))
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=TENorm)

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from megaplug.errors import Problem, UserError
-from megaplug.job.checks import attention_problems, job_shape, resolve_topology
+from megaplug.job.checks import job_shape, resolve_topology
+from megaplug.job.checks_attention import attention_problems
 from megaplug.job.elsewhere import judge
 from megaplug.job.schema import Job, TopologyConfig
 from megaplug.plan.cluster import Cluster

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, field
 
+from megaplug.job.attention import attention_layers
 from megaplug.job.checks import job_batch
 from megaplug.job.packages import resolve_backend
 from megaplug.job.recompute import granularity, method_and_layers
@@ -258,7 +259,8 @@ def workload_of(job: Job, topology: Topology, shape: ModelShape) -> Workload:
             tp=overlap.tp_comm_overlap is True,
             ep=bool(job.megatron.get("overlap_moe_expert_parallel_comm")),
         ),
-        fused_attention=job.attention.name != "local",
+        # Where some layers keep scores, all are counted so.
+        fused_attention="local" not in attention_layers(job.attention).names,
         code=Implementation(
             backend=backend,
             device=device,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megaplug.errors import UserError
+from megaplug.job.attention import attention_layers
 from megaplug.job.freeze import FrozenJob, read_frozen
 from megaplug.job.plain_command import JOB_VARIABLE
 
@@ -29,8 +30,7 @@ def layer_spec(config: Any, vp_stage: int | None = None) -> Any:
     from megaplug.layers.spec import transformer_layer_spec
 
     frozen = frozen_job()
-    attention = frozen.job.attention
-    build = transformer_layer_spec(attention.name, dict(attention.params), frozen.derived.backend)
+    build = transformer_layer_spec(attention_layers(frozen.job.attention), frozen.derived.backend)
     return build(config, vp_stage=vp_stage)
 
 
@@ -53,13 +53,15 @@ def main() -> int:
     """Say which layers a plain run would build, or why it could not."""
     try:
         frozen = frozen_job()
-        from megaplug.layers.backend import core_attention_builder
+        from megaplug.layers.spec import transformer_layer_spec
 
-        core_attention_builder(frozen.job.attention.name, dict(frozen.job.attention.params))
+        layers = attention_layers(frozen.job.attention)
+        transformer_layer_spec(layers, frozen.derived.backend)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"megaplug: {frozen.derived.backend} layers, {frozen.job.attention.name} attention")
+    described = layers.described(frozen.job.model.num_layers)
+    print(f"megaplug: {frozen.derived.backend} layers, {described}")
     return 0
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from megaplug.errors import UserError
+from megaplug.job.attention import attention_layers
 from megaplug.job.freeze import FrozenJob, read_frozen
 from megaplug.job.retention import retention
 from megaplug.runs.atomic import write_json_atomic
@@ -144,7 +145,6 @@ class _Run:
         from megatron.training.arguments import parse_and_validate_args
 
         from megaplug.layers.attention.megatron_tokens import spread_as
-        from megaplug.layers.backend import token_layout
         from megaplug.layers.spec import transformer_layer_spec
         from megaplug.runtime import what_runs
         from megaplug.runtime.batch import forward_step
@@ -158,10 +158,9 @@ class _Run:
 
         model_config = argument_utils.gpt_config_from_args(args)
         job = self.frozen.job
-        spread_as(token_layout(job.attention.name, job.attention.params))
-        model_config.transformer_layer_spec = transformer_layer_spec(
-            job.attention.name, dict(job.attention.params), self.frozen.derived.backend
-        )
+        attention = attention_layers(job.attention)
+        spread_as(attention.token_layout())
+        model_config.transformer_layer_spec = transformer_layer_spec(attention, self.frozen.derived.backend)
         sources = SourceLosses(self.frozen.facts)
         step = heartbeat.counting(partial(forward_step, sources=sources))
         profiled_step = profiling.watch(training, step, self.frozen, self.rank)

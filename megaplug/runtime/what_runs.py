@@ -28,6 +28,8 @@ _MAKERS = {
     "amp_C": "Apex",
     "torch": "torch",
 }
+# Layers of one kind of attention that are named.
+_SHOWN_LAYERS = 4
 _LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2", "output_layer")
 
 
@@ -62,9 +64,7 @@ def kernels(model: list[torch.nn.Module], optimizer: Any) -> dict[str, str]:
     """
     modules = [(name, module) for chunk in model for name, module in chunk.named_modules()]
     return {
-        "attention": _joined(
-            _attention(module) for name, module in modules if _last(name) == "core_attention"
-        ),
+        "attention": _attentions(model),
         "norm": _joined(_norms(modules)),
         "linear": _joined(_named(type(module)) for name, module in modules if _last(name) in _LINEARS),
         "cross_entropy": _cross_entropy(modules),
@@ -86,6 +86,29 @@ def _named(kernel: Any) -> str:
     module = getattr(kernel, "__module__", None) or ""
     maker = next((maker for start, maker in _MAKERS.items() if f"{module}.".startswith(f"{start}.")), module)
     return f"{maker} {getattr(kernel, '__qualname__', type(kernel).__qualname__)}".strip()
+
+
+def _attentions(model: list[torch.nn.Module]) -> str:
+    """Every kind on this stage; of several, each with its layers, counted from 1 in the whole model."""
+    layers: dict[str, list[int]] = {}
+    for chunk in model:
+        parts = dict(chunk.named_modules())
+        for name, module in parts.items():
+            if _last(name) == "core_attention":
+                holder = parts[name.rpartition(".")[0]]
+                layers.setdefault(_attention(module), []).append(getattr(holder, "layer_number", 0))
+    if len(layers) < 2:
+        return _joined(layers)
+    return _joined(f"{kind} in {_numbered(numbers)}" for kind, numbers in layers.items())
+
+
+def _numbered(layers: list[int]) -> str:
+    """``layer 3``, or ``layers 1, 3, 5 and 13 more``."""
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
+    shown = ", ".join(map(str, sorted(layers)[:_SHOWN_LAYERS]))
+    more = f" and {len(layers) - _SHOWN_LAYERS} more" if len(layers) > _SHOWN_LAYERS else ""
+    return f"layers {shown}{more}"
 
 
 def _attention(module: torch.nn.Module) -> str:

@@ -8,6 +8,7 @@ import shlex
 import pytest
 
 from megaplug.errors import UserError
+from megaplug.job.checks import check
 from megaplug.job.compose import compose_job, sweep_points
 
 
@@ -205,3 +206,29 @@ def test_a_value_that_needs_quotes_is_shown_with_them_as_a_shell_takes_it(value:
         compose_job([f"alerts.command={value}"])
     _, _, typed = caught.value.hint.partition("the shell's: ")
     assert compose_job(shlex.split(typed)).alerts.command == value
+
+
+def test_several_keys_of_an_open_group_may_be_given_at_once():
+    job = compose_job(
+        [
+            "attention=ring_dilated",
+            "attention.params={segment_lengths:[16,64],dilation_rates:[1,2]}",
+            "attention.params.offset=query_head",
+            "megatron={decoupled_lr:1e-3}",
+        ]
+    )
+    assert job.attention.params == {
+        "segment_lengths": [16, 64],
+        "dilation_rates": [1, 2],
+        "offset": "query_head",
+    }
+    assert job.megatron == {"decoupled_lr": 1e-3}
+    problems = check(compose_job(["attention=ring_dilated", "attention.params={segment_lenghts:[16]}"]))
+    assert [p.key for p in problems] == ["attention.params.segment_lenghts"]
+    assert "did you mean 'segment_lengths'" in problems[0].hint
+
+
+def test_tables_of_values_are_still_given_at_once():
+    job = compose_job(["cluster.peak_tflops={bf16:100}", "data.path={a.txt:1,b.txt:2}"])
+    assert job.cluster.peak_tflops == {"bf16": 100}
+    assert job.data.path == {"a.txt": 1, "b.txt": 2}

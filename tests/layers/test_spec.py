@@ -12,10 +12,14 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megaplug.errors import UserError
 from megaplug.layers import spec
 from megaplug.layers.attention.flash import FlashAttention
+from megaplug.layers.attention.ring import RingAttention, RingDilatedAttention
 from megaplug.layers.attention.rotary import RotarySelfAttention
 from megaplug.layers.norm import LayerNorm, RMSNorm
+from megaplug.layers.registry import AttentionLayers
 from megaplug.layers.spec import moe_pattern, transformer_layer_spec
 from megaplug.layers.swiglu import SwiGLUMLP
+
+PATTERN = {"segment_lengths": [8], "dilation_rates": [2]}
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +34,18 @@ def pipeline_rank(monkeypatch):
     return play
 
 
-def build(config, vp_stage=None, name="flash", params=None):
-    return transformer_layer_spec(name, params or {}, "native")(SimpleNamespace(transformer=config), vp_stage)
+def alike(name, params):
+    return AttentionLayers.alike(name, params)
+
+
+def build(config, vp_stage=None, attention=None):
+    layers = attention or alike("flash", {})
+    return transformer_layer_spec(layers, "native")(SimpleNamespace(transformer=config), vp_stage)
+
+
+def core_of(layer):
+    """What builds a layer's core attention."""
+    return layer.submodules.self_attention.submodules.core_attention
 
 
 def is_moe(layer):
@@ -42,7 +56,7 @@ def is_moe(layer):
 
 
 def test_a_layer_is_made_of_native_norms_and_the_named_attention(config):
-    block = build(config(), params={"cuda_kernel": "cudnn"})
+    block = build(config(), attention=alike("flash", {"cuda_kernel": "cudnn"}))
     assert block.layer_norm is RMSNorm
     assert len(block.layer_specs) == 4
     layer = block.layer_specs[0].submodules
@@ -56,14 +70,14 @@ def test_a_layer_is_made_of_native_norms_and_the_named_attention(config):
 
 
 def test_normalization_qk_layernorm_and_attention_follow_the_config(config):
-    block = build(config(normalization="LayerNorm", qk_layernorm=True), name="local")
+    block = build(config(normalization="LayerNorm", qk_layernorm=True), attention=alike("local", {}))
     attention = block.layer_specs[0].submodules.self_attention.submodules
     assert block.layer_norm is attention.q_layernorm is attention.k_layernorm is LayerNorm
     assert attention.core_attention is DotProductAttention
 
 
 def test_every_call_and_every_layer_has_a_spec_of_its_own(config):
-    make = transformer_layer_spec("flash", {}, "native")
+    make = transformer_layer_spec(alike("flash", {}), "native")
     first, second = make(config()), make(config())
     submodules = [layer.submodules for block in (first, second) for layer in block.layer_specs]
     assert len({id(one) for one in submodules}) == 8
@@ -103,6 +117,27 @@ def test_a_virtual_stage_builds_its_own_layers(config, pipeline_rank, rank, vp_s
     ]
 
 
+@pytest.mark.parametrize(
+    ("rank", "vp_stage", "wanted"), [(0, 0, "rr"), (1, 0, "dr"), (0, 1, "rd"), (1, 1, "rr")]
+)
+def test_a_pattern_is_dealt_by_the_layers_of_the_whole_model(config, pipeline_rank, rank, vp_stage, wanted):
+    """Stages of two layers begin in the middle of a unit of three."""
+    sizes = config(
+        num_layers=8,
+        pipeline_model_parallel_size=2,
+        virtual_pipeline_model_parallel_size=2,
+        pipeline_dtype="float32",
+    )
+    pipeline_rank(rank)
+    layers = AttentionLayers(("ring", "ring", "ring_dilated"), {"ring_dilated": PATTERN})
+    found = [core_of(layer) for layer in build(sizes, vp_stage, layers).layer_specs]
+    kinds = {"r": RingAttention, "d": RingDilatedAttention}
+    assert [core.func for core in found] == [kinds[letter] for letter in wanted]
+    for core in found:
+        assert core.keywords["num_query_groups"] == 2
+        assert core.keywords.get("segment_lengths", [8]) == [8]
+
+
 @pytest.mark.parametrize(("rank", "count"), [(0, 1), (1, 2), (2, 3)])
 def test_uneven_stages_build_as_many_layers_as_they_are_given(config, pipeline_rank, rank, count):
     sizes = config(
@@ -136,11 +171,11 @@ def test_the_final_norm_and_the_layers_build_from_the_spec(config, single_rank):
 
 def test_mistakes_are_found_before_a_model_is_built():
     with pytest.raises(UserError, match="no core_attention called 'flahs'"):
-        transformer_layer_spec("flahs", {}, "native")
+        transformer_layer_spec(AttentionLayers(("flash", "flahs"), {}), "native")
     with pytest.raises(UserError, match="no parameter 'window'"):
-        transformer_layer_spec("flash", {"window": 3}, "native")
+        transformer_layer_spec(alike("flash", {"window": 3}), "native")
     with pytest.raises(UserError, match="not 'auto'"):
-        transformer_layer_spec("flash", {}, "auto")
+        transformer_layer_spec(alike("flash", {}), "auto")
 
 
 def test_layers_that_are_not_built_here_are_refused_by_name(config):
@@ -150,16 +185,16 @@ def test_layers_that_are_not_built_here_are_refused_by_name(config):
         build(variant)
 
 
-@pytest.mark.parametrize(("name", "replaced"), [("te", False), ("flash", True)])
-def test_the_te_backend_keeps_its_attention_unless_another_is_named(config, monkeypatch, name, replaced):
+def test_the_te_backend_keeps_its_attention_unless_another_is_named(config, monkeypatch):
     theirs = object()
-    attention = SimpleNamespace(submodules=SimpleNamespace(core_attention=theirs))
     monkeypatch.setattr(
         spec,
         "get_gpt_layer_with_transformer_engine_submodules",
-        lambda **_: SimpleNamespace(self_attention=attention),
+        lambda **_: SimpleNamespace(
+            self_attention=SimpleNamespace(submodules=SimpleNamespace(core_attention=theirs))
+        ),
     )
-    block = spec._te_block(config(num_layers=1), None, name, {})
-    assert (
-        block.layer_specs[0].submodules.self_attention.submodules.core_attention is not theirs
-    ) == replaced
+    block = spec._te_block(config(num_layers=3), None, AttentionLayers(("te", "flash"), {}))
+    first, second, third = (core_of(layer) for layer in block.layer_specs)
+    assert first is third is theirs
+    assert second.func is FlashAttention

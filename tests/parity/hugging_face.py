@@ -87,6 +87,7 @@ def _builder(job_file: Path) -> Callable[[Mapping[str, Any]], Any]:
     from megatron.training.arguments import parse_and_validate_args
     from megatron.training.models.gpt import GPTModelBuilder
 
+    from megaplug.job.attention import attention_layers
     from megaplug.job.freeze import read_frozen
     from megaplug.layers.spec import transformer_layer_spec
 
@@ -99,10 +100,8 @@ def _builder(job_file: Path) -> Callable[[Mapping[str, Any]], Any]:
 
     def build(changes: Mapping[str, Any]) -> Any:
         config = argument_utils.gpt_config_from_args(args)
-        attention = frozen.job.attention
-        config.transformer_layer_spec = transformer_layer_spec(
-            attention.name, dict(attention.params), "native"
-        )
+        layers = attention_layers(frozen.job.attention)
+        config.transformer_layer_spec = transformer_layer_spec(layers, "native")
         for key, value in changes.items():
             holder = config.transformer if hasattr(config.transformer, key) else config
             assert hasattr(holder, key), key

@@ -12,6 +12,8 @@ from small_jobs import SmallJobs, curve
 FIVE_STEPS = ["train.iters=5", "lr=constant", "lr.lr=1e-3", "model.init_method_std=0.2"]
 PARAMS = ["attention.params.segment_lengths=[16,64]", "attention.params.dilation_rates=[1,2]"]
 DILATED = ["attention=ring_dilated", *PARAMS]
+# Stages of two layers begin in the middle of a unit of three.
+MIXED = ["attention.pattern=[ring_dilated,ring,ring]", "attention=ring_dilated", *PARAMS]
 RECOMPUTE = ["train.recompute_granularity=selective", "train.recompute_modules=[core_attn]"]
 CONTIGUOUS = ["attention.params.token_layout=contiguous"]
 CASES = {
@@ -21,6 +23,8 @@ CASES = {
     "dilated on tp2 x cp2": (DILATED, ["topology.tp=2", "topology.cp=2"]),
     "contiguous ring on cp2": (["attention=ring", *CONTIGUOUS], ["topology.cp=2"]),
     "contiguous dilated on cp4": ([*DILATED, *CONTIGUOUS], ["topology.cp=4"]),
+    "dilated and dense layers on cp2": (MIXED, ["topology.cp=2"]),
+    "dilated and dense layers on pp2": (MIXED, ["topology.pp=2"]),
     "dilated on cp2, computed again": (DILATED, ["topology.cp=2", *RECOMPUTE]),
 }
 
@@ -34,6 +38,7 @@ def start(small_jobs: SmallJobs):
         "attention=flash": ["attention=flash"],
         "attention=ring": ["attention=ring"],
         DILATED[0]: DILATED,
+        MIXED[0]: MIXED,
     }
     alone = {
         key: curve(small_jobs.run([*load, f"name=cp1_{number}", *words]))
@@ -61,3 +66,5 @@ def test_on_one_rank_ring_is_flash_and_dilated_is_not(start):
     _, alone = start
     assert largest_difference(alone["attention=ring"], alone["attention=flash"]) < 1e-5
     assert largest_difference(alone["attention=ring_dilated"], alone["attention=flash"]) > 1e-4
+    for all_alike in ("attention=ring", "attention=ring_dilated"):
+        assert largest_difference(alone[MIXED[0]], alone[all_alike]) > 1e-4

@@ -104,6 +104,7 @@ def build(shape: ModelShape, mesh: Topology, vp_stage: int | None):
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_layer_local_spec
     from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
+    from megaplug.layers.registry import AttentionLayers
     from megaplug.layers.spec import transformer_layer_spec
 
     experts = {}
@@ -151,7 +152,7 @@ def build(shape: ModelShape, mesh: Topology, vp_stage: int | None):
     )
     if latent:
         # Megatron's own local layers cannot be built so: their core attention takes no sizes of heads.
-        spec = transformer_layer_spec("flash", {}, "native")(config, vp_stage)
+        spec = transformer_layer_spec(AttentionLayers.alike("flash", {}), "native")(config, vp_stage)
     elif shape.is_moe:
         spec = get_gpt_decoder_block_spec(
             config, use_transformer_engine=False, normalization=shape.normalization, vp_stage=vp_stage

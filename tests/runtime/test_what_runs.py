@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ranks import run_ranks
 from small_jobs import SmallJobs
+
+from megaplug.runtime import what_runs
 
 ONE_STEP = ["train.iters=1", "lr=constant"]
 
@@ -50,6 +53,32 @@ def test_a_job_says_what_it_ran_on(small_jobs: SmallJobs) -> None:
     assert found["overlap"]["overlap_grad_reduce"] == "on"
     parts = "attention norm linear cross_entropy weight_gradients optimizer clipping overlap"
     assert sorted(found) == sorted(parts.split())
+
+
+def test_of_several_attentions_each_is_named_with_its_layers() -> None:
+    """Layers of two chunks of a stage of a virtual pipeline."""
+
+    class Dense(torch.nn.Module):
+        pass
+
+    class Dilated(torch.nn.Module):
+        def kernel_name(self) -> str:
+            return "some kernel"
+
+    def layer(number: int, core: torch.nn.Module) -> torch.nn.Module:
+        holder = torch.nn.Module()
+        holder.layer_number, holder.core_attention = number, core  # type: ignore[assignment]
+        return holder
+
+    chunks = [
+        torch.nn.ModuleList([layer(1, Dense()), layer(2, Dilated())]),
+        torch.nn.ModuleList([layer(number, Dense()) for number in (5, 7, 9, 10, 11)]),
+    ]
+    named = what_runs._attentions(list(chunks))
+    dense, _, dilated = named.partition(" and 2 more, ")
+    assert dense.endswith("Dense in layers 1, 5, 7, 9")
+    assert dilated.endswith("Dilated (some kernel) in layer 2")
+    assert " in " not in what_runs._attentions([chunks[1]])
 
 
 def test_names_follow_the_objects_and_not_the_configuration(small_jobs: SmallJobs) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from megaplug.layers.registry.builtin import BUILT_IN
 from megaplug.layers.registry.installed import ENTRY_POINT_GROUP
+from megaplug.layers.registry.layers import AttentionLayers
 from megaplug.layers.registry.limits import limits_problems
 from megaplug.layers.registry.params import resolve_params, validate_params
 from megaplug.layers.registry.plugin import CORE_ATTENTION, AttentionSizes, Limits, Parameter, Plugin
@@ -28,6 +29,7 @@ from megaplug.layers.registry.store import (
 __all__ = [
     "CORE_ATTENTION",
     "ENTRY_POINT_GROUP",
+    "AttentionLayers",
     "AttentionSizes",
     "Limits",
     "Parameter",

@@ -12,6 +12,7 @@ from megaplug.layers.registry.store import missing_packages
 def limits_problems(
     plugin: Plugin,
     *,
+    key: str = "attention.name",
     attention_dropout: float = 0.0,
     context_parallel_size: int = 1,
     head_dim: int | None = None,
@@ -27,6 +28,7 @@ def limits_problems(
 
     Args:
         plugin: The declaration.
+        key: Under which it is named.
         attention_dropout: Probability of dropping an attention weight.
         context_parallel_size: Over how many ranks a sequence is split.
         head_dim: Elements a head.
@@ -44,18 +46,18 @@ def limits_problems(
     limits, what = plugin.limits, f"the {plugin.kind} {plugin.name!r}"
     problems: list[Problem] = []
 
-    def refuse(key: str, message: str, hint: str, lacks: str = "") -> None:
-        problems.append(Problem(key, f"{what} {message}", hint, lacks))
+    def refuse(where: str, message: str, hint: str, lacks: str = "") -> None:
+        problems.append(Problem(where, f"{what} {message}", hint, lacks))
 
     if missing := missing_packages(plugin):
         refuse(
-            "attention.name",
+            key,
             f"needs {', '.join(missing)}, which is not installed",
             "install it or choose another",
             lacks=", ".join(missing),
         )
     if device is not None and device not in limits.devices:
-        refuse("attention.name", f"does not run on {device}", f"it runs on {_listed(limits.devices)}")
+        refuse(key, f"does not run on {device}", f"it runs on {_listed(limits.devices)}")
     # Only a device that can be had at all is worth a second complaint.
     devices = [name for name in limits.devices if device in (None, name)]
     if not devices:
@@ -75,36 +77,32 @@ def limits_problems(
             "attention=ring and ring_dilated can; or set topology.cp=1",
         )
     if packed_sequences and not limits.packed_sequences:
-        refuse(
-            "attention.name", "cannot keep packed documents apart", "leave megatron.reset_attention_mask off"
-        )
+        refuse(key, "cannot keep packed documents apart", "leave megatron.reset_attention_mask off")
     if attention_bias and not limits.attention_bias:
-        refuse(
-            "attention.name", "takes no attention bias", "use a position embedding without one, such as rope"
-        )
+        refuse(key, "takes no attention bias", "use a position embedding without one, such as rope")
     if latent_attention and not limits.latent_attention:
         refuse(
-            "attention.name",
+            key,
             "takes no heads of latent attention",
             "use attention=flash, or model.multi_latent_attention=false",
         )
     if sliding_window and not limits.sliding_window:
         refuse(
-            "attention.name",
+            key,
             "has no sliding window",
             "leave megatron.window_size out: every token is read then; attention=te has windows, on CUDA",
         )
     if mask not in limits.masks:
-        refuse("attention.name", f"has no {mask} mask", f"it has: {_listed(limits.masks)}")
+        refuse(key, f"has no {mask} mask", f"it has: {_listed(limits.masks)}")
     if dtype is not None and not any(dtype in limits.dtypes.get(name, (dtype,)) for name in devices):
         possible = "; ".join(f"{name}: {_listed(limits.dtypes[name])}" for name in devices)
         refuse("precision", f"does not compute in {dtype}", f"possible are {possible}")
     if head_dim is not None:
-        key = "model.kv_channels"
+        heads = "model.kv_channels"
         largest = max(limits.max_head_dim.get(name, head_dim) for name in devices)
         if head_dim > largest:
             refuse(
-                key,
+                heads,
                 f"takes heads of at most {largest} elements; {head_dim} were asked",
                 "use more, smaller heads",
             )
@@ -112,7 +110,7 @@ def limits_problems(
         if head_dim % multiple:
             nearest = max(multiple, round(head_dim / multiple) * multiple)
             refuse(
-                key,
+                heads,
                 f"takes heads of a multiple of {multiple} elements; {head_dim} were asked",
                 f"use {nearest}",
             )

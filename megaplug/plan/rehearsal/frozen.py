@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megaplug import __version__
 from megaplug.errors import UserError
+from megaplug.job.attention import attention_layers
 from megaplug.job.checks import check, resolve_topology
 from megaplug.job.derive import derive
 from megaplug.job.facts import DataFacts
@@ -34,7 +35,7 @@ def rehearsed_job(job: Job) -> Job:
             hint="give model.vocab_size=<number of token ids>, such as model.vocab_size=128256",
         )
     _refuse(job)
-    attention = AttentionConfig("flash") if job.attention.name == "te" else job.attention
+    attention = _without_te(job.attention)
     return dataclasses.replace(
         job,
         device="cuda",
@@ -56,13 +57,27 @@ def differences(job: Job) -> list[str]:
         "workspaces of cuBLAS and NCCL, the CUDA context and the allocator's unused rest are not counted",
         "what Megatron compiles counts as one kernel; a compiler may keep less for the backward pass",
     ]
-    if job.backend == "te" or job.attention.name == "te" or "require" in (job.kernels.te, job.kernels.apex):
+    if (
+        job.backend == "te"
+        or "te" in attention_layers(job.attention).names
+        or "require" in (job.kernels.te, job.kernels.apex)
+    ):
         said.append("Transformer Engine and Apex are replaced by torch's own kernels")
     if job.moe.num_experts:
         said.append("routing is balanced: every expert gets an even share of each rank's tokens")
     if job.cuda_graph.cuda_graph_impl != "none":
         said.append("CUDA graphs are left out, and so are their memory pools")
     return said
+
+
+def _without_te(config: AttentionConfig) -> AttentionConfig:
+    """Flash attention in place of Transformer Engine's."""
+    layers = attention_layers(config)
+    unit = ["flash" if name == "te" else name for name in layers.unit]
+    name = "flash" if config.name == "te" else config.name
+    others = {other: dict(layers.params_of(other)) for other in unit if other != name}
+    pattern = None if config.pattern is None else unit
+    return AttentionConfig(name, dict(layers.params_of(name)), pattern, others)
 
 
 def _refuse(job: Job) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Set
 from dataclasses import fields
 
 from megaplug.errors import Problem, UserError
+from megaplug.job.attention import attention_layers
 from megaplug.job.recompute import granularity, method_and_layers
 from megaplug.job.schema import Job, TopologyConfig
 from megaplug.plan.search.space import Layout, Space, micro_batches, recomputes
@@ -103,4 +104,5 @@ def _recomputes(job: Job, shape: ModelShape, typed: Set[str]) -> tuple[Recompute
         modules = tuple(train.recompute_modules or ())
         return (Recompute(granularity(train), *method_and_layers(train), modules=modules),)
     grouped = bool(job.megatron.get("moe_grouped_gemm"))
-    return recomputes(shape, fused_attention=job.attention.name != "local", grouped_experts=grouped)
+    fused = "local" not in attention_layers(job.attention).names
+    return recomputes(shape, fused_attention=fused, grouped_experts=grouped)

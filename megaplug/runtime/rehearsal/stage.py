@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from megaplug.job.attention import attention_layers
 from megaplug.job.freeze import FrozenJob
 from megaplug.runtime import cpu, fused_adam, packages, repairs
 from megaplug.runtime.rehearsal import balanced, world
@@ -153,7 +154,6 @@ def _initialize(frozen: FrozenJob, rank: int) -> tuple[Any, Any]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from megaplug.layers.attention.megatron_tokens import spread_as
-    from megaplug.layers.backend import token_layout
     from megaplug.layers.spec import transformer_layer_spec
 
     sys.argv = ["megaplug", *frozen.megatron_args]
@@ -167,10 +167,9 @@ def _initialize(frozen: FrozenJob, rank: int) -> tuple[Any, Any]:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     job = frozen.job
     model_config = argument_utils.gpt_config_from_args(args)
-    spread_as(token_layout(job.attention.name, job.attention.params))
-    model_config.transformer_layer_spec = transformer_layer_spec(
-        job.attention.name, dict(job.attention.params), frozen.derived.backend
-    )
+    attention = attention_layers(job.attention)
+    spread_as(attention.token_layout())
+    model_config.transformer_layer_spec = transformer_layer_spec(attention, frozen.derived.backend)
     return args, model_config
 
 

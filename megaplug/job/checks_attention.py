@@ -1,0 +1,125 @@
+"""What the chosen attentions do not know, cannot do, or cannot do together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megaplug.errors import Problem, UserError
+from megaplug.job.attention import attention_layers, name_key, params_key
+from megaplug.job.schema import Job, ModelConfig
+from megaplug.layers import registry
+from megaplug.layers.registry import AttentionLayers
+
+
+def attention_problems(job: Job, device: str | None = None, *, sizes_hold: bool = True) -> list[Problem]:
+    """What is wrong with the attention of every layer.
+
+    Args:
+        job: As composed.
+        device: ``cpu`` or ``cuda`` where it is known.
+        sizes_hold: Whether sizes are sizes; only then it is asked what a plugin can do.
+    """
+    if problems := list(_pattern(job)):
+        return problems
+    layers = attention_layers(job.attention)
+    problems = []
+    for name in layers.names:
+        try:
+            plugin = registry.lookup(registry.CORE_ATTENTION, name)
+        except UserError as error:
+            problems.append(Problem(name_key(job.attention), error.message, error.hint))
+            continue
+        key = params_key(job.attention, name)
+        problems += registry.validate_params(plugin, layers.params_of(name), key)
+        if sizes_hold:
+            problems += _limits(job, plugin, device)
+    if "flash" in layers.names and not job.precision.attention_softmax_in_fp32:
+        key, message = (
+            "precision.attention_softmax_in_fp32",
+            "flash attention always computes its softmax in fp32",
+        )
+        problems.append(Problem(key, message, "leave it true, or use attention=local"))
+    problems += _cuda_kernel(job, layers, device)
+    # Layouts are parameters: of such as are wrong nothing can be asked.
+    return problems or list(_token_layouts(job, layers))
+
+
+def _pattern(job: Job) -> Iterator[Problem]:
+    """What is wrong with the unit of names, whatever the plugins are."""
+    config = job.attention
+    key, of_others = "attention.pattern", "attention.pattern_params"
+    if config.pattern is None:
+        if config.pattern_params:
+            message = "is for the layers of attention.pattern, which is null"
+            yield Problem(of_others, message, "attention.params is for all layers where there is no pattern")
+        return
+    if config.name not in config.pattern:
+        named = " and ".join(dict.fromkeys(config.pattern)) or "nothing"
+        choice = config.pattern[0] if config.pattern else "ring"
+        hint = f"begin with attention={choice}: the group's keys are those of one of the pattern's names"
+        yield Problem(key, f"names {named}, and not attention.name={config.name}", hint)
+    if len(config.pattern) > job.model.num_layers:
+        message = f"names {len(config.pattern)} layers, and the model has {job.model.num_layers}"
+        yield Problem(key, message, "it is a unit that is repeated: name each layer once at most")
+    for name, params in config.pattern_params.items():
+        if name == config.name:
+            yield Problem(f"{of_others}.{name}", "is the attention of attention.name", "use attention.params")
+        elif name not in config.pattern:
+            named = ", ".join(dict.fromkeys(config.pattern))
+            yield Problem(f"{of_others}.{name}", "no layer has that attention", f"the pattern has: {named}")
+        elif not isinstance(params, dict):
+            hint = f"such as {of_others}.{name}.kernel=auto"
+            yield Problem(f"{of_others}.{name}", f"holds parameters by name, not {params!r}", hint)
+
+
+def _token_layouts(job: Job, layers: AttentionLayers) -> Iterator[Problem]:
+    """All layers, batches and rotary angles have one; Megatron shifts labels along zigzag tokens only."""
+    layouts = layers.token_layouts(job.topology.cp)
+    wanted = layouts.get(job.attention.name, "zigzag")
+    for name, layout in layouts.items():
+        if layout != wanted:
+            message = (
+                f"the layers of {name} have {layout} tokens, and those of {job.attention.name} {wanted} ones"
+            )
+            key = f"{params_key(job.attention, name)}.token_layout"
+            takes = "token_layout" in registry.lookup(registry.CORE_ATTENTION, name).parameters
+            other = f"{params_key(job.attention, job.attention.name)}.token_layout={layout}"
+            yield Problem(key, message, f"use {key}={wanted}" if takes else f"use {other}")
+    if "contiguous" in layouts.values() and job.megatron.get("mtp_num_layers"):
+        key = f"{params_key(job.attention, job.attention.name)}.token_layout"
+        message = "multi-token prediction (megatron.mtp_num_layers) has no contiguous tokens"
+        yield Problem(key, message, "use zigzag, or leave megatron.mtp_num_layers out")
+
+
+def _cuda_kernel(job: Job, layers: AttentionLayers, device: str | None) -> Iterator[Problem]:
+    """Fused kernels of torch's that would refuse on a GPU (``can_use_*`` of torch's ``sdp_utils.cpp``)."""
+    if "flash" not in layers.names or device != "cuda":
+        return
+    kernel = layers.params_of("flash").get("cuda_kernel", "auto")
+    key = f"{params_key(job.attention, 'flash')}.cuda_kernel"
+    if kernel in ("flash", "cudnn") and job.precision.dtype == "fp32":
+        yield Problem(key, f"torch's {kernel} kernel has no fp32", "use auto or efficient, or precision=bf16")
+    if kernel == "cudnn" and job.train.deterministic_mode:
+        yield Problem(key, "cuDNN's attention is not deterministic", "use auto, or flash with precision=bf16")
+
+
+def _limits(job: Job, plugin: registry.Plugin, device: str | None) -> list[Problem]:
+    return registry.limits_problems(
+        plugin,
+        key=name_key(job.attention),
+        attention_dropout=job.model.attention_dropout,
+        context_parallel_size=job.topology.cp,
+        head_dim=_head_dim(job.model),
+        dtype=job.precision.dtype,
+        device=device if device is not None else (None if job.device == "auto" else job.device),
+        attention_bias=job.model.position_embedding_type == "relative",
+        latent_attention=job.model.multi_latent_attention,
+        sliding_window=job.megatron.get("window_size") is not None,
+    )
+
+
+def _head_dim(model: ModelConfig) -> int:
+    """Elements of the largest head."""
+    if model.multi_latent_attention:
+        return max(model.qk_head_dim + model.qk_pos_emb_head_dim, model.v_head_dim)
+    return model.kv_channels or model.hidden_size // model.num_attention_heads
