@@ -3,9 +3,10 @@
     python benchmarks/kill_campaign.py --kills 50 --ranks 1,2,4 --json benchmarks/results/kills.json
 
 A run is started, killed at a random moment, started again by the same command, killed again, and left to
-finish after a few times. After every kill its processes must be gone, its lock free, its folder in order;
-after every start it must go on from the last save that was completed; at the end its figures must be those of
-the undisturbed run. What fails says its seed and keeps its folder. ``--only N`` repeats one run.
+finish after a few times. Runs save beside training and while training waits, in turns. After every kill its
+processes must be gone, its lock free, its folder in order; after every start it must go on from the last save
+that was completed; at the end its figures must be those of the undisturbed run. What fails says its seed and
+keeps its folder. ``--only N`` repeats one run.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Run:
     Attributes:
         number: In the campaign.
         world_size: Its ranks.
+        async_save: Whether it trains on while it saves.
         kills: What has hit it.
         starts: How often its command was typed.
         difference: The largest from the undisturbed run's figures.
@@ -88,6 +90,7 @@ class Run:
 
     number: int
     world_size: int
+    async_save: bool
     kills: list[Kill] = field(default_factory=list)
     starts: int = 0
     difference: float = 0.0
@@ -120,7 +123,8 @@ def kill_and_restart(
         AssertionError: Something does not hold.
         TimeoutError: Processes that do not end.
     """
-    words, runs_dir = small_job(place, run.world_size, ITERS), place / f"run{run.number}"
+    runs_dir = place / f"run{run.number}"
+    words = [*small_job(place, run.world_size, ITERS), f"checkpoint.async_save={str(run.async_save).lower()}"]
     wishes, whole = chance.randint(3, MOST_KILLS_A_RUN), 0
     while True:
         run.starts += 1
@@ -220,7 +224,8 @@ def campaign(
     known: dict[int, Undisturbed] = {}
     number = 0 if only is None else only
     while not is_enough():
-        run = Run(number, world_sizes[number % len(world_sizes)])
+        turn, place_in_turn = divmod(number, len(world_sizes))
+        run = Run(number, world_sizes[place_in_turn], async_save=turn % 2 == 0)
         if run.world_size not in known:
             known[run.world_size] = undisturbed(place, run.world_size)
             print(f"{run.world_size} ranks, undisturbed: {known[run.world_size].life}", flush=True)
@@ -236,7 +241,8 @@ def campaign(
         told = ", ".join(f"{kill.victim} while {kill.found} (aim {kill.aim})" for kill in run.kills)
         total = sum(len(run.kills) for run in runs)
         print(
-            f"run {number}: {run.world_size} ranks, {run.starts} starts, {time.monotonic() - began:.0f} s, "
+            f"run {number}: {run.world_size} ranks, {'saves beside training, ' if run.async_save else ''}"
+            f"{run.starts} starts, {time.monotonic() - began:.0f} s, "
             f"differs by {run.difference:g}; {total} of {kills} kills: {told}",
             flush=True,
         )
@@ -260,6 +266,9 @@ def report(runs: list[Run], seed: int, seconds: float) -> dict[str, Any]:
         "failures": [asdict(run) for run in runs if run.failure],
         "largest_difference_of_any_figure": max(run.difference for run in runs),
         "kills_by_ranks": counted(str(run.world_size) for run in runs for _ in run.kills),
+        "kills_by_saving": counted(
+            "beside training" if run.async_save else "while training waits" for run in runs for _ in run.kills
+        ),
         "kills_by_victim": counted(kill.victim for kill in kills),
         "kills_by_what_they_hit": counted(kill.found for kill in kills),
         "saves_lost_that_were_completed": sum(kill.whole < kill.saved for kill in kills),
