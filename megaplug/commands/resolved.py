@@ -108,6 +108,7 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
             topology.world_size,
             memory.total if device == "cpu" else 0,
             device,
+            bytes_beside_saving=_bytes_beside_saving(derived, memory),
             runs_dir=Path(job.runs_dir),
             checkpoint_bytes=_room_for_checkpoints(job, derived, run_digest, parameters),
         )
@@ -128,9 +129,20 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
 
 def problems_here(resolved: Resolved) -> list[Problem]:
     """Why a job that was resolved for any machine could not run on this one; none if it could."""
-    device, memory = resolved.derived.device, resolved.memory.total
-    bytes_per_rank = memory if device == "cpu" else 0
-    return machine_problems(detect_machine(), resolved.topology.world_size, bytes_per_rank, device)
+    device = resolved.derived.device
+    return machine_problems(
+        detect_machine(),
+        resolved.topology.world_size,
+        resolved.memory.total if device == "cpu" else 0,
+        device,
+        bytes_beside_saving=_bytes_beside_saving(resolved.derived, resolved.memory),
+    )
+
+
+def _bytes_beside_saving(derived: Derived, memory: StageMemory) -> int:
+    """What is written is there twice on a CPU, once as the writers saw it and once as training goes on."""
+    beside = derived.device == "cpu" and derived.async_strategy
+    return memory.weights + memory.optimizer if beside else 0
 
 
 def _raise(problems: list[Problem]) -> None:

@@ -50,6 +50,7 @@ def machine_problems(
     bytes_per_rank: int,
     device: str,
     *,
+    bytes_beside_saving: int = 0,
     runs_dir: Path | None = None,
     checkpoint_bytes: int = 0,
 ) -> list[Problem]:
@@ -60,6 +61,7 @@ def machine_problems(
         world_size: Number of ranks.
         bytes_per_rank: Host memory of the model, optimizer and activations of one rank, bytes (0: not known).
         device: ``cuda`` or ``cpu``, already resolved.
+        bytes_beside_saving: Host memory that a rank takes besides while it saves and trains on, bytes.
         runs_dir: Where checkpoints go; it need not exist yet.
         checkpoint_bytes: Estimated size of all checkpoints that will lie there at once.
     """
@@ -75,16 +77,20 @@ def machine_problems(
             )
         )
     if device == "cpu":
-        each = RANK_BASE_BYTES + bytes_per_rank
+        each = RANK_BASE_BYTES + bytes_per_rank + bytes_beside_saving
         if world_size * each > machine.memory_available:
             fit = machine.memory_available // each
+            beside = f", a save beside it {_gb(bytes_beside_saving)}" if bytes_beside_saving else ""
+            cure = f"at most {fit} such ranks fit here" if fit else "choose a smaller model or batch"
+            if world_size * (each - bytes_beside_saving) <= machine.memory_available:
+                cure = "let training wait for saves: checkpoint.async_save=false"
             problems.append(
                 Problem(
                     "topology.world_size",
                     f"{world_size} ranks of {_gb(each)} (imports {_gb(RANK_BASE_BYTES)}, model and training "
-                    f"{_gb(bytes_per_rank)}) need {_gb(world_size * each)} and this machine has "
+                    f"{_gb(bytes_per_rank)}{beside}) need {_gb(world_size * each)} and this machine has "
                     f"{_gb(machine.memory_available)} free of {_gb(machine.memory_total)}",
-                    f"at most {fit} such ranks fit here" if fit else "choose a smaller model or batch",
+                    cure,
                 )
             )
     if runs_dir is not None and checkpoint_bytes:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from job_factory import data_facts, resolved
 
-from megaplug.commands.resolved import _room_for_checkpoints
-from megaplug.job.checks import check_facts
+from megaplug.commands.resolved import _bytes_beside_saving, _room_for_checkpoints, memory_of
+from megaplug.job.checks import check_facts, job_shape
 from megaplug.job.retention import retention
 from megaplug.runs.retention import Retention
 
@@ -49,3 +49,12 @@ def test_the_disk_is_asked_for_all_that_is_kept(tmp_path: Path) -> None:
     job, _, derived, _ = resolved(*WORDS, *words)
     # Two, one, those of steps 100, 200 and 300, and the one that is being written; 16 bytes a parameter.
     assert _room_for_checkpoints(job, derived, "00000000", 1000) == 7 * 16 * 1000
+
+
+@pytest.mark.parametrize(("word", "counts"), [("checkpoint.async_save=false", False), ("device=cpu", True)])
+def test_memory_is_asked_for_a_save_beside_training(word: str, counts: bool) -> None:
+    job, topology, derived, _ = resolved(*WORDS, word)
+    memory = memory_of(job, topology, job_shape(job, derived.vocab_size))
+    expected = memory.weights + memory.optimizer if counts else 0
+    assert _bytes_beside_saving(derived, memory) == expected
+    assert memory.weights > 0

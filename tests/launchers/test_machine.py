@@ -38,6 +38,15 @@ def test_more_memory_than_there_is():
     assert "at most 4" in problem.hint
 
 
+def test_a_save_beside_training_needs_memory_of_its_own():
+    assert machine_problems(_SMALL, 2, 10**9, "cpu", bytes_beside_saving=2 * 10**9) == []
+    (problem,) = machine_problems(_SMALL, 4, 10**9, "cpu", bytes_beside_saving=10**9)
+    assert "a save beside it 1.0 GB" in problem.message and "need 10.8 GB" in problem.message
+    assert "checkpoint.async_save=false" in problem.hint
+    (problem,) = machine_problems(_SMALL, 5, 10**9, "cpu", bytes_beside_saving=10**9)
+    assert "at most 2" in problem.hint
+
+
 def test_checkpoints_larger_than_the_disk(tmp_path):
     (problem,) = machine_problems(_SMALL, 1, 0, "cpu", runs_dir=tmp_path / "not_yet", checkpoint_bytes=10**18)
     assert problem.key == "runs_dir" and str(tmp_path) in problem.message
