@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -22,6 +23,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -238,11 +240,40 @@ def counted(names: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(names).items()))
 
 
+def go_through(
+    one: Callable[[int], None], is_enough: Callable[[], bool], only: int | None = None, at_once: int = 1
+) -> None:
+    """Call ``one`` with 0, 1, 2 and so on until it is enough, or with ``only`` that number.
+
+    Args:
+        one: A run of the campaign, given its number; what it raises ends the campaign.
+        is_enough: Asked before each.
+        only: The number of the only run.
+        at_once: How many are under way at a time, each in a thread.
+    """
+    if only is not None:
+        one(only)
+        return
+    numbers, turn = itertools.count(), threading.Lock()
+
+    def take() -> int | None:
+        with turn:
+            return None if is_enough() else next(numbers)
+
+    def work() -> None:
+        while (number := take()) is not None:
+            one(number)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        for each in [pool.submit(work) for _ in range(at_once)]:
+            each.result()
+
+
 def from_command_line[Run](
     what: str,
     number: int,
     ranks: str,
-    campaign: Callable[[Path, int, float, list[int], int, int | None], list[Run]],
+    campaign: Callable[[Path, int, float, list[int], int, int | None, int], list[Run]],
     report: Callable[[list[Run], int, float], dict[str, Any]],
     description: str | None,
 ) -> int:
@@ -252,8 +283,8 @@ def from_command_line[Run](
         what: What disturbs the runs; ``--<what>`` says how many.
         number: Of them, if nothing is said.
         ranks: Numbers of ranks, likewise, separated by commas.
-        campaign: Given a folder, how many, the most seconds, numbers of ranks, a seed and the number of the
-            only run, or None.
+        campaign: Given a folder, how many, the most seconds, numbers of ranks, a seed, the number of the only
+            run, or None, and how many runs go on at once.
         report: Given the runs, the seed and the seconds they took; ``failures`` names those that failed.
         description: For ``--help``.
 
@@ -266,6 +297,7 @@ def from_command_line[Run](
     parser.add_argument("--ranks", default=ranks, help="numbers of ranks, in turns")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="one run of the campaign, by its number")
+    parser.add_argument("--at-once", type=int, default=1, help="runs that go on side by side")
     parser.add_argument("--folder", type=Path, help="where the runs are made, and failed ones stay")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
@@ -273,7 +305,8 @@ def from_command_line[Run](
     place.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     sizes = [int(word) for word in asked.ranks.split(",")]
-    runs = campaign(place, asked.number, asked.minutes * 60, sizes, asked.seed, asked.only)
+    seconds = asked.minutes * 60
+    runs = campaign(place, asked.number, seconds, sizes, asked.seed, asked.only, asked.at_once)
     found = report(runs, asked.seed, time.monotonic() - began)
     print(json.dumps(found, indent=2))
     if asked.json:

@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.campaigns import Command, counted, from_command_line, small_job
+from benchmarks.campaigns import Command, counted, from_command_line, go_through, small_job
 from benchmarks.kills import Life, Strike
 from benchmarks.run_figures import (
     Figures,
@@ -212,23 +212,28 @@ def finished(runs_dir: Path, wanted: Undisturbed) -> float:
 
 
 def campaign(
-    place: Path, kills: int, seconds: float, world_sizes: list[int], seed: int, only: int | None
+    place: Path,
+    kills: int,
+    seconds: float,
+    world_sizes: list[int],
+    seed: int,
+    only: int | None,
+    at_once: int = 1,
 ) -> list[Run]:
     """Runs until so many kills have landed or the time is up; the failed ones keep their folders."""
     runs: list[Run] = []
+    known: dict[int, Undisturbed] = {}
+    for size in dict.fromkeys(world_sizes if only is None else [world_sizes[only % len(world_sizes)]]):
+        known[size] = undisturbed(place, size)
+        print(f"{size} ranks, undisturbed: {known[size].life}", flush=True)
     end = time.monotonic() + seconds
 
     def is_enough() -> bool:
         return sum(len(run.kills) for run in runs) >= kills or time.monotonic() > end
 
-    known: dict[int, Undisturbed] = {}
-    number = 0 if only is None else only
-    while not is_enough():
+    def one(number: int) -> None:
         turn, place_in_turn = divmod(number, len(world_sizes))
         run = Run(number, world_sizes[place_in_turn], async_save=turn % 2 == 0)
-        if run.world_size not in known:
-            known[run.world_size] = undisturbed(place, run.world_size)
-            print(f"{run.world_size} ranks, undisturbed: {known[run.world_size].life}", flush=True)
         runs.append(run)
         began = time.monotonic()
         try:
@@ -246,9 +251,8 @@ def campaign(
             f"differs by {run.difference:g}; {total} of {kills} kills: {told}",
             flush=True,
         )
-        number += 1
-        if only is not None:
-            break
+
+    go_through(one, is_enough, only, at_once)
     return runs
 
 

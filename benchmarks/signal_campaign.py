@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.campaigns import Command, counted, from_command_line, small_job
+from benchmarks.campaigns import Command, counted, from_command_line, go_through, small_job
 from benchmarks.run_figures import Figures, being_saved, leftovers, lock_is_free, newest_whole, tracked
 from megaplug.runs.state import RunState, read_state
 
@@ -279,19 +279,28 @@ def stop_and_go_on(
 
 
 def campaign(
-    place: Path, num_signals: int, seconds: float, world_sizes: list[int], seed: int, only: int | None = None
+    place: Path,
+    num_signals: int,
+    seconds: float,
+    world_sizes: list[int],
+    seed: int,
+    only: int | None = None,
+    at_once: int = 1,
 ) -> list[Run]:
     """Runs until so many signals have come or the time is up; the failed ones keep their folders."""
     known = {size: undisturbed(place, size) for size in world_sizes}
-    for size, one in known.items():
-        print(f"{size} ranks: {one.start_s:.1f} s to the first step", flush=True)
+    for size, one_run in known.items():
+        print(f"{size} ranks: {one_run.start_s:.1f} s to the first step", flush=True)
     runs: list[Run] = []
     end = time.monotonic() + seconds
-    number = only or 0
-    while (done := sum(len(run.blows) for run in runs)) < num_signals and time.monotonic() < end:
+
+    def left() -> int:
+        return num_signals - sum(len(run.blows) for run in runs)
+
+    def one(number: int) -> None:
         chance = random.Random(f"{seed} {number}")
         first = number * A_RUN
-        names = [SIGNALS[place_ % 3].name for place_ in range(first, first + min(A_RUN, num_signals - done))]
+        names = [SIGNALS[place_ % 3].name for place_ in range(first, first + min(A_RUN, left()))]
         run = Run(number, world_sizes[number % len(world_sizes)])
         runs.append(run)
         try:
@@ -305,9 +314,8 @@ def campaign(
             twice = f" and again after {blow.again_s} s" if blow.again_s is not None else ""
             print(f"  {blow.name}{twice} while {blow.found}: {blow.code} in {blow.ended_s} s, {blow.reason}")
         sys.stdout.flush()
-        number += 1
-        if only is not None:
-            break
+
+    go_through(one, lambda: left() <= 0 or time.monotonic() > end, only, at_once)
     return runs
 
 
