@@ -10,6 +10,15 @@ from megaplug.job.schema import Job, ModelConfig
 from megaplug.layers import registry
 from megaplug.layers.registry import AttentionLayers
 
+# What asks for the largest score of every head.
+_LARGEST_SCORES = ("qk_clip", "log_max_attention_logit")
+# What Megatron builds layers of another kind for.
+_OTHER_LAYERS = (
+    "experimental_attention_variant", "use_kitchen_attention", "heterogeneous_layers_config_path",
+    "heterogeneous_layers_config_encoded_json", "hybrid_layer_pattern", "hybrid_override_pattern",
+    "is_hybrid_model",
+)  # fmt: skip
+
 
 def attention_problems(job: Job, device: str | None = None, *, sizes_hold: bool = True) -> list[Problem]:
     """What is wrong with the attention of every layer.
@@ -39,7 +48,7 @@ def attention_problems(job: Job, device: str | None = None, *, sizes_hold: bool 
             "flash attention always computes its softmax in fp32",
         )
         problems.append(Problem(key, message, "leave it true, or use attention=local"))
-    problems += _cuda_kernel(job, layers, device)
+    problems += [*_cuda_kernel(job, layers, device), *_other_layers(job)]
     # Layouts are parameters: of such as are wrong nothing can be asked.
     return problems or list(_token_layouts(job, layers))
 
@@ -103,7 +112,15 @@ def _cuda_kernel(job: Job, layers: AttentionLayers, device: str | None) -> Itera
         yield Problem(key, "cuDNN's attention is not deterministic", "use auto, or flash with precision=bf16")
 
 
+def _other_layers(job: Job) -> Iterator[Problem]:
+    """The layer builder would refuse them, or build its own without a word."""
+    for name in _OTHER_LAYERS:
+        if job.megatron.get(name):
+            yield Problem(f"megatron.{name}", "is of layers that megaplug does not build", "leave it out")
+
+
 def _limits(job: Job, plugin: registry.Plugin, device: str | None) -> list[Problem]:
+    asked = job.megatron
     return registry.limits_problems(
         plugin,
         key=name_key(job.attention),
@@ -114,7 +131,11 @@ def _limits(job: Job, plugin: registry.Plugin, device: str | None) -> list[Probl
         device=device if device is not None else (None if job.device == "auto" else job.device),
         attention_bias=job.model.position_embedding_type == "relative",
         latent_attention=job.model.multi_latent_attention,
-        sliding_window=job.megatron.get("window_size") is not None,
+        sliding_window=asked.get("window_size") is not None,
+        softmax_type=asked.get("softmax_type") or "vanilla",
+        largest_scores=next((name for name in _LARGEST_SCORES if asked.get(name)), ""),
+        batch_invariant=bool(asked.get("batch_invariant_mode")),
+        mask="arbitrary" if asked.get("create_attention_mask_in_dataloader") else "causal",
     )
 
 

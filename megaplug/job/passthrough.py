@@ -82,7 +82,17 @@ RESERVED = {
     ),
     "use_checkpoint_args": "load=<run or checkpoint>",
     "dataloader_type": "nothing: it is always single, so that the data order does not depend on dp",
-    "reset_attention_mask": "nothing: documents in one sequence are not kept apart yet",
+    # Documents that share a sequence.
+    **dict.fromkeys(
+        (
+            "reset_attention_mask",
+            "dataloader_inter_document_masking",
+            "rl_use_sequence_packing",
+            "hybrid_context_parallel",
+            "sft",
+        ),
+        "nothing: documents in one sequence are not kept apart yet",
+    ),
     "yaml_cfg": "a config of your own with --config-dir",
 }
 

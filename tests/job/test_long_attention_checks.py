@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import pytest
+import yaml
 from job_factory import small_job
 
 from megaplug.job.checks import check
+from megaplug.job.schema import AttentionConfig
+
+BASE = functools.cache(small_job)
 
 
 @pytest.mark.parametrize("attention", ["ring", "ring_dilated"])
@@ -26,6 +33,40 @@ def test_sequences_may_be_split(attention):
 def test_what_they_cannot_do_is_refused_by_name(words, key, text):
     problems = check(small_job(*words))
     assert any(problem.key == key and text in str(problem) for problem in problems), problems
+
+
+@pytest.mark.parametrize("attention", ["ring", "dilated", "ring_dilated", "flash"])
+@pytest.mark.parametrize(
+    ("word", "key", "text"),
+    [
+        ("softmax_type=learnable", "megatron.softmax_type", "no attention sinks"),
+        ("softmax_type=off-by-one", "megatron.softmax_type", "no off-by-one softmax"),
+        ("qk_clip=true", "megatron.qk_clip", "largest score"),
+        ("log_max_attention_logit=true", "megatron.log_max_attention_logit", "largest score"),
+        ("batch_invariant_mode=true", "megatron.batch_invariant_mode", "depend on the batch"),
+        ("create_attention_mask_in_dataloader=true", "attention.name", "has no arbitrary mask"),
+        ("window_size=(8,0)", "attention.name", "has no sliding window"),
+        ("reset_attention_mask=true", "megatron.reset_attention_mask", "not kept apart"),
+        ("dataloader_inter_document_masking=true", "megatron.dataloader_inter_document_masking", "apart"),
+        ("rl_use_sequence_packing=true", "megatron.rl_use_sequence_packing", "not kept apart"),
+        ("sft=true", "megatron.sft", "not kept apart"),
+        ("is_hybrid_model=true", "megatron.is_hybrid_model", "does not build"),
+        ("experimental_attention_variant=dsa", "megatron.experimental_attention_variant", "does not build"),
+    ],
+)
+def test_what_megatron_can_be_asked_for_is_refused_by_name_before_launch(attention, word, key, text):
+    """One message each; what layers would refuse only when ranks have started (``refusals.py``)."""
+    name, _, value = word.partition("=")
+    job = dataclasses.replace(BASE(), attention=AttentionConfig(attention))
+    assert check(job) == []
+    problems = check(dataclasses.replace(job, megatron={name: yaml.safe_load(value)}))
+    assert [problem.key for problem in problems] == [key]
+    assert text in str(problems[0])
+
+
+def test_megatrons_own_attention_has_sinks_windows_and_masks():
+    asked = {"softmax_type": "learnable", "window_size": "(8,0)", "create_attention_mask_in_dataloader": True}
+    assert check(dataclasses.replace(BASE(), attention=AttentionConfig("local"), megatron=asked)) == []
 
 
 def test_contiguous_tokens_are_refused_with_multi_token_prediction():

@@ -6,6 +6,7 @@ from megaplug.layers.registry.cost import causal_flops, full_flops, fused_bytes,
 from megaplug.layers.registry.dilated import LONG
 from megaplug.layers.registry.plugin import CORE_ATTENTION, Limits, Parameter, Plugin
 
+_SOFTMAX_TYPES = ("vanilla", "off-by-one", "learnable")
 _TE = "megatron.core.extensions.transformer_engine:TEDotProductAttention"
 
 
@@ -40,7 +41,10 @@ LOCAL = Plugin(
     target="megatron.core.transformer.dot_product_attention:DotProductAttention",
     doc="Megatron's own unfused attention: every score in memory; to compare with",
     limits=Limits(
-        dropout_devices=("cpu", "cuda"), sliding_window=True, masks=("causal", "padding", "arbitrary")
+        dropout_devices=("cpu", "cuda"),
+        sliding_window=True,
+        softmax_types=_SOFTMAX_TYPES,
+        masks=("causal", "padding", "arbitrary"),
     ),
     forward_flops=full_flops,
     saved_bytes_per_token=unfused_bytes,
@@ -60,6 +64,9 @@ TE = Plugin(
         attention_bias=True,
         latent_attention=True,
         sliding_window=True,
+        softmax_types=_SOFTMAX_TYPES,
+        largest_scores=True,
+        batch_invariant=True,
         masks=("causal", "no_mask", "padding", "padding_causal", "arbitrary", "causal_bottom_right"),
         max_head_dim={"cuda": 256},
         head_dim_multiple={"cuda": 8},

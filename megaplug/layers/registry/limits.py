@@ -22,6 +22,9 @@ def limits_problems(
     attention_bias: bool = False,
     latent_attention: bool = False,
     sliding_window: bool = False,
+    softmax_type: str = "vanilla",
+    largest_scores: str = "",
+    batch_invariant: bool = False,
     mask: str = "causal",
 ) -> list[Problem]:
     """Everything that a job asks of a core attention and that its declaration excludes.
@@ -38,6 +41,9 @@ def limits_problems(
         attention_bias: Whether a bias is added to the scores.
         latent_attention: Whether values have heads of another size than queries and keys.
         sliding_window: Whether a query reads only so many keys before it.
+        softmax_type: A name of Megatron's.
+        largest_scores: The argument of Megatron's that asks for the largest score; empty if none does.
+        batch_invariant: Whether results may not depend on the other sequences of a batch.
         mask: A name of Megatron's ``AttnMaskType``.
 
     Returns:
@@ -91,6 +97,22 @@ def limits_problems(
             key,
             "has no sliding window",
             "leave megatron.window_size out: every token is read then; attention=te has windows, on CUDA",
+        )
+    if softmax_type not in limits.softmax_types:
+        refuse(
+            "megatron.softmax_type",
+            f"has no {softmax_type} softmax, and so no attention sinks",
+            "leave it out; attention=local and te have it",
+        )
+    if largest_scores and not limits.largest_scores:
+        refuse(
+            f"megatron.{largest_scores}", "does not tell its largest score", "leave it out; attention=te does"
+        )
+    if batch_invariant and not limits.batch_invariant:
+        refuse(
+            "megatron.batch_invariant_mode",
+            "does not promise results that do not depend on the batch",
+            "leave it out; attention=te has a mode for it",
         )
     if mask not in limits.masks:
         refuse(key, f"has no {mask} mask", f"it has: {_listed(limits.masks)}")

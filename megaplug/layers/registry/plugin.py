@@ -41,6 +41,10 @@ class Limits:
         attention_bias: Whether an additive bias on the scores is taken.
         latent_attention: Whether heads of values may have another size than those of queries and keys.
         sliding_window: Whether a query may be kept from keys that lie far back (Megatron's ``window_size``).
+        softmax_types: The kinds of softmax, in the names of Megatron's ``softmax_type``; all but ``vanilla``
+            have a sink for attention.
+        largest_scores: Whether the largest score is told (``qk_clip``, ``log_max_attention_logit``).
+        batch_invariant: Whether a sequence's result may be asked not to depend on the others of its batch.
         masks: The kinds of mask, in the names of Megatron's ``AttnMaskType``.
         max_head_dim: The largest head dimension for each device; a missing device has no limit.
         head_dim_multiple: What a head's dimension must be divisible by, for each device.
@@ -55,6 +59,9 @@ class Limits:
     attention_bias: bool = False
     latent_attention: bool = False
     sliding_window: bool = False
+    softmax_types: tuple[str, ...] = ("vanilla",)
+    largest_scores: bool = False
+    batch_invariant: bool = False
     masks: tuple[str, ...] = ("causal",)
     max_head_dim: Mapping[str, int] = field(default_factory=dict)
     head_dim_multiple: Mapping[str, int] = field(default_factory=dict)
