@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+DEFAULTS = {"causal": True, "offset": "kv_group"}
+
 
 def head_offset(rule, head, rate, num_heads, num_groups):
     """Ours by group, LongNet's by head, torchscale's by block of heads."""
@@ -26,15 +28,36 @@ def multiplicity(num_tokens, num_heads, num_groups, lengths, rates, *, causal, o
     return count * torch.ones(num_tokens, num_tokens, dtype=torch.int64).tril() if causal else count
 
 
-def dense(q, k, v, lengths, rates, *, causal=True, offset="kv_group"):
-    """One softmax over all keys, each with the logarithm of its multiplicity; rows without a key are 0."""
-    num_heads, num_groups = q.size(2), k.size(2)
-    count = multiplicity(q.size(1), num_heads, num_groups, lengths, rates, causal=causal, offset=offset)
-    k, v = (x.repeat_interleave(num_heads // num_groups, 2) for x in (k, v))
+def softmax_of(q, k, v, count):
+    """Output and log-sum-exp of a softmax in which a key counts so often; zeros for rows without a key."""
+    k, v = (x.repeat_interleave(q.size(2) // k.size(2), 2) for x in (k, v))
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * q.size(3) ** -0.5 + count.to(q.dtype).log()
     has_key = (count.sum(-1) > 0)[None, :, :, None]
     weights = torch.where(has_key, scores, 0.0).softmax(-1)
-    return torch.einsum("bhqk,bkhd->bqhd", torch.where(has_key, weights, 0.0), v)
+    out = torch.einsum("bhqk,bkhd->bqhd", torch.where(has_key, weights, 0.0), v)
+    return out, scores.detach().logsumexp(-1).transpose(1, 2)
+
+
+def dense(q, k, v, lengths, rates, **pattern):
+    """One softmax over all keys, each with the logarithm of its multiplicity."""
+    sizes = (q.size(1), q.size(2), k.size(2))
+    return softmax_of(q, k, v, multiplicity(*sizes, lengths, rates, **{**DEFAULTS, **pattern}))[0]
+
+
+def detached(q, k, v, lengths, rates, **pattern):
+    """Each branch's softmax apart, weighed by its share of the softmax's denominator without a gradient.
+
+    So torchscale's dilated_attention.py is described: a softmax of the log-sum-exps gives the weights under
+    ``no_grad``; a branch that a row is not in has none.
+    """
+    sizes = (q.size(1), q.size(2), k.size(2))
+    outs, lses = [], []
+    for length, rate in zip(lengths, rates, strict=True):
+        out, lse = softmax_of(q, k, v, multiplicity(*sizes, [length], [rate], **{**DEFAULTS, **pattern}))
+        outs.append(out)
+        lses.append(lse)
+    weights = torch.stack(lses).softmax(0).nan_to_num(0.0)
+    return (torch.stack(outs) * weights[..., None]).sum(0)
 
 
 def tensors(num_tokens, num_heads=4, num_groups=4, batch=1, dim=8, dtype=torch.float64, seed=0):

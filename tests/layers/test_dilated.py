@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from dense_oracle import dense, error, tensors, with_grads
+from dense_oracle import dense, detached, error, multiplicity, tensors, with_grads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,7 +82,7 @@ def test_a_token_moves_itself_and_nothing_before_it(data):
     num_heads, num_groups = data.draw(st.sampled_from(HEADS), "heads")
     token = data.draw(st.integers(0, num_tokens - 1), "token")
     (q, k, v), _ = tensors(num_tokens, num_heads, num_groups, dim=4)
-    # A first branch that everybody is in, so that every token is live.
+    # A branch that everybody is in, so that every token is live.
     lengths, rates = [*lengths, data.draw(st.integers(1, 48), "window")], [*rates, 1]
     with torch.no_grad():
         before = dilated_attention(q, k, v, lengths, rates, offset=offset)
@@ -121,34 +121,66 @@ def test_heads_sharded_by_tensor_parallelism_read_the_rows_of_the_whole_layer(ra
         assert error([found], [whole[:, :, first : first + here]]) < 1e-12
 
 
-def test_detached_mixing_has_the_same_output_and_torchscales_gradient():
-    """Branches apart, mixed by their denominators without a gradient (torchscale's dilated_attention.py)."""
-    inputs, grad = tensors(32, 4, 4)
-    lengths, rates = (8, 16, 32), (1, 2, 4)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_key_moves_the_queries_that_read_it_and_no_other(data):
+    """Causal or not, rows in no branch included, and whatever the gradient is to be."""
+    pattern, causal, offset, heads, num_tokens = random_case(data)
+    token = data.draw(st.integers(0, num_tokens - 1), "token")
+    mix_grad = data.draw(st.sampled_from(("exact", "detached")), "mix_grad")
+    (q, k, v), _ = tensors(num_tokens, *heads, dim=4)
+    options = {"causal": causal, "offset": offset}
+    with torch.no_grad():
+        before = dilated_attention(q, k, v, *pattern, mix_grad=mix_grad, **options)
+        v[:, token] += 1.0
+        after = dilated_attention(q, k, v, *pattern, mix_grad=mix_grad, **options)
+    reads = multiplicity(num_tokens, *heads, *pattern, **options)[:, :, token] > 0
+    assert torch.equal((before != after).any(-1)[0], reads.t())
 
-    def described(q, k, v):
-        outs, lses = [], []
-        for length, rate in zip(lengths, rates, strict=True):
-            out = dense(q, k, v, [length], [rate], offset="torchscale_block")
-            # The log-sum-exp is the logarithm of a softmax's denominator: e^score / weight, of the diagonal.
-            ones = torch.einsum("bqhd,bqhd->bqh", q, k) * q.size(3) ** -0.5
-            eye = torch.eye(32, dtype=q.dtype).expand(4, 32, 32).permute(1, 0, 2)[None]
-            weight = torch.einsum("bqhk,qk->bqh", dense(q, k, eye.permute(0, 1, 2, 3), [length], [rate],
-                                  offset="torchscale_block"), torch.eye(32, dtype=q.dtype))  # fmt: skip
-            outs.append(out)
-            lses.append((ones - weight.log()).where(weight > 0, -torch.inf))
-        with torch.no_grad():
-            mixing = torch.stack(lses).softmax(0)
-        return (torch.stack(outs) * mixing[..., None]).sum(0)
 
-    wanted = with_grads(described, inputs, grad)
-    options = {"offset": "torchscale_block", "mix_grad": "detached"}
-    found = with_grads(lambda *x: dilated_attention(*x, lengths, rates, **options), inputs, grad)
-    assert error(found, wanted) < 1e-12
-    options = {"offset": "torchscale_block", "mix_grad": "exact"}
-    exact = with_grads(lambda *x: dilated_attention(*x, lengths, rates, **options), inputs, grad)
-    assert error(exact[:1], wanted[:1]) < 1e-12
-    assert error(exact[1:], wanted[1:]) > 1e-3
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_pattern_is_exact(data):
+    pattern, causal, offset, heads, num_tokens = random_case(data)
+    mix_grad = data.draw(st.sampled_from(("exact", "detached")), "mix_grad")
+    inputs, grad = tensors(num_tokens, *heads, dim=4)
+    options = {"causal": causal, "offset": offset}
+    found = with_grads(lambda *x: dilated_attention(*x, *pattern, mix_grad=mix_grad, **options), inputs, grad)
+    oracle = dense if mix_grad == "exact" else detached
+    assert error(found, with_grads(lambda *x: oracle(*x, *pattern, **options), inputs, grad)) < 1e-12
+
+
+def random_case(data):
+    """Segments and rates, whether causal, an offset, heads, and a number of tokens."""
+    count = data.draw(st.integers(1, 3), "branches")
+    lengths = data.draw(st.lists(st.integers(1, 48), min_size=count, max_size=count), "lengths")
+    rates = data.draw(st.lists(st.integers(1, 9), min_size=count, max_size=count), "rates")
+    return (
+        (lengths, rates),
+        data.draw(st.booleans(), "causal"),
+        data.draw(st.sampled_from(OFFSETS), "offset"),
+        data.draw(st.sampled_from([*HEADS, (8, 2)]), "heads"),
+        data.draw(st.integers(1, 40), "tokens"),
+    )
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_detached_mixing_has_the_same_output_and_torchscales_gradient(offset):
+    for causal, heads, pattern in itertools.product((True, False), HEADS, PATTERNS):
+        inputs, grad = tensors(37, *heads, batch=2)
+        options = {"causal": causal, "offset": offset}
+        found, exact, wanted = (
+            with_grads(lambda *x, f=f, p=pattern, o=options | more: f(*x, *p, **o), inputs, grad)
+            for f, more in (
+                (dilated_attention, {"mix_grad": "detached"}),
+                (dilated_attention, {"mix_grad": "exact"}),
+                (detached, {}),
+            )
+        )
+        assert error(found, wanted) < 1e-12, (causal, heads, pattern)
+        assert error(exact[:1], wanted[:1]) < 1e-12
+        if pattern == PATTERNS[0]:
+            assert error(exact[1:3], wanted[1:3]) > 1e-3
 
 
 @pytest.mark.parametrize("num_branches", [1, 2, 5])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +15,8 @@ from dense_oracle import error, tensors, with_grads
 from ranks import run_ranks
 
 from megaplug.layers.attention import dilated_attention, ring_attention
-from megaplug.layers.attention.exchange import counted_traffic
+from megaplug.layers.attention.describe import rows_awaited
+from megaplug.layers.attention.exchange import counted_traffic, num_elements
 from megaplug.layers.attention.pattern import Heads, branches
 from megaplug.layers.attention.share import share_of_rank
 from megaplug.layers.attention.token_layout import LAYOUTS, TokenLayout
@@ -55,67 +60,116 @@ def part_of(tensor: torch.Tensor, positions: list[int]) -> torch.Tensor:
     return tensor.detach()[:, positions].requires_grad_(tensor.requires_grad)
 
 
-def one_case(case: Case, dtype: torch.dtype, layout: str, group: Any) -> tuple[float, dict[str, int]]:
-    """The largest error of this rank's part, and what it received."""
+@contextmanager
+def counted_operations() -> Iterator[dict[str, int]]:
+    """Bytes of all that is given to torch to be sent and received, whatever the layer itself counts."""
+    found = {"isend": 0, "irecv": 0}
+    post = torch.distributed.batch_isend_irecv
+
+    def count(operations: list[Any]) -> Any:
+        for operation in operations:
+            found[operation.op.__name__] += operation.tensor.numel() * operation.tensor.element_size()
+        return post(operations)
+
+    with mock.patch.object(torch.distributed, "batch_isend_irecv", count):
+        yield found
+
+
+def one_case(
+    case: Case, dtype: torch.dtype, layout: str, group: Any
+) -> tuple[float, dict[str, int], dict[str, int]]:
+    """The largest error of this rank's part, what it received by its own count and by torch's operations."""
     inputs, grad = tensors(64, *case.heads, batch=2, dtype=dtype)
     wanted = with_grads(lambda *x: attend(case, x), inputs, grad)
     size, rank = torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
     mine = TokenLayout(layout, 64, size).positions(rank)
     parts = [part_of(x, mine) for x in inputs]
-    with counted_traffic() as traffic:
+    with counted_traffic() as traffic, counted_operations() as operations:
         found = with_grads(
             lambda *x: attend(case, x, group=group, layout=layout), parts, grad[:, mine].contiguous()
         )
-    return error(found, [x[:, mine] for x in wanted]), traffic.received
+    return error(found, [x[:, mine] for x in wanted]), traffic.received, operations
 
 
-def all_cases(store: str) -> dict[Any, tuple[float, dict[str, int]]]:
+def all_cases(store: str) -> dict[Any, Any]:
     """On every group of 2, 4, ... ranks that the world has room for."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    found = {}
+    found: dict[Any, Any] = {}
     for size in [2**i for i in range(1, world.bit_length())]:
         # All ranks make all groups, and each works in its own.
         groups = [torch.distributed.new_group(range(i, i + size)) for i in range(0, world, size)]
+        group = groups[rank // size]
         for layout in LAYOUTS:
-            found[size, layout, "bf16"] = error_of_bf16(layout, groups[rank // size])
+            for kind, case in BF16.items():
+                found[size, layout, "bf16", kind] = errors_of_bf16(case, layout, group)
+            found[size, layout, "kept"] = [kept(case, layout, group) for case in BRANCHES]
             for name, case in CASES.items():
                 for kind, (dtype, _) in DTYPES.items():
-                    found[size, layout, name, kind] = one_case(case, dtype, layout, groups[rank // size])
+                    found[size, layout, name, kind] = one_case(case, dtype, layout, group)
     return found
 
 
-def error_of_bf16(layout: str, group: Any) -> tuple[float, float]:
-    """Squared errors against fp64 of this rank's output and gradients: on the ranks, and on one device."""
+BF16 = {"dilated": Case((64, 256), (1, 2)), "dense": Case(None)}
+BRANCHES = [Case(None), Case((16,), (1,)), Case((8, 16, 32, 48, 64), (1, 2, 3, 4, 5))]
+
+
+def errors_of_bf16(case: Case, layout: str, group: Any) -> tuple[list[float], list[float], dict[str, int]]:
+    """Squared errors against fp64 of this rank's output, dq, dk and dv: on the ranks, and on one device."""
     inputs, grad = tensors(256, 4, 2, dim=32, dtype=torch.bfloat16)
-    lengths, rates = [64, 256], [1, 2]
-    wide = [x.detach().double().requires_grad_() for x in inputs]
-    exact = with_grads(lambda *x: dilated_attention(*x, lengths, rates), wide, grad.double())
-    alone = with_grads(lambda *x: dilated_attention(*x, lengths, rates), inputs, grad)
+    exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
+    exact = with_grads(lambda *x: attend(case, x), exact_inputs, grad.double())
+    alone = with_grads(lambda *x: attend(case, x), inputs, grad)
     size, rank = torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
     mine = TokenLayout(layout, 256, size).positions(rank)
     parts = [part_of(x, mine) for x in inputs]
-    where = {"group": group, "layout": layout}
-    here = with_grads(lambda *x: dilated_attention(*x, lengths, rates, **where), parts, grad[:, mine])
-    wanted = [x[:, mine] for x in exact]
-    return tuple(
-        sum((a.double() - b).square().sum().item() for a, b in zip(found, wanted, strict=True))
+    with counted_traffic() as traffic:
+        here = with_grads(lambda *x: attend(case, x, group=group, layout=layout), parts, grad[:, mine])
+    squares = (
+        [(a.double() - b[:, mine]).square().sum().item() for a, b in zip(found, exact, strict=True)]
         for found in (here, [x[:, mine] for x in alone])
     )
+    return *squares, traffic.received
+
+
+def kept(case: Case, layout: str, group: Any) -> int:
+    """Elements that wait for the backward pass."""
+    sizes: list[int] = []
+    inputs, _ = tensors(64 // torch.distributed.get_world_size(group), *case.heads)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        attend(case, inputs, group=group, layout=layout)
+    return sum(sizes)
 
 
 def bf16_is_as_exact(answers, size):
     for layout in LAYOUTS:
-        on_ranks, alone = (sum(each[size, layout, "bf16"][i] for each in answers) for i in (0, 1))
-        assert (on_ranks / alone) ** 0.5 <= 1.1, (layout, size)
+        for kind in BF16:
+            found = [each[size, layout, "bf16", kind] for each in answers]
+            for number, name in enumerate(("out", "dq", "dk", "dv")):
+                on_ranks, alone = (sum(each[which][number] for each in found) for which in (0, 1))
+                assert (on_ranks / alone) ** 0.5 <= 1.1, (layout, size, kind, name)
+            # On a CPU gradients come in fp32, and go back so.
+            arrived = {what: sum(each[2].get(what, 0) for each in found) for what in ("forward", "gradients")}
+            assert arrived["gradients"] == 2 * arrived["forward"]
 
 
-def formula(case: Case, layout: str, size: int, rank: int, element_size: int) -> int:
-    """Bytes of keys and values that arrive, of both sequences of the batch."""
+def formula(case: Case, layout: str, size: int, rank: int) -> int:
+    """Bytes of keys and values that arrive in fp64, of both sequences of the batch."""
     pattern = branches(case.lengths or (64,), case.rates)
-    tokens = TokenLayout(layout, 64, size)
-    share = share_of_rank(pattern, tokens, rank, Heads(*case.heads), case.offset, case.causal)
-    return 2 * share.elements_received(8) * element_size
+    tokens, heads = TokenLayout(layout, 64, size), Heads(*case.heads)
+    rows = sum(
+        rows_awaited(branch, heads, tokens, rank, rule=case.offset, causal=case.causal) for branch in pattern
+    )
+    return rows * 2 * 8 * 8 * 2
+
+
+def formula_of_gradients(case: Case, layout: str, size: int, rank: int) -> int:
+    """Bytes of gradients that come back: of all that this rank sent."""
+    pattern = branches(case.lengths or (64,), case.rates)
+    share = share_of_rank(
+        pattern, TokenLayout(layout, 64, size), rank, Heads(*case.heads), case.offset, case.causal
+    )
+    return sum(8 * num_elements(step.sent, 2, 8) for step in share.steps)
 
 
 @pytest.fixture(scope="module")
@@ -132,34 +186,53 @@ def test_ranks_find_what_one_device_finds(four_ranks, name, size, layout, kind):
     assert max(answers[size, layout, name, kind][0] for answers in four_ranks) < DTYPES[kind][1]
 
 
+def bytes_are_those_of_the_formula(answers, name, layout, size):
+    """Keys and values arrive once forward and once backward; gradients of what was sent come back."""
+    case, sent, arrived = CASES[name], 0, 0
+    for rank, each in enumerate(answers):
+        _, received, operations = each[size, layout, name, "fp64"]
+        wanted = formula(case, layout, size, rank % size)
+        assert received.get("forward", 0) == received.get("keys again", 0) == wanted
+        assert received.get("gradients", 0) == formula_of_gradients(case, layout, size, rank % size)
+        assert operations["irecv"] == sum(received.values())
+        sent, arrived = sent + operations["isend"], arrived + operations["irecv"]
+    assert sent == arrived
+    # A rank has the longest of these segments, of 8, whole; under zigzag eight ranks have parts of 4.
+    is_local = name == "local" and TokenLayout(layout, 64, size).part_length >= 8
+    assert (arrived == 0) == is_local
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", CASES)
 def test_the_bytes_that_arrive_are_those_of_the_formula(four_ranks, name, layout):
-    """Keys and values arrive once forward and once backward; gradients of what was sent come back."""
     for size in (2, 4):
-        of_size = [answers[size, layout, name, "fp64"][1] for answers in four_ranks]
-        for rank, received in enumerate(of_size):
-            wanted = formula(CASES[name], layout, size, rank % size, 8)
-            assert received.get("forward", 0) == received.get("keys again", 0) == wanted
-        for kind in ("forward", "gradients"):
-            assert sum(each.get(kind, 0) for each in of_size) == sum(
-                formula(CASES[name], layout, size, rank % size, 8) for rank in range(4)
-            )
-        if name == "local":
-            assert of_size == [{}] * 4
+        bytes_are_those_of_the_formula(four_ranks, name, layout, size)
 
 
 def test_bf16_does_not_lose_by_being_spread(four_ranks):
-    """Root mean square against fp64: at most a tenth more than one device's."""
+    """Root mean square against fp64 of output and each gradient: at most a tenth more than one device's."""
     for size in (2, 4):
         bf16_is_as_exact(four_ranks, size)
+
+
+def kept_is_the_same_for_any_number_of_branches(answers, size):
+    """Queries and output of 4 heads of 8, keys and values of 2, and 4 log-sum-exps a token."""
+    for layout in LAYOUTS:
+        assert all(each[size, layout, "kept"] == [64 // size * 100] * 3 for each in answers)
+
+
+def test_ranks_keep_as_little_for_the_backward_pass(four_ranks):
+    for size in (2, 4):
+        kept_is_the_same_for_any_number_of_branches(four_ranks, size)
 
 
 @pytest.mark.slow
 def test_eight_ranks_find_what_one_device_finds(tmp_path):
     found = run_ranks(8, all_cases, str(tmp_path / "store"), folder=tmp_path, timeout_s=240.0)
-    for answers in found:
-        for (size, layout, *rest), (worst, _) in answers.items():
-            if rest != ["bf16"]:
-                assert worst < DTYPES[rest[1]][1], (size, layout, rest)
+    for name, layout in itertools.product(CASES, LAYOUTS):
+        for kind, (_, bound) in DTYPES.items():
+            for size in (2, 4, 8):
+                assert max(each[size, layout, name, kind][0] for each in found) < bound, (size, layout, name)
+        bytes_are_those_of_the_formula(found, name, layout, 8)
     bf16_is_as_exact(found, 8)
+    kept_is_the_same_for_any_number_of_branches(found, 8)

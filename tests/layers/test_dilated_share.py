@@ -7,8 +7,11 @@ import itertools
 import pytest
 import torch
 from dense_oracle import multiplicity
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megaplug.errors import UserError
+from megaplug.layers.attention.describe import rows_awaited
 from megaplug.layers.attention.pattern import (
     OFFSETS,
     Heads,
@@ -142,6 +145,29 @@ def test_zigzag_tokens_cost_what_later_halves_need(num_ranks, rate):
         if halves <= num_ranks:
             found = received(layout, halves * half, rate, heads=heads)
             assert found == [unit * (halves - 1)] * num_ranks
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_what_is_sent_is_what_is_read_and_the_formula_says_how_much(data):
+    """Any pattern, causal or not, either layout: each needed key once for each offset that its group has."""
+    num_ranks = data.draw(st.sampled_from((2, 3, 4)), "ranks")
+    layout = TokenLayout(data.draw(st.sampled_from(LAYOUTS), "layout"), 48, num_ranks)
+    length, rate = data.draw(st.integers(1, 60), "length"), data.draw(st.integers(1, 9), "rate")
+    num_heads, num_groups = data.draw(st.sampled_from([(4, 2), (3, 3), (8, 2)]), "heads")
+    causal, offset = data.draw(st.booleans(), "causal"), data.draw(st.sampled_from(OFFSETS), "offset")
+    heads, (branch,) = Heads(num_heads, num_groups), branches([length], [rate])
+    reads = multiplicity(48, num_heads, num_groups, [length], [rate], causal=causal, offset=offset)
+    for rank in range(num_ranks):
+        positions = layout.positions(rank)
+        others = [token for token in range(48) if token not in positions]
+        # [head, key]: whether any query of this rank reads it; heads of a group share what is sent, and
+        # their offsets being different they read no row twice.
+        read = reads[:, positions][:, :, others].sum(1) > 0
+        needed = read.unflatten(0, (num_groups, -1)).any(1).sum().item()
+        share = share_of_rank((branch,), layout, rank, heads, offset, causal)
+        assert share.elements_received(1) == 2 * needed
+        assert rows_awaited(branch, heads, layout, rank, rule=offset, causal=causal) == needed
 
 
 def test_offsets_by_query_head_cost_more_bytes():

@@ -25,9 +25,16 @@ _SHORT_ON_CPU = 512 * 32
 
 
 class BlockKernel(Protocol):
-    """A kernel. ``[B, S, H, D]`` queries, ``[B, T, G, D]`` keys and values; H a multiple of G."""
+    """A kernel. ``[B, S, H, D]`` queries, ``[B, T, G, D]`` keys and values; H a multiple of G.
+
+    Attributes:
+        name: For people.
+        wide_gradients: Whether gradients of bf16 and fp16 may come in fp32, which other ranks should then
+            get.
+    """
 
     name: str
+    wide_gradients: bool
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """The output ``[B, S, H, D]`` and the natural log-sum-exp ``[B, S, H]``, fp32 or fp64."""
@@ -52,6 +59,7 @@ class Reference:
     """Written out, every score in memory: for fp64, to compare with, and where there is no other."""
 
     name = "reference"
+    wide_gradients = False
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """As ``BlockKernel``."""
@@ -98,6 +106,7 @@ class CpuFlash:
     """torch's flash attention on a CPU: fp64, fp32, bf16 and fp16, groups, any strides."""
 
     name = "torch's cpu flash_attention"
+    wide_gradients = True
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """As ``BlockKernel``."""
@@ -134,6 +143,7 @@ class CudaFlash:
     """torch's FlashAttention-2 on CUDA: bf16 and fp16, groups, from Ampere on."""
 
     name = "torch's cuda flash_attention"
+    wide_gradients = False
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """As ``BlockKernel``."""
@@ -165,6 +175,7 @@ class CudaCudnn:
     """cuDNN's on CUDA: bf16 and fp16, groups; the fastest in torch's wheels from Hopper on."""
 
     name = "torch's cudnn_attention"
+    wide_gradients = False
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """As ``BlockKernel``."""
@@ -199,6 +210,7 @@ class CudaEfficient:
     """The memory-efficient kernel on CUDA, the only fused one with fp32; K and V are repeated."""
 
     name = "torch's efficient_attention"
+    wide_gradients = False
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """As ``BlockKernel``."""

@@ -5,12 +5,20 @@ Conventions: a multiply-add is two operations; only pairs of a query and a key t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megaplug.layers.attention.pattern import Heads, branches, coverage, pairs_of_branch
-from megaplug.layers.attention.share import share_of_rank
+from megaplug.layers.attention.pattern import (
+    Branch,
+    Heads,
+    branches,
+    coverage,
+    head_sets,
+    num_rows,
+    pairs_of_branch,
+)
 from megaplug.layers.attention.token_layout import TokenLayout
 
 
@@ -50,10 +58,11 @@ def describe(
     Returns:
         ``forward_flops`` of all ranks together and ``dense_over_dilated``, how many times as many dense
         attention has; ``saved_bytes`` for the backward pass and ``received_bytes`` of keys and values in a
-        forward pass (as many come again in a backward pass, and gradients of what was sent come back), by
-        rank: the ``mean`` and the ``largest``; ``receptive_field``, the tokens of the longest segment, which
-        is as far as any number of layers sees where all segments' borders coincide; ``coverage``, for each
-        branch the share of tokens that any head reads; ``branches_without_communication``. All derived.
+        forward pass, by rank: the ``mean`` and the ``largest`` (as many come again in a backward pass, and
+        gradients of what was sent come back, in fp32 from kernels that give them so, else alike);
+        ``receptive_field``, the tokens of the longest segment, which is as far as any number of layers sees
+        where all segments' borders coincide; ``coverage``, for each branch the share of tokens that any head
+        reads; ``branches_without_communication``. All derived.
 
     Raises:
         UserError: The pattern or the layout cannot be.
@@ -69,17 +78,15 @@ def describe(
     dense = sizes.num_heads * (
         sizes.num_tokens * (sizes.num_tokens + 1) // 2 if causal else sizes.num_tokens**2
     )
+    # [branch][rank]
     received = [
-        sum(
-            share_of_rank((branch,), tokens, rank, heads, offset, causal).elements_received(sizes.head_dim)
+        [
+            rows_awaited(branch, heads, tokens, rank, rule=offset, causal=causal) * 2 * sizes.head_dim
             for rank in range(num_ranks)
-        )
+        ]
         for branch in pattern
     ]
-    by_rank = [
-        share_of_rank(pattern, tokens, rank, heads, offset, causal).elements_received(sizes.head_dim)
-        for rank in range(num_ranks)
-    ]
+    by_rank = [sum(each) for each in zip(*received, strict=True)]
     bytes_of_element = sizes.batch_size * sizes.element_size
     token_bytes = (2 * sizes.num_heads + 2 * sizes.num_kv_heads) * sizes.head_dim * bytes_of_element
     lse_bytes = (8 if sizes.element_size == 8 else 4) * sizes.num_heads * sizes.batch_size
@@ -94,6 +101,44 @@ def describe(
         "receptive_field": min(sizes.num_tokens, max(branch.segment_length for branch in pattern)),
         "coverage": [coverage(heads, offset, branch.rate) for branch in pattern],
         "branches_without_communication": [
-            branch.segment_length for branch, elements in zip(pattern, received, strict=True) if not elements
+            branch.segment_length
+            for branch, elements in zip(pattern, received, strict=True)
+            if not any(elements)
         ],
     }
+
+
+def rows_awaited(
+    branch: Branch, heads: Heads, layout: TokenLayout, rank: int, *, rule: str, causal: bool
+) -> int:
+    """The formula of what is sent: rows of other ranks that any query of this rank reads in a branch.
+
+    Of each segment that a rank shares with others those before its own last part; all of them without a
+    causal mask. A row counts once for each key-value head and each of the offsets that its query heads have.
+    """
+    length, rate, total = branch.segment_length, branch.rate, 0
+    ranges = layout.ranges(rank)
+    for segment in {token // length for start, stop in ranges for token in (start, stop - 1)}:
+        begin, end = segment * length, min((segment + 1) * length, layout.num_tokens)
+        parts = [
+            (max(start, begin), min(stop, end)) for start, stop in ranges if start < end and stop > begin
+        ]
+        if parts == [(begin, end)]:
+            continue
+        for offset, groups in _groups_by_offset(heads, rule, rate):
+
+            def before(token: int, begin: int = begin, offset: int = offset) -> int:
+                return num_rows(token - begin, offset, rate)
+
+            mine = [(start, before(stop) - before(start)) for start, stop in parts]
+            if with_queries := [start for start, rows in mine if rows]:
+                last = with_queries[-1] if causal else end
+                own = sum(rows for start, rows in mine if start < last)
+                total += (before(last) - own) * groups
+    return total
+
+
+@functools.lru_cache(maxsize=64)
+def _groups_by_offset(heads: Heads, rule: str, rate: int) -> tuple[tuple[int, int], ...]:
+    """Offsets, each with how many key-value heads have it for some of their query heads."""
+    return tuple((each.offset, each.groups.count) for each in head_sets(heads, rule, rate))

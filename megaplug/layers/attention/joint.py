@@ -56,6 +56,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def gradient_dtype(work: Work, dtype: torch.dtype) -> torch.dtype:
+    """In what gradients of keys and values go back to the rank that has these."""
+    return wide(dtype) if work.kernel.wide_gradients else dtype
+
+
 def attend_jointly(work: Work, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """The output ``[B, S, H, D]`` and log-sum-exp ``[B, S, H]`` of a share, fp32 (fp64 of fp64).
 
@@ -128,9 +133,9 @@ def backward_jointly(
         arrived = message.wait()
         message = _post(work, number + 1, k, v, KEYS_AGAIN)
         entries = unpack(arrived, step.received, q.size(0), q.size(3))
-        # One call has all that this rank knows of an entry, so nothing is lost by sending it in its own
-        # dtype.
-        back = torch.zeros_like(arrived)
+        # One call has all that this rank knows of an entry. What the kernel gives is sent: the owner adds
+        # the parts of many ranks, and each that is rounded first would add its own error.
+        back = torch.zeros_like(arrived, dtype=gradient_dtype(work, q.dtype))
         grads = unpack(back, step.received, q.size(0), q.size(3))
         for call in step.calls:
             to_q, *to_keys = compute(call, *_chosen(entries, call))

@@ -9,7 +9,7 @@ it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from megaplug.layers.attention.pattern import Branch, Heads, HeadSet, head_sets, num_rows
@@ -112,7 +112,7 @@ def share_of_rank(
         causal: Whether a token sees only those before it and itself.
     """
     own: list[Call] = []
-    split: list[tuple[HeadSet, list[_Piece]]] = []
+    split: list[tuple[HeadSet, dict[int, list[_Piece]]]] = []
     for branch in pattern:
         for head_set in head_sets(heads, rule, branch.rate):
             own += [
@@ -120,8 +120,10 @@ def share_of_rank(
             ]
             split += [(head_set, each) for each in _split_segments(branch, layout, rank, head_set)]
     for head_set, pieces in split:
-        own += _own_calls(head_set, [piece for piece in pieces if piece.rank == rank], causal)
-    steps = tuple(_step(split, layout, rank, distance, causal) for distance in range(1, layout.num_ranks))
+        own += _own_calls(head_set, pieces[rank], causal)
+    # A step in which a rank has nothing to say stays where others may have: NCCL wants one order everywhere.
+    distances = range(1, layout.num_ranks) if split else ()
+    steps = tuple(_step(split, layout, rank, distance, causal) for distance in distances)
     return Share(tuple(own), steps, bool(own) and _covers_all(own[0], layout, heads))
 
 
@@ -147,7 +149,9 @@ def _whole_segments(branch: Branch, layout: TokenLayout, rank: int, heads: HeadS
         place += stop - start
 
 
-def _split_segments(branch: Branch, layout: TokenLayout, rank: int, heads: HeadSet) -> Iterator[list[_Piece]]:
+def _split_segments(
+    branch: Branch, layout: TokenLayout, rank: int, heads: HeadSet
+) -> Iterator[dict[int, list[_Piece]]]:
     """The segments of which a rank has rows and others, or another range of its own, have some, too."""
     length = branch.segment_length
     numbers: set[int] = set()
@@ -158,9 +162,11 @@ def _split_segments(branch: Branch, layout: TokenLayout, rank: int, heads: HeadS
             if begin < start or end > stop:
                 numbers.add(segment)
     for segment in sorted(numbers):
-        pieces = list(_pieces(branch, layout, segment, heads.offset))
-        if any(piece.rank == rank for piece in pieces):
-            yield pieces
+        by_rank: dict[int, list[_Piece]] = {}
+        for piece in _pieces(branch, layout, segment, heads.offset):
+            by_rank.setdefault(piece.rank, []).append(piece)
+        if rank in by_rank:
+            yield by_rank
 
 
 def _pieces(branch: Branch, layout: TokenLayout, segment: int, offset: int) -> Iterator[_Piece]:
@@ -192,7 +198,11 @@ def _own_calls(heads: HeadSet, pieces: Sequence[_Piece], causal: bool) -> Iterat
 
 
 def _step(
-    split: Sequence[tuple[HeadSet, list[_Piece]]], layout: TokenLayout, rank: int, distance: int, causal: bool
+    split: Sequence[tuple[HeadSet, Mapping[int, Sequence[_Piece]]]],
+    layout: TokenLayout,
+    rank: int,
+    distance: int,
+    causal: bool,
 ) -> Step:
     to_rank, from_rank = (rank + distance) % layout.num_ranks, (rank - distance) % layout.num_ranks
     sent: list[Entry] = []
@@ -212,14 +222,12 @@ def _step(
 
 
 def _read(
-    pieces: Sequence[_Piece], owner: int, reader: int, causal: bool
+    pieces: Mapping[int, Sequence[_Piece]], owner: int, reader: int, causal: bool
 ) -> Iterator[tuple[_Piece, tuple[Rows, ...]]]:
     """The owner's pieces that the reader needs, each with the reader's rows that read it."""
-    for key in pieces:
-        if key.rank != owner:
-            continue
+    for key in pieces.get(owner, ()):
         queries = tuple(
-            query.rows for query in pieces if query.rank == reader and (not causal or query.order > key.order)
+            query.rows for query in pieces.get(reader, ()) if not causal or query.order > key.order
         )
         if queries:
             yield key, queries
