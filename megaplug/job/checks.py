@@ -8,6 +8,7 @@ from megaplug import topology as meshes
 from megaplug.errors import Problem, UserError
 from megaplug.job.checks_attention import attention_problems
 from megaplug.job.checks_graphs import cuda_graph_problems
+from megaplug.job.checks_loss import loss_problems
 from megaplug.job.checks_model import model_problems
 from megaplug.job.checks_offload import offload_problems
 from megaplug.job.checks_precision import precision_problems
@@ -63,6 +64,7 @@ def check(job: Job, *, device: str | None = None, suggest: bool = True) -> list[
         *model_problems(job),
         *training_problems(job),
         *recompute_problems(job),
+        *loss_problems(job),
         *offload_problems(job, device, backend),
         *(precision_problems(job, device, backend) if sizes_hold else ()),
         *passthrough_problems(job),

@@ -58,7 +58,7 @@ _POSITIVE = (
     "logging.peak_tflops", "profile.active", "profile.repeat",
     "precision.loss_scale", "precision.initial_loss_scale", "precision.min_loss_scale",
     "precision.loss_scale_window", "precision.hysteresis",
-    "train.early_stop_patience", "alerts.timeout_s",
+    "train.early_stop_patience", "train.loss_chunk_tokens", "alerts.timeout_s",
     "launch.omp_num_threads", "launch.grace_s", "launch.distributed_timeout_minutes",
     "tokenizer.tiktoken_num_special_tokens",
 )  # fmt: skip

@@ -68,6 +68,9 @@ def identity(
         source: What the run starts from, if not from scratch.
     """
     train = {key: value for key, value in dataclasses.asdict(job.train).items() if key not in _TRAIN_LEFT_OUT}
+    if train["loss_chunk_tokens"] is None:
+        # As it was before there was this key: older runs are still found.
+        del train["loss_chunk_tokens"]
     model = {key: value for key, value in dataclasses.asdict(job.model).items() if key != "name"}
     megatron = {k: v for k, v in job.megatron.items() if not k.startswith(_SILENT_MEGATRON_PREFIXES)}
     return {

@@ -146,6 +146,7 @@ class TrainConfig:
     stop_at: int | None = None
     micro_batch_size: int = 4
     global_batch_size: int = 8
+    loss_chunk_tokens: int | None = None
     seed: int = 1234
     eval_interval: int = 100
     eval_iters: int = 10

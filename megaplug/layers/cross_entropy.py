@@ -43,19 +43,9 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_SBV: Tensor, targets_SB: Tensor, group: Any) -> Tensor:
         logits_TV = logits_SBV.view(-1, logits_SBV.size(-1))
-        num_words = logits_TV.size(1)
-        wide = torch.promote_types(logits_TV.dtype, torch.float32)
-        log_sum_T = torch.empty(logits_TV.size(0), dtype=wide, device=logits_TV.device)
-        for piece in _pieces(logits_TV):
-            torch.logsumexp(logits_TV[piece].to(wide), -1, out=log_sum_T[piece])
-        target_T = targets_SB.reshape(-1) - group.rank() * num_words
-        elsewhere_T = (target_T < 0) | (target_T >= num_words)
-        target_T = target_T.masked_fill_(elsewhere_T, 0)
-        predicted_T = (
-            logits_TV.gather(1, target_T[:, None]).squeeze(1).to(wide).masked_fill_(elsewhere_T, 0.0)
-        )
-        if group.size() > 1:
-            log_sum_T, predicted_T = _over_ranks(log_sum_T, predicted_T, group)
+        target_T, elsewhere_T = words_of_rank(targets_SB, logits_TV.size(1), group)
+        parts = summed_and_predicted(logits_TV, target_T, elsewhere_T)
+        log_sum_T, predicted_T = over_ranks(*parts, group)
         ctx.save_for_backward(logits_SBV, log_sum_T, target_T, elsewhere_T)
         return (log_sum_T - predicted_T).view(targets_SB.shape)
 
@@ -63,21 +53,46 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         logits_SBV, log_sum_T, target_T, elsewhere_T = ctx.saved_tensors
         logits_TV = logits_SBV.view(-1, logits_SBV.size(-1))
-        grad_T1 = grads[0].reshape(-1, 1)
-        minus_one_hot_T1 = elsewhere_T.to(log_sum_T.dtype).sub_(1.0)[:, None]
-        for piece in _pieces(logits_TV):
-            logits = logits_TV[piece]
-            # Their own memory where it is wide enough.
-            p = logits.to(log_sum_T.dtype)
-            p = p.sub_(log_sum_T[piece, None]).exp_()
-            p.scatter_add_(1, target_T[piece, None], minus_one_hot_T1[piece]).mul_(grad_T1[piece])
-            if p.dtype != logits.dtype:
-                logits.copy_(p)
+        become_gradient(logits_TV, log_sum_T, target_T, elsewhere_T, grads[0].reshape(-1))
         return logits_SBV, None, None
 
 
-def _over_ranks(log_sum_T: Tensor, predicted_T: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+def words_of_rank(targets_SB: Tensor, num_words: int, group: Any) -> tuple[Tensor, Tensor]:
+    """``[T]`` each: targets as this rank counts its words, 0 where another has them, and whether one has."""
+    target_T = targets_SB.reshape(-1) - group.rank() * num_words
+    elsewhere_T = (target_T < 0) | (target_T >= num_words)
+    return target_T.masked_fill_(elsewhere_T, 0), elsewhere_T
+
+
+def summed_and_predicted(logits_TV: Tensor, target_T: Tensor, elsewhere_T: Tensor) -> tuple[Tensor, Tensor]:
+    """``log(sum(exp(logits)))`` over this rank's words, and the target's logit, 0 where another has it."""
+    wide = torch.promote_types(logits_TV.dtype, torch.float32)
+    log_sum_T = torch.empty(logits_TV.size(0), dtype=wide, device=logits_TV.device)
+    for piece in _pieces(logits_TV):
+        torch.logsumexp(logits_TV[piece].to(wide), -1, out=log_sum_T[piece])
+    predicted_T = logits_TV.gather(1, target_T[:, None]).squeeze(1).to(wide)
+    return log_sum_T, predicted_T.masked_fill_(elsewhere_T, 0.0)
+
+
+def become_gradient(
+    logits_TV: Tensor, log_sum_T: Tensor, target_T: Tensor, elsewhere_T: Tensor, grad_T: Tensor
+) -> None:
+    """Overwrite logits with their gradient, given that of the losses."""
+    minus_one_hot_T1 = elsewhere_T.to(log_sum_T.dtype).sub_(1.0)[:, None]
+    for piece in _pieces(logits_TV):
+        logits = logits_TV[piece]
+        # Their own memory where it is wide enough.
+        p = logits.to(log_sum_T.dtype)
+        p = p.sub_(log_sum_T[piece, None]).exp_()
+        p.scatter_add_(1, target_T[piece, None], minus_one_hot_T1[piece]).mul_(grad_T[piece, None])
+        if p.dtype != logits.dtype:
+            logits.copy_(p)
+
+
+def over_ranks(log_sum_T: Tensor, predicted_T: Tensor, group: Any) -> tuple[Tensor, Tensor]:
     """Both over the whole vocabulary, from each rank's part."""
+    if group.size() == 1:
+        return log_sum_T, predicted_T
     largest_T = log_sum_T.clone()
     torch.distributed.all_reduce(largest_T, torch.distributed.ReduceOp.MAX, group)
     sums_2T = torch.stack([(log_sum_T - largest_T).exp_(), predicted_T])

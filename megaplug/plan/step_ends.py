@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from megaplug.plan.attention_memory import rotary_tables, score_count
 from megaplug.plan.in_flight import Chunk
-from megaplug.plan.numbers import least, most
+from megaplug.plan.numbers import least, most, where
 from megaplug.plan.parameters import RankParameters
 from megaplug.plan.workload import Workload
 
@@ -25,8 +25,10 @@ def loss_memory(workload: Workload) -> tuple[float, float]:
 
     Ours keeps the logits, which become their own gradient, and works in fp32 on pieces of them. Megatron's
     keeps the softmax in fp32; the logits themselves are there in its forward pass, their gradient in its
-    backward pass (``vocab_parallel_cross_entropy``).
+    backward pass (``vocab_parallel_cross_entropy``). In chunks the logits are those of one chunk.
     """
+    if workload.code.loss_chunk is not None:
+        return _chunked_loss(workload, workload.code.loss_chunk)
     code, size, tp = workload.code, workload.precision.parameter, workload.topology.tp
     words = workload.shape.padded_vocab_size(tp) / tp
     count = words * workload.tokens
@@ -43,6 +45,28 @@ def loss_memory(workload: Workload) -> tuple[float, float]:
     if code.loss_gradient_in_bf16:
         cast = size * count if size < _FP32 else (_BF16 + size) * count
     return logits, most(cast, output - (logits - size * count))
+
+
+def _chunked_loss(workload: Workload, chunk: int) -> tuple[float, float]:
+    """Of ``layers/chunked_loss.py``: its forward pass, and three moments of its backward pass.
+
+    There the gradient of all hidden states fills up chunk by chunk, and the weight's is summed up in fp32.
+    """
+    size, tp, hidden_size = workload.precision.parameter, workload.topology.tp, workload.shape.hidden_size
+    words = workload.shape.padded_vocab_size(tp) / tp
+    count = words * least(workload.tokens, chunk)
+    narrow = size < _FP32
+    piece = _FP32 * least(count, _LOSS_ELEMENTS[workload.code.device])
+    hidden = size * workload.tokens * hidden_size
+    total, cast = _FP32 * words * hidden_size, narrow * size * words * hidden_size
+    is_cut = workload.tokens > chunk
+    in_chunk = hidden + where(is_cut, total, 0) + narrow * piece
+    adding = hidden + total * (1 + (narrow and is_cut))
+    part = hidden / workload.sequence_cut * (workload.sequence_cut > 1)
+    # The last chunk's logits are gone when ranks add up what they have.
+    end = most(hidden + part + total, hidden / workload.sequence_cut + total + cast) - size * count
+    beside = most(most(_LOSS_COPIES[size] * piece, in_chunk), most(adding, end))
+    return size * count, beside
 
 
 def tied_gradient(workload: Workload) -> float:

@@ -143,6 +143,7 @@ class Implementation:
         device: ``cuda`` or ``cpu``, where activation functions are not fused.
         fused_loss: Whether the logits become their own gradient (ours); False for Megatron's cross-entropy,
             which keeps their softmax in fp32.
+        loss_chunk: Tokens whose logits exist at once (ours); None for those of a whole microbatch.
         loss_gradient_in_bf16: Whether Megatron's is its fused one, whose gradient is in bf16 first, then
             in the logits' own type.
         grouped_experts: Whether all experts of a rank are one matrix product.
@@ -158,6 +159,7 @@ class Implementation:
     backend: str = "native"
     device: str = "cuda"
     fused_loss: bool = True
+    loss_chunk: int | None = None
     loss_gradient_in_bf16: bool = False
     grouped_experts: bool = False
     hidden_dropout: float = 0.0
@@ -265,6 +267,7 @@ def workload_of(job: Job, topology: Topology, shape: ModelShape) -> Workload:
             backend=backend,
             device=device,
             fused_loss=not job.megatron.get("cross_entropy_loss_fusion"),
+            loss_chunk=train.loss_chunk_tokens,
             loss_gradient_in_bf16=bool(job.megatron.get("cross_entropy_loss_fusion"))
             and not job.precision.bf16,
             # Without Transformer Engine the argument is taken, and experts still come one by one.

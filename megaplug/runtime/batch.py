@@ -17,6 +17,7 @@ from megatron.training.global_vars import get_args, get_timers, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
 from megaplug.layers.attention.megatron_tokens import batch_of_rank
+from megaplug.layers.chunked_loss import output_layer_loss
 from megaplug.layers.cross_entropy import vocab_parallel_cross_entropy
 from megaplug.runtime.source_losses import SourceLosses
 from megaplug.runtime.stopwatch import data_wait
@@ -158,13 +159,23 @@ def fused_loss(
     labels: torch.Tensor,
     runtime_gather_output: bool | None,
     scale_logits: Callable[[torch.Tensor], torch.Tensor],
+    config: Any,
+    chunk: int | None = None,
     **unused: Any,
 ) -> torch.Tensor:
     """What ``GPTModel`` does after its last layer, with our cross-entropy; its ``output_processor``.
 
+    With ``chunk`` the logits of so many tokens exist at once, and not those of all.
+
     Returns:
         ``[micro_batch, seq_length / cp]``, nats per token.
     """
+    if chunk is not None:
+        factor = config.mup_output_mult if config.use_mup else 1.0
+        losses = output_layer_loss(
+            output_layer, hidden_states, labels.t(), chunk, weight_VH=output_weight, factor=factor
+        )
+        return losses.t().contiguous()
     logits, _ = output_layer(hidden_states, weight=output_weight, runtime_gather_output=runtime_gather_output)
     group = mpu.get_tensor_model_parallel_group()
     return vocab_parallel_cross_entropy(scale_logits(logits), labels.t(), group).t().contiguous()
@@ -175,8 +186,16 @@ def forward_step(
     model: GPTModel,
     *,
     sources: SourceLosses | None = None,
+    loss_chunk_tokens: int | None = None,
 ) -> tuple[Any, Any]:
-    """One forward pass over one micro-batch, for Megatron's pipeline schedules."""
+    """One forward pass over one micro-batch, for Megatron's pipeline schedules.
+
+    Args:
+        data_iterator: Gives samples.
+        model: This stage.
+        sources: Reports the losses of sources apart.
+        loss_chunk_tokens: Tokens whose logits exist at once; None for all.
+    """
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
     vp_stage = get_attr_wrapped_model(model, "vp_stage")
@@ -189,7 +208,9 @@ def forward_step(
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
         # Megatron's own fused one where it is asked for by name.
-        output_processor=None if get_args().cross_entropy_loss_fusion else fused_loss,
+        output_processor=None
+        if get_args().cross_entropy_loss_fusion
+        else partial(fused_loss, chunk=loss_chunk_tokens),
     )
     loss = partial(masked_loss, dataset_id=batch["dataset_id"], sources=sources)
     return output_tensor, partial(loss, batch["loss_mask"])

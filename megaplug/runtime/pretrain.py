@@ -162,12 +162,13 @@ class _Run:
         spread_as(attention.token_layout())
         model_config.transformer_layer_spec = transformer_layer_spec(attention, self.frozen.derived.backend)
         sources = SourceLosses(self.frozen.facts)
-        step = heartbeat.counting(partial(forward_step, sources=sources))
+        chunk = job.train.loss_chunk_tokens
+        step = heartbeat.counting(partial(forward_step, sources=sources, loss_chunk_tokens=chunk))
         profiled_step = profiling.watch(training, step, self.frozen, self.rank)
         self.stopping.watch(training)
         self.recorder.watch(training)
         self.saver.watch(training)
-        what_runs.watch(training, self._on_built)
+        what_runs.watch(training, self._on_built, chunk)
         sources.watch(training)
         graphs = job.cuda_graph
         # The step after the last of warming up is the one that is captured.

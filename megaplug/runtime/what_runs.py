@@ -15,7 +15,7 @@ from megatron.core.optimizer import clip_grads
 from megatron.core.transformer.identity_op import IdentityOp
 from torch.optim.optimizer import _default_to_fused_or_foreach
 
-from megaplug.layers import cross_entropy
+from megaplug.layers import chunked_loss, cross_entropy
 from megaplug.runtime import fused_adam
 
 # By the first words of a module's name, longest first.
@@ -33,30 +33,36 @@ _SHOWN_LAYERS = 4
 _LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2", "output_layer")
 
 
-def watch(training: Any, tell: Callable[[dict[str, str]], None]) -> None:
+def watch(
+    training: Any, tell: Callable[[dict[str, str]], None], loss_chunk_tokens: int | None = None
+) -> None:
     """Tell the kernels as soon as model and optimizer are built.
 
     Args:
         training: ``megatron.training.training``, whose ``setup_model_and_optimizer`` is followed.
         tell: Called on every rank with :func:`kernels`.
+        loss_chunk_tokens: What ``batch.forward_step`` is given.
     """
     real_setup = training.setup_model_and_optimizer
 
     @functools.wraps(real_setup)
     def setup_model_and_optimizer(*args: Any, **kwargs: Any) -> Any:
         answer = real_setup(*args, **kwargs)
-        tell(kernels(answer[0], answer[1]))
+        tell(kernels(answer[0], answer[1], loss_chunk_tokens))
         return answer
 
     training.setup_model_and_optimizer = setup_model_and_optimizer
 
 
-def kernels(model: list[torch.nn.Module], optimizer: Any) -> dict[str, str]:
+def kernels(
+    model: list[torch.nn.Module], optimizer: Any, loss_chunk_tokens: int | None = None
+) -> dict[str, str]:
     """The kernel of each part of a training step.
 
     Args:
         model: The chunks of this rank's pipeline stage.
         optimizer: Megatron's optimizer, or None.
+        loss_chunk_tokens: What ``batch.forward_step`` is given.
 
     Returns:
         ``attention``, ``norm``, ``linear``, ``cross_entropy``, ``weight_gradients``, ``optimizer`` and
@@ -67,7 +73,7 @@ def kernels(model: list[torch.nn.Module], optimizer: Any) -> dict[str, str]:
         "attention": _attentions(model),
         "norm": _joined(_norms(modules)),
         "linear": _joined(_named(type(module)) for name, module in modules if _last(name) in _LINEARS),
-        "cross_entropy": _cross_entropy(modules),
+        "cross_entropy": _cross_entropy(modules, loss_chunk_tokens),
         "weight_gradients": _weight_gradients(modules),
         **_optimizer_kernels(optimizer),
     }
@@ -126,7 +132,7 @@ def _norms(modules: list[tuple[str, torch.nn.Module]]) -> Iterator[str]:
             yield f"{_named(type(module))} (one with the linear layer)"
 
 
-def _cross_entropy(modules: list[tuple[str, torch.nn.Module]]) -> str:
+def _cross_entropy(modules: list[tuple[str, torch.nn.Module]], chunk: int | None) -> str:
     """What ``batch.forward_step`` chooses: ours, or what Megatron's model looks up where it is to fuse."""
     for _, module in modules:
         method = getattr(type(module), "compute_language_model_loss", None)
@@ -135,6 +141,8 @@ def _cross_entropy(modules: list[tuple[str, torch.nn.Module]]) -> str:
         if method is not language_module.LanguageModule.compute_language_model_loss:
             return _named(method)
         config: Any = module.config
+        if not config.cross_entropy_loss_fusion and chunk is not None:
+            return f"{_named(chunked_loss.chunked_cross_entropy)} (of {chunk:,} tokens at a time)"
         if not config.cross_entropy_loss_fusion:
             return _named(cross_entropy.vocab_parallel_cross_entropy)
         if config.cross_entropy_fusion_impl == "te":

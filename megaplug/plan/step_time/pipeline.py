@@ -93,12 +93,17 @@ def pipeline_seconds(
 
 
 def head_seconds(terms: Terms, rates: Rates) -> Number:
-    """Logits and loss of one microbatch, forward and backward: three products and passes over fp32 logits."""
-    flops = 6 * terms.tokens * terms.hidden * terms.vocab / terms.tp
+    """Logits and loss of one microbatch, forward and backward: three products and passes over fp32 logits.
+
+    In chunks it is four products, and each chunk's gradient of the weight is added to an fp32 sum.
+    """
+    again = where(terms.loss_chunks > 0, 1, 0)
+    flops = (6 + 2 * again) * terms.tokens * terms.hidden * terms.vocab / terms.tp
     # bf16 out, fp32 copy, maximum, exponentials and sum, and the gradient on its way back.
-    logits = 24 * terms.tokens * terms.vocab / terms.tp
+    logits = (24 + 2 * terms.activation_bytes * again) * terms.tokens * terms.vocab / terms.tp
+    added = 16 * terms.loss_chunks * terms.vocab * terms.hidden / terms.tp
     gather = 2 * terms.activation_bytes * terms.tokens * terms.hidden * (terms.tp - 1) / terms.tp / rates.link
-    return flops / rates.head + logits / rates.memory + gather
+    return flops / rates.head + (logits + added) / rates.memory + gather
 
 
 def embedding_seconds(terms: Terms, rates: Rates) -> Number:

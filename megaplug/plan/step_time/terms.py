@@ -49,6 +49,7 @@ class Terms:
         expert_bias: 1 where experts have biases.
         once: 1 where a token goes once to a rank, however many of its experts are there.
         gathers: 1 where every rank of the experts' group gets all tokens.
+        loss_chunks: Chunks that a microbatch's loss is computed in; 0 for all its logits at once.
         zero, fused, overlap_reduce, overlap_gather, overlap_p2p, overlap_tp, overlap_tp_backward, overlap_ep:
             Switches of the workload.
     """
@@ -106,6 +107,7 @@ class Terms:
     expert_bias: Number
     once: Number
     gathers: Number
+    loss_chunks: Number
     zero: Number
     fused: Number
     overlap_reduce: Number
@@ -179,6 +181,7 @@ def terms_of(workload: Workload) -> Terms:
         activation_bytes=precision.parameter,
         operand_bytes=OPERAND_BYTES.get(precision.compute, precision.parameter),
         cast_bytes=CAST_BYTES.get(precision.compute, 0),
+        loss_chunks=-(-workload.tokens // workload.code.loss_chunk) if workload.code.loss_chunk else 0,
         zero=workload.sharing.zero,
         fused=float(workload.fused_attention),
         overlap_reduce=float(workload.overlaps.grad_reduce),

@@ -224,7 +224,11 @@ def _train_step(
     batches = itertools.repeat(_batch(args))
     iterators = [batches] * len(model) if len(model) > 1 else batches
     training.train_step(
-        partial(forward_step, sources=SourceLosses(frozen.facts)),
+        partial(
+            forward_step,
+            sources=SourceLosses(frozen.facts),
+            loss_chunk_tokens=frozen.job.train.loss_chunk_tokens,
+        ),
         iterators,
         model,
         optimizer,
