@@ -83,15 +83,19 @@ def attend_jointly(work: Work, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor,
         places, lse_places = (places_of_queries(x, call.queries, call.heads, num_groups) for x in (out, lse))
         merge(places, lse_places, found, found_lse)
 
+    def compute_step(step: Step, arrived: Tensor) -> None:
+        entries = unpack(arrived, step.received, q.size(0), q.size(3))
+        for call in step.calls:
+            keys, values = _chosen(entries, call)
+            compute(call, gather_queries(q, call.queries, call.heads, num_groups), keys, values)
+
     for call in own:
         compute(call, *_own_inputs(call, q, k, v))
     for number, step in enumerate(work.share.steps):
         arrived = message.wait()
         message = _post(work, number + 1, k, v, FORWARD)
-        entries = unpack(arrived, step.received, q.size(0), q.size(3))
-        for call in step.calls:
-            keys, values = _chosen(entries, call)
-            compute(call, gather_queries(q, call.queries, call.heads, num_groups), keys, values)
+        compute_step(step, arrived)
+        del arrived
     return out, lse
 
 
@@ -123,20 +127,19 @@ def backward_jointly(
         )
     else:
         d_q, d_k, d_v = (torch.zeros(x.shape, dtype=wide(q.dtype), device=q.device) for x in (q, k, v))
-    for call in own:
+
+    # What is needed for one call or step lives in a function, and is gone before the next needs as much.
+    def add_own(call: Call) -> None:
         to_q, to_k, to_v = compute_own(call)
         add(places_of_queries(d_q, call.queries, call.heads, num_groups), to_q)
         add(places_of_keys(d_k, call.keys, call.heads), to_k)
         add(places_of_keys(d_v, call.keys, call.heads), to_v)
-    returning: tuple[Step, Message] | None = None
-    for number, step in enumerate(work.share.steps):
-        arrived = message.wait()
-        message = _post(work, number + 1, k, v, KEYS_AGAIN)
-        entries = unpack(arrived, step.received, q.size(0), q.size(3))
+
+    def answer(step: Step, arrived: Tensor) -> Tensor:
         # One call has all that this rank knows of an entry. What the kernel gives is sent: the owner adds
         # the parts of many ranks, and each that is rounded first would add its own error.
         back = torch.zeros_like(arrived, dtype=gradient_dtype(work, q.dtype))
-        grads = unpack(back, step.received, q.size(0), q.size(3))
+        entries, grads = (unpack(x, step.received, q.size(0), q.size(3)) for x in (arrived, back))
         for call in step.calls:
             to_q, *to_keys = compute(call, *_chosen(entries, call))
             add(places_of_queries(d_q, call.queries, call.heads, num_groups), to_q)
@@ -144,11 +147,23 @@ def backward_jointly(
             for which, grad in enumerate(to_keys):
                 for entry, part in zip(call.entries, grad.split(counts, 1), strict=True):
                     grads[entry][which].copy_(part)
+            del to_q, to_keys, grad, part
+        return back
+
+    for call in own:
+        add_own(call)
+    returning: tuple[Step, Message] | None = None
+    for number, step in enumerate(work.share.steps):
+        arrived = message.wait()
+        message = _post(work, number + 1, k, v, KEYS_AGAIN)
+        back = answer(step, arrived)
+        del arrived
         if returning is not None:
             _add_returned(*returning, d_k, d_v)
         assert work.group is not None, "steps have other ranks"
         length = num_elements(step.sent, q.size(0), q.size(3))
         returning = step, Message(work.group, back, step.from_rank, length, step.to_rank, GRADIENTS)
+        del back
     if returning is not None:
         _add_returned(*returning, d_k, d_v)
     return d_q, d_k, d_v

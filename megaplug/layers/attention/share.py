@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megaplug.layers.attention.pattern import Branch, Heads, HeadSet, head_sets, num_rows
 from megaplug.layers.attention.token_layout import TokenLayout
@@ -189,11 +189,11 @@ def _own_calls(heads: HeadSet, pieces: Sequence[_Piece], causal: bool) -> Iterat
     """A split segment's rows of this rank with each other."""
     rows = tuple(piece.rows for piece in pieces)
     if not causal:
-        yield Call(heads, rows, rows, causal=False)
+        yield Call(heads, _joined(rows), _joined(rows), causal=False)
         return
     for number, key in enumerate(rows):
         yield Call(heads, (key,), (key,), causal=True)
-        if later := rows[number + 1 :]:
+        if later := _joined(rows[number + 1 :]):
             yield Call(heads, later, (key,), causal=False)
 
 
@@ -226,8 +226,19 @@ def _read(
 ) -> Iterator[tuple[_Piece, tuple[Rows, ...]]]:
     """The owner's pieces that the reader needs, each with the reader's rows that read it."""
     for key in pieces.get(owner, ()):
-        queries = tuple(
-            query.rows for query in pieces.get(reader, ()) if not causal or query.order > key.order
-        )
+        queries = [query.rows for query in pieces.get(reader, ()) if not causal or query.order > key.order]
         if queries:
-            yield key, queries
+            yield key, _joined(queries)
+
+
+def _joined(parts: Sequence[Rows]) -> tuple[Rows, ...]:
+    """The same rows in fewer parts: both halves of a zigzag rank lie in one piece, and need no copy."""
+    found: list[Rows] = []
+    for part in parts:
+        before = found[-1] if found else replace(part, count=0)
+        follows = before.base + before.offset + before.count * before.rate == part.base + part.offset
+        if found and follows and part.rate == before.rate:
+            found[-1] = replace(before, count=before.count + part.count)
+        else:
+            found.append(part)
+    return tuple(found)
