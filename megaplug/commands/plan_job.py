@@ -31,6 +31,9 @@ from megaplug.topology import resolve
 
 _NO_PICTURES = "what is wrong is not the layout, and of a job that cannot be only layouts are drawn"
 
+# Keys of which no layout makes right what is wrong.
+_NO_LAYOUTS = ("attention.", "megatron.")
+
 
 def answer(asked: Asked) -> int:
     """Show the plan; 2 where the job cannot be, or does not fit the cluster."""
@@ -179,7 +182,8 @@ def _impossible(
         # Of sizes that are no sizes nothing is near.
         refused = Refused(judged.problems, (), cluster, job.cluster.name == AUTO)
     else:
-        refused = _refused(asked, job, cluster, vocab_size, formats, layout=not formats)
+        elsewhere = any(problem.key.startswith(_NO_LAYOUTS) for problem in judged.problems)
+        refused = _refused(asked, job, cluster, vocab_size, formats, layout=not formats and not elsewhere)
     notes = [*job_notes(asked.job, asked.command.overrides), *remarks(judged.lacking)]
     pictures: list[Path] = []
     if folder is not None:

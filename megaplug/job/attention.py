@@ -11,6 +11,8 @@ def attention_layers(config: AttentionConfig) -> AttentionLayers:
     return AttentionLayers(
         tuple(config.pattern or (config.name,)),
         {**config.pattern_params, config.name: config.params},
+        config.sub_layer_norm,
+        config.gamma_init,
     )
 
 

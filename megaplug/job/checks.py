@@ -136,6 +136,7 @@ def job_shape(job: Job, vocab_size: int | None = None) -> ModelShape:
         add_qkv_bias=model.add_qkv_bias,
         normalization=model.normalization,
         qk_layernorm=model.qk_layernorm,
+        sub_layer_norm=job.attention.sub_layer_norm,
         untie_embeddings_and_output_weights=model.untie_embeddings_and_output_weights,
         position_embedding_type=model.position_embedding_type,
         rotary_percent=model.rotary_percent,

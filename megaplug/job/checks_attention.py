@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from megaplug.errors import Problem, UserError
 from megaplug.job.attention import attention_layers, name_key, params_key
+from megaplug.job.packages import resolve_backend
 from megaplug.job.schema import Job, ModelConfig
 from megaplug.layers import registry
 from megaplug.layers.registry import AttentionLayers
@@ -48,7 +49,7 @@ def attention_problems(job: Job, device: str | None = None, *, sizes_hold: bool 
             "flash attention always computes its softmax in fp32",
         )
         problems.append(Problem(key, message, "leave it true, or use attention=local"))
-    problems += [*_cuda_kernel(job, layers, device), *_other_layers(job)]
+    problems += [*_cuda_kernel(job, layers, device), *_other_layers(job), *_sub_norm(job, device)]
     # Layouts are parameters: of such as are wrong nothing can be asked.
     return problems or list(_token_layouts(job, layers))
 
@@ -117,6 +118,24 @@ def _other_layers(job: Job) -> Iterator[Problem]:
     for name in _OTHER_LAYERS:
         if job.megatron.get(name):
             yield Problem(f"megatron.{name}", "is of layers that megaplug does not build", "leave it out")
+
+
+def _sub_norm(job: Job, device: str | None) -> Iterator[Problem]:
+    """What a norm inside the attention, and its initial weights, do not go with."""
+    gamma, key = job.attention.gamma_init, "attention.gamma_init"
+    backend = job.backend if device is None else resolve_backend(job.backend, device, job.kernels.te)
+    if gamma is not None and gamma <= 0:
+        yield Problem(key, f"{gamma} is no gain", "give a number above 0, such as 1")
+    if gamma is not None and job.megatron.get("attention_output_gate"):
+        yield Problem(key, "knows no gate (megatron.attention_output_gate)", "leave one of them out")
+    wanted = {"sub_layer_norm": job.attention.sub_layer_norm, "gamma_init": gamma is not None}
+    for name in (name for name, is_wanted in wanted.items() if is_wanted):
+        if job.model.multi_latent_attention:
+            yield Problem(f"attention.{name}", "is not in latent attention", "leave it out")
+        elif backend == "te":
+            yield Problem(
+                f"attention.{name}", "is not in the layers of Transformer Engine", "use backend=native"
+            )
 
 
 def _limits(job: Job, plugin: registry.Plugin, device: str | None) -> list[Problem]:

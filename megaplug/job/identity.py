@@ -146,6 +146,8 @@ def model_fingerprint(job: Job, derived: Derived, facts: DataFacts) -> dict[str,
         values["moe.moe_ffn_hidden_size"] = job.moe.moe_ffn_hidden_size or job.model.ffn_hidden_size
     else:
         values["moe.num_experts"] = None
+    if job.attention.sub_layer_norm:
+        values["attention.sub_layer_norm"] = True
     values["tokenizer.type"] = job.tokenizer.type
     values["the vocabulary of the tokenizer"] = facts.tokenizer_fingerprint
     return values

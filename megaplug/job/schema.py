@@ -86,6 +86,8 @@ class AttentionConfig:
     params: dict[str, Any] = field(default_factory=dict)
     pattern: list[str] | None = None
     pattern_params: dict[str, Any] = field(default_factory=dict)
+    sub_layer_norm: bool = False
+    gamma_init: float | None = None
 
 
 @dataclass

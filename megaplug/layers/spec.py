@@ -29,6 +29,7 @@ from megatron.core.transformer.transformer_layer import (
 from megaplug.errors import UserError
 from megaplug.layers.attention.latent import core_attention_spec, latent_attention_spec
 from megaplug.layers.attention.rotary import RotarySelfAttention
+from megaplug.layers.attention.sub_norm import RingMultiheadDilatedAttention, xavier_projections
 from megaplug.layers.backend import core_attention_builder, native_provider
 from megaplug.layers.registry import AttentionLayers
 from megaplug.layers.swiglu import SwiGLUMLP
@@ -65,6 +66,8 @@ def transformer_layer_spec(
     def build(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
         transformer: TransformerConfig = getattr(config, "transformer", config)
         _refuse_unsupported(transformer)
+        if transformer.multi_latent_attention or backend == "te":
+            _refuse_sub_norm(attention)
         if backend == "te":
             return _te_block(transformer, vp_stage, attention)
         norm = transformer.normalization
@@ -74,7 +77,7 @@ def transformer_layer_spec(
         }
         is_moe = moe_pattern(transformer.num_layers, transformer.num_moe_experts, transformer.moe_layer_freq)
         layers = [
-            _native_layer(transformer, providers[attention.name_of(layer)], is_moe[layer])
+            _native_layer(transformer, providers[attention.name_of(layer)], is_moe[layer], attention)
             for layer in stage_layers(transformer, vp_stage)
         ]
         return TransformerBlockSubmodules(
@@ -112,11 +115,13 @@ def stage_layers(config: TransformerConfig, vp_stage: int | None) -> list[int]:
     return list(range(offset, offset + get_num_layers_to_build(config, vp_stage=vp_stage)))
 
 
-def _native_layer(config: TransformerConfig, backend: BackendSpecProvider, is_moe: bool) -> ModuleSpec:
+def _native_layer(
+    config: TransformerConfig, backend: BackendSpecProvider, is_moe: bool, layers: AttentionLayers
+) -> ModuleSpec:
     """As Megatron's ``get_gpt_layer_local_submodules``, which takes no backend."""
     num_experts = config.num_moe_experts if is_moe else None
     latent = config.multi_latent_attention
-    attention = latent_attention_spec(config, backend) if latent else _attention_spec(config, backend)
+    attention = latent_attention_spec(config, backend) if latent else _attention_spec(config, backend, layers)
     submodules = TransformerLayerSubmodules(
         input_layernorm=backend.layer_norm(has_residual=True),
         self_attention=attention,
@@ -130,22 +135,27 @@ def _native_layer(config: TransformerConfig, backend: BackendSpecProvider, is_mo
     return ModuleSpec(module=TransformerLayer, submodules=submodules)
 
 
-def _attention_spec(config: TransformerConfig, backend: BackendSpecProvider) -> ModuleSpec:
+def _attention_spec(
+    config: TransformerConfig, backend: BackendSpecProvider, layers: AttentionLayers
+) -> ModuleSpec:
     qk_norm: Any = IdentityOp
     if config.qk_l2_norm:
         qk_norm = L2Norm
     elif config.qk_layernorm:
         qk_norm = backend.layer_norm(for_qk=True)
+    qkv: Any = backend.column_parallel_linear()
+    proj: Any = backend.row_parallel_linear()
+    if layers.gamma_init is not None:
+        qkv, proj = xavier_projections(qkv, proj, layers.gamma_init)
     submodules = SelfAttentionSubmodules(
-        linear_qkv=backend.column_parallel_linear(),
+        linear_qkv=qkv,
         core_attention=backend.core_attention(),
-        linear_proj=backend.row_parallel_linear(),
+        linear_proj=proj,
         q_layernorm=qk_norm,
         k_layernorm=qk_norm,
     )
-    return ModuleSpec(
-        module=RotarySelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules
-    )
+    module = RingMultiheadDilatedAttention if layers.sub_layer_norm else RotarySelfAttention
+    return ModuleSpec(module=module, params={"attn_mask_type": AttnMaskType.causal}, submodules=submodules)
 
 
 def _mlp(config: TransformerConfig, backend: BackendSpecProvider, num_experts: int | None) -> Any:
@@ -183,6 +193,14 @@ def _te_block(
             submodules.self_attention.submodules.core_attention = core_attention
         layers.append(ModuleSpec(module=TransformerLayer, submodules=submodules))
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=TENorm)
+
+
+def _refuse_sub_norm(attention: AttentionLayers) -> None:
+    if attention.sub_layer_norm or attention.gamma_init is not None:
+        raise UserError(
+            "latent attention and the layers of Transformer Engine have no sub_layer_norm and no gamma_init",
+            hint="leave them out, or use backend=native",
+        )
 
 
 def _refuse_unsupported(config: TransformerConfig) -> None:

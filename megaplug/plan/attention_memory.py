@@ -70,6 +70,9 @@ def attention_memory(workload: Workload) -> AttentionMemory:
         if expands and not shape.multi_latent_attention:
             # Keys and values that were repeated are still named by those who called.
             forward += _projected(workload, expands=False) - projected
+    if shape.sub_layer_norm:
+        # Its input beside what comes out of it, a mean and a deviation of each token.
+        scores += out + 2 * _FP32 * workload.tokens
     return AttentionMemory(projected, out, scores, forward, backward)
 
 

@@ -3,6 +3,7 @@
 Per layer, with h hidden, q query and k key channels, f the MLP's hidden size and g = 2 (SwiGLU) or 1:
 attention ``h(q + 2k) + qh``, MLP ``(g + 1) h f``, two norms of h (twice that for LayerNorm), a router of
 ``hE`` and E experts in place of the MLP. Around them ``2 V h`` (once if tied) and a final norm.
+A norm inside the attention has ``2 q``.
 Latent attention has latents of r (queries) and c channels, p rotated channels, v of values and n of keys that
 are not rotated: ``h r + r q + h(c + p) + c(n + v) + v h``, and norms of r and c.
 """
@@ -114,6 +115,8 @@ def _attention(shape: ModelShape, tp: int) -> int:
         count += hidden
     if shape.qk_layernorm:
         count += 2 * _norm(shape, shape.head_size)
+    if shape.sub_layer_norm:
+        count += 2 * query // tp
     return count
 
 

@@ -39,6 +39,7 @@ class ModelShape:
     add_qkv_bias: bool = False
     normalization: str = "RMSNorm"
     qk_layernorm: bool = False
+    sub_layer_norm: bool = False
     untie_embeddings_and_output_weights: bool = True
     position_embedding_type: str = "rope"
     rotary_percent: float = 1.0

@@ -85,7 +85,8 @@ def test_contiguous_tokens_are_refused_with_multi_token_prediction():
         (["segment_lengths=64"], "segment_lengths", "list is needed"),
         (["token_layout=striped"], "token_layout", "zigzag, contiguous"),
         (["offset=head"], "offset", "kv_group, query_head, torchscale_block"),
-        (["block=3"], "block", "no parameter"),
+        (["blocksize=3"], "blocksize", "did you mean 'block_size'"),
+        (["block_size=0"], "block_size", "0 is no number of tokens"),
     ],
 )
 def test_patterns_that_cannot_be_are_refused(params, key, text):

@@ -33,6 +33,7 @@ class Case(NamedTuple):
     causal: bool = True
     offset: str = "kv_group"
     mix_grad: str = "exact"
+    block_size: int | None = None
 
 
 CASES = {
@@ -46,10 +47,14 @@ CASES = {
     "by query head": Case((16, 64), (1, 4), offset="query_head"),
     "by block of heads": Case((16, 64), (1, 3), (6, 2), offset="torchscale_block"),
     "detached": Case((16, 64), (1, 2), mix_grad="detached"),
+    "dense in blocks": Case(None, block_size=5),
+    "in blocks": Case((7, 24, 100), (1, 3, 5), (6, 3), block_size=3),
+    "both ways in blocks": Case((8, 64), (1, 4), causal=False, block_size=4),
 }
 
 
 def attend(case: Case, inputs: Any, **where: Any) -> Any:
+    where = {**where, "block_size": case.block_size}
     if case.lengths is None:
         return ring_attention(*inputs, causal=case.causal, **where)
     options = {"causal": case.causal, "offset": case.offset, "mix_grad": case.mix_grad}

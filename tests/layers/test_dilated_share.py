@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from megaplug.layers.attention.pattern import (
     pairs_of_branch,
 )
 from megaplug.layers.attention.share import share_of_rank
+from megaplug.layers.attention.share_blocks import share_in_blocks
 from megaplug.layers.attention.token_layout import LAYOUTS, TokenLayout
 
 
@@ -105,6 +107,28 @@ def test_what_one_rank_sends_is_what_the_other_awaits(name):
                 other = shares[step.to_rank].steps[number]
                 assert other.from_rank == rank
                 assert other.received == step.sent
+
+
+@pytest.mark.parametrize("block_size", [1, 5])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_in_blocks_no_message_is_larger_and_every_pair_is_computed_as_often(name, block_size):
+    heads, layout = Heads(6, 3), TokenLayout(name, 48, 4)
+    for causal, (lengths, rates) in itertools.product((True, False), PATTERNS):
+        arguments = (branches(lengths, rates), layout)
+        options = (heads, "kv_group", causal)
+        shares = [share_in_blocks(*arguments, rank, *options, block_size) for rank in range(4)]
+        for rank, share in enumerate(shares):
+            whole = share_in_blocks(*arguments, rank, *options, None)
+            assert whole == share_of_rank(*arguments, rank, *options)
+            assert share.elements_received(8) == whole.elements_received(8)
+            found, wanted = (Counter(pairs(each, layout, rank, heads)) for each in (share, whole))
+            assert found == wanted
+            for entries in (entries for step in share.steps for entries in (step.sent, step.received)):
+                assert sum(e.rows.count * e.heads.groups.count for e in entries) <= block_size * 3
+            for other in range(4):
+                sent = [step.sent for step in share.steps if step.to_rank == other and step.sent]
+                back = shares[other].steps
+                assert sent == [step.received for step in back if step.from_rank == rank and step.received]
 
 
 def received(layout, segment_length, rate, *, heads, offset="kv_group", causal=True):

@@ -11,7 +11,7 @@ from megatron.core.models.common.embeddings import rope_utils, rotary_pos_embedd
 from megatron.core.transformer.enums import AttnMaskType
 
 from megaplug.errors import UserError
-from megaplug.layers.attention import dilated_attention
+from megaplug.layers.attention import dilated_attention, ring
 from megaplug.layers.attention.flash import FlashAttention
 from megaplug.layers.attention.megatron_tokens import batch_of_rank, spread_as
 from megaplug.layers.attention.ring import DilatedAttention, RingAttention, RingDilatedAttention
@@ -48,6 +48,14 @@ def test_the_core_attention_is_the_function_of_tensors(config, single_rank):
         by_batch = (x.transpose(0, 1) for x in inputs)
         wanted = dilated_attention(*by_batch, *PATTERN.values(), offset=offset, scale=0.5)
         assert error([layer(*inputs, None)], [wanted.transpose(0, 1).flatten(2)]) < 1e-12
+
+
+@pytest.mark.parametrize("cls", [RingAttention, RingDilatedAttention])
+def test_what_a_user_may_set_of_the_function_reaches_it(config, single_rank, monkeypatch, cls):
+    found = {}
+    monkeypatch.setattr(ring, "dilated_attention", lambda q, *_, **options: found.update(options) or q)
+    make(cls, config(), single_rank, block_size=16, kernel="reference")(*tensors(), None)
+    assert (found["block_size"], found["kernel"]) == (16, "reference")
 
 
 def test_without_segments_it_takes_a_quarter_a_half_and_the_whole(config, single_rank):

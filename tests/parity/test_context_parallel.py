@@ -15,6 +15,7 @@ PARAMS = ["attention.params.segment_lengths=[16,64]", "attention.params.dilation
 RING, DILATED = ["attention=ring"], ["attention=ring_dilated", *PARAMS]
 # Stages of two layers begin in the middle of a unit of three.
 MIXED = ["attention.pattern=[ring_dilated,ring,ring]", "attention=ring_dilated", *PARAMS]
+BLOCKS = ["attention.params.block_size=8", "attention.pattern_params.ring.block_size=5"]
 CONTIGUOUS = ["attention.params.token_layout=contiguous"]
 SELECTIVE = ["train.recompute_granularity=selective", "train.recompute_modules=[core_attn]"]
 FULL = [
@@ -37,7 +38,7 @@ CASES = {
     "dilated on cp2, computed again": (DILATED, [*TOPOLOGIES["cp2"], *SELECTIVE]),
     "ring on cp2, layers computed again": (RING, [*TOPOLOGIES["cp2"], *FULL]),
     "dilated on cp2, layers computed again": (DILATED, [*TOPOLOGIES["cp2"], *FULL]),
-    "dilated and dense layers on cp2": (MIXED, TOPOLOGIES["cp2"]),
+    "dilated and dense layers on cp2": (MIXED, [*TOPOLOGIES["cp2"], *BLOCKS]),
     "dilated and dense layers on pp2": (MIXED, ["topology.pp=2"]),
 }
 

@@ -15,7 +15,7 @@ from megaplug.errors import UserError
 from megaplug.layers.attention.block_kernels import choose_kernel
 from megaplug.layers.attention.joint import DetachedAttention, JointAttention, Work
 from megaplug.layers.attention.pattern import Heads, branches
-from megaplug.layers.attention.share import share_of_rank
+from megaplug.layers.attention.share_blocks import share_in_blocks
 from megaplug.layers.attention.token_layout import TokenLayout
 
 MIX_GRADS = ("exact", "detached")
@@ -36,6 +36,7 @@ def dilated_attention(
     scale: float | None = None,
     heads: Heads | None = None,
     kernel: str = "auto",
+    block_size: int | None = None,
 ) -> Tensor:
     """Attention over dilated segments (LongNet, arXiv 2307.02486), mixed as one joint softmax.
 
@@ -59,6 +60,9 @@ def dilated_attention(
         heads: Which of a layer's heads these are, where tensor parallelism shards them; None where all are
             here.
         kernel: ``auto``, or one of ``block_kernels.KERNELS``.
+        block_size: The most tokens whose keys and values are in one message. A rank keeps a few messages at a
+            time, so this bounds what it keeps of others, however long the sequence; more messages are sent.
+            None sends all that a rank needs of another at once.
 
     Returns:
         ``[B, S, H, D]`` in the dtype of q.
@@ -69,6 +73,8 @@ def dilated_attention(
     _check_tensors(q, k, v)
     if mix_grad not in MIX_GRADS:
         raise UserError(f"there is no mix_grad {mix_grad!r}", hint=f"one of: {', '.join(MIX_GRADS)}")
+    if block_size is not None and block_size < 1:
+        raise UserError(f"block_size is {block_size}", hint="give a number of tokens, such as 4096, or None")
     pattern = branches(segment_lengths, dilation_rates)
     num_ranks = dist.get_world_size(group) if group is not None else 1
     rank = dist.get_rank(group) if group is not None else 0
@@ -79,7 +85,7 @@ def dilated_attention(
     factor = q.size(3) ** -0.5 if scale is None else scale
     parts = [pattern] if mix_grad == "exact" else [(branch,) for branch in pattern]
     works = tuple(
-        Work(share_of_rank(part, tokens, rank, heads, offset, causal), chosen, factor, group)
+        Work(share_in_blocks(part, tokens, rank, heads, offset, causal, block_size), chosen, factor, group)
         for part in parts
     )
     if mix_grad == "exact":
@@ -97,6 +103,7 @@ def ring_attention(
     layout: str = "zigzag",
     scale: float | None = None,
     kernel: str = "auto",
+    block_size: int | None = None,
 ) -> Tensor:
     """Every token with every other (or every one before it), the sequence spread over the ranks of a group.
 
@@ -106,6 +113,7 @@ def ring_attention(
     return dilated_attention(
         q, k, v, [q.size(1) * num_ranks], [1],
         causal=causal, group=group, layout=layout, scale=scale, kernel=kernel,
+        block_size=block_size,
     )  # fmt: skip
 
 

@@ -32,7 +32,8 @@ class RingDilatedAttention(nn.Module):
         dropout: Has to be 0: no kernel that gives log-sum-exps drops weights on a CPU, and LongNet was
             trained with 0.
         ring_size: How many ranks share a sequence; checked against the group. None takes the group's.
-        block_size: The most tokens that a rank may hold; None is any number.
+        block_size: The most tokens whose keys and values are in one message between ranks: bounds what a
+            rank keeps of others. None is any number.
         use_checkpointing: Whether the backward pass computes the output again and does not keep it.
         offset: ``kv_group``, ``query_head`` or ``torchscale_block``; see ``dilated_attention``.
         mix_grad: ``exact`` or ``detached``.
@@ -72,11 +73,11 @@ class RingDilatedAttention(nn.Module):
             )
         self.segment_lengths = list(segment_lengths)
         self.dilation_rates = list(dilation_rates)
-        self.block_size = block_size
         self.use_checkpointing = use_checkpointing
         self.num_ranks = num_ranks
         self.options: dict[str, Any] = {
             "offset": offset, "mix_grad": mix_grad, "group": group, "layout": layout,
+            "block_size": block_size,
         }  # fmt: skip
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
@@ -92,13 +93,8 @@ class RingDilatedAttention(nn.Module):
             ``[B, S, H, D]``.
 
         Raises:
-            UserError: Sizes that do not fit, or more tokens than ``block_size``.
+            UserError: Sizes that do not fit.
         """
-        if self.block_size is not None and q.size(1) > self.block_size:
-            raise UserError(
-                f"{q.size(1)} tokens on this rank, and block_size is {self.block_size}",
-                hint="spread the sequence over more ranks, or raise block_size",
-            )
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             pattern = (self.segment_lengths, self.dilation_rates)

@@ -22,6 +22,12 @@ _LAYOUT = Parameter(
     "how tokens are spread over the ranks: as Megatron does, or in one piece each, which sends less",
     ("zigzag", "contiguous"),
 )
+_BLOCK = Parameter(
+    int,
+    None,
+    "the most tokens whose keys and values are in one message between ranks, which bounds what is kept of "
+    "others; null: all that a rank needs of another at once",
+)
 _PATTERN = {
     "segment_lengths": Parameter(
         list,
@@ -57,8 +63,18 @@ def _limits(context_parallel: bool) -> Limits:
     )
 
 
+def block_problems(params: Mapping[str, Any], key: str) -> Iterator[Problem]:
+    """What is wrong with the size of a message."""
+    size = params.get("block_size")
+    if size is not None and size < 1:
+        yield Problem(
+            f"{key}.block_size", f"{size} is no number of tokens", "give a number such as 4096, or null"
+        )
+
+
 def pattern_problems(params: Mapping[str, Any], key: str) -> Iterator[Problem]:
-    """What is wrong with segment lengths and rates whose types are right."""
+    """What is wrong with segment lengths and rates whose types are right, and with the size of a message."""
+    yield from block_problems(params, key)
     lengths, rates = params.get("segment_lengths", ()), params.get("dilation_rates", ())
     for name, values in (("segment_lengths", lengths), ("dilation_rates", rates)):
         if wrong := [value for value in values if type(value) is not int or value < 1]:
@@ -74,10 +90,11 @@ RING = Plugin(
     kind=CORE_ATTENTION,
     target=f"{_MODULE}:RingAttention",
     doc="dense attention over context-parallel ranks without Transformer Engine; only what is needed is sent",
-    parameters={"token_layout": _LAYOUT, "kernel": _KERNEL},
+    parameters={"token_layout": _LAYOUT, "kernel": _KERNEL, "block_size": _BLOCK},
     limits=_limits(context_parallel=True),
     forward_flops=causal_flops,
     saved_bytes_per_token=fused_bytes,
+    check_params=block_problems,
 )
 
 DILATED = Plugin(
@@ -96,7 +113,7 @@ RING_DILATED = Plugin(
     kind=CORE_ATTENTION,
     target=f"{_MODULE}:RingDilatedAttention",
     doc="the same over context-parallel ranks: segments that a rank has whole cost no communication",
-    parameters={**_PATTERN, "token_layout": _LAYOUT},
+    parameters={**_PATTERN, "token_layout": _LAYOUT, "block_size": _BLOCK},
     limits=_limits(context_parallel=True),
     saved_bytes_per_token=fused_bytes,
     check_params=pattern_problems,

@@ -1,4 +1,4 @@
-"""Which core attention each layer of a model has: one for all, or a unit of names that is repeated."""
+"""Which attention each layer of a model has: one for all, or a unit of names that is repeated."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ class AttentionLayers:
         unit: Names of registered core attentions; layer n of the whole model, from 0, has the n-th of them,
             from the first again after the last.
         params: The user's parameters, by name.
+        sub_layer_norm: Whether every layer norms what its heads give before its last projection.
+        gamma_init: Xavier gain of values and last projection; None takes Megatron's initial weights.
     """
 
     unit: tuple[str, ...]
     params: Mapping[str, Mapping[str, Any]]
+    sub_layer_norm: bool = False
+    gamma_init: float | None = None
 
     @classmethod
     def alike(cls, name: str, params: Mapping[str, Any]) -> AttentionLayers:

@@ -26,7 +26,7 @@ def validate_params(
             hint = (f"did you mean {close[0]!r}? " if close else "") + f"its parameters are: {known}"
             message = f"the {plugin.kind} {plugin.name!r} has no parameter {name!r}"
             problems.append(Problem(f"{key}.{name}", message, hint))
-        elif not _is_a(value, parameter.type):
+        elif not _is_a(value, parameter.type) and not (value is None and parameter.default is None):
             message = f"{value!r} is {type(value).__name__}, but {parameter.type.__name__} is needed"
             problems.append(Problem(f"{key}.{name}", message, parameter.doc))
         elif parameter.choices and value not in parameter.choices:

@@ -17,7 +17,7 @@ class Parameter:
 
     Attributes:
         type: What it has to be; an ``int`` is taken where a ``float`` is asked for.
-        default: Its value when the user says nothing.
+        default: Its value when the user says nothing; None is possible only where it is the default.
         doc: One line for the user.
         choices: The values that are possible; empty if any value of the type is.
     """
