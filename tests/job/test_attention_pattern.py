@@ -14,8 +14,10 @@ from megaplug.errors import UserError
 from megaplug.job.attention import attention_layers
 from megaplug.job.checks import check, job_shape
 from megaplug.job.elsewhere import te_needed_for
-from megaplug.job.identity import digest, identity, model_fingerprint
+from megaplug.job.identity import differing_keys, digest, identity, model_fingerprint
 from megaplug.layers.registry import AttentionLayers
+from megaplug.plan.attention_memory import attention_memory
+from megaplug.plan.parameters import total_parameters
 from megaplug.plan.rehearsal.frozen import rehearsed_job
 from megaplug.plan.workload import workload_of
 
@@ -28,7 +30,8 @@ def changed(*words: str) -> Any:
     """The job of the words ``key=value``; composing each anew would take a fifth of a second."""
     job = copy.deepcopy(composed())
     for word in words:
-        key, _, value = word.replace("attention=", "attention.name=").partition("=")
+        key, _, value = word.partition("=")
+        key = "attention.name" if key == "attention" else key
         *way, last = key.split(".")
         part: Any = job
         for name in way:
@@ -165,6 +168,48 @@ def test_a_run_without_a_pattern_keeps_its_folder():
     """What runs of earlier versions were named after."""
     values = identity(changed("attention=ring"), *resolved()[1:])["attention"]
     assert values == {"name": "ring", "params": {}}
+
+
+def test_a_norm_inside_the_attention_is_another_model_and_its_gain_another_run():
+    _, *rest = resolved()
+    plain, normed, gained = (
+        changed(*words) for words in ([], ["attention.sub_layer_norm=true"], ["attention.gamma_init=1.5"])
+    )
+    assert len({digest(identity(job, *rest)) for job in (plain, normed, gained)}) == 3
+    prints = [model_fingerprint(job, *rest[1:]) for job in (plain, normed, gained)]
+    assert prints[0] == prints[2]
+    differing = [key for key, _, _ in differing_keys(prints[0], prints[1])]
+    assert differing == ["attention.sub_layer_norm"]
+    layers = attention_layers(changed("attention.sub_layer_norm=true", "attention.gamma_init=1.5").attention)
+    assert (layers.sub_layer_norm, layers.gamma_init) == (True, 1.5)
+    more = total_parameters(job_shape(normed)) - total_parameters(job_shape(plain))
+    assert more == 4 * 2 * 256
+
+
+def test_the_plan_counts_what_the_norm_keeps():
+    _, topology, _, _ = resolved()
+    kept = [
+        attention_memory(workload_of(job, topology, job_shape(job))).kept
+        for job in (changed(), changed("attention.sub_layer_norm=true"))
+    ]
+    tokens = 4 * 256
+    assert kept[1] - kept[0] == tokens * (256 * 4 + 2 * 4)
+
+
+@pytest.mark.parametrize("word", ["sub_layer_norm=true", "gamma_init=1.5"])
+def test_layers_without_a_norm_inside_the_attention_are_refused_before_launch(word):
+    key = f"attention.{word.partition('=')[0]}"
+    assert check(changed(f"attention.{word}")) == []
+    latent = check(changed(f"attention.{word}", "model.multi_latent_attention=true"))
+    assert [p.message for p in latent if p.key == key] == ["is not in latent attention"]
+    engine = check(changed(f"attention.{word}", "backend=te"), device="cuda")
+    assert "use backend=native" in [p.hint for p in engine if p.key == key]
+
+
+def test_a_gain_is_a_number_above_nothing_and_knows_no_gate():
+    assert [p.key for p in check(changed("attention.gamma_init=0"))] == ["attention.gamma_init"]
+    gated = check(changed("attention.gamma_init=1", "megatron.attention_output_gate=true"))
+    assert [p.key for p in gated] == ["attention.gamma_init"]
 
 
 def test_transformer_engine_in_one_layer_is_needed_as_in_all():

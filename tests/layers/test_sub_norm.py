@@ -20,6 +20,8 @@ from megaplug.layers.attention.sub_norm import (
 )
 from megaplug.layers.registry import AttentionLayers
 from megaplug.layers.spec import _attention_spec, native_provider, transformer_layer_spec
+from megaplug.plan import parameters
+from megaplug.topology import ModelShape
 
 PATTERN: dict[str, Any] = {"segment_lengths": [8, 32], "dilation_rates": [1, 2]}
 # A mean that is not 0 is what differences of two large sums would lose their digits to.
@@ -100,6 +102,10 @@ def on_ranks(store: str) -> dict[str, Any]:
             found = run(layer)
             if (tp, groups) == (1, 8):
                 answers["plain"] = error_of_plain(layer, found)
+            shape = ModelShape(
+                2, 64, 128, 8, groups, None, 32, 256, add_bias_linear=True, sub_layer_norm=True
+            )
+            assert sum(each.numel() for each in layer.parameters()) == parameters._attention(shape, tp)
             sharded = layer.sharded_state_dict(
                 metadata={"dp_cp_group": parallel_state.get_data_parallel_group()}
             )

@@ -82,3 +82,15 @@ def test_on_one_rank_ring_is_flash_and_dilated_is_not(start):
     assert largest_difference(alone["attention=ring_dilated"], alone["attention=flash"]) > 1e-4
     for all_alike in ("attention=ring", "attention=ring_dilated"):
         assert largest_difference(alone[MIXED[0]], alone[all_alike]) > 1e-4
+
+
+@pytest.mark.slow
+def test_a_norm_over_all_heads_is_that_of_one_rank_where_two_share_them(small_jobs: SmallJobs):
+    """From one checkpoint of one rank, whose norm two ranks then hold in halves."""
+    normed = [*MIXED, "attention.sub_layer_norm=true", "attention.gamma_init=1.5"]
+    steps = [step for step in FIVE_STEPS if "init_method" not in step]
+    first = small_jobs.run([*steps, *normed, "name=norm_first", "train.iters=2"])
+    load = [*steps, *normed, f"load={first.path}"]
+    alone = curve(small_jobs.run([*load, "name=norm_alone"]))
+    shared = curve(small_jobs.run([*load, "name=norm_tp2", "topology=tp2_sp"]))
+    assert largest_difference(shared, alone) < 1e-5

@@ -41,7 +41,9 @@ def share_in_blocks(
 def _parts_of_step(step: Step, room: int) -> Iterator[Step]:
     """Step by step, as many as the longer of the two messages makes."""
     call_of = {entry: call for call in step.calls for entry in call.entries}
-    for sent, received in zip_longest(_blocks(step.sent, room), _blocks(step.received, room), fillvalue=[]):
+    nothing: list[tuple[int, Entry]] = []
+    blocks = zip_longest(_blocks(step.sent, room), _blocks(step.received, room), fillvalue=nothing)
+    for sent, received in blocks:
         entries_of: dict[Call, list[int]] = {}
         for place, (number, _) in enumerate(received):
             entries_of.setdefault(call_of[number], []).append(place)
