@@ -125,10 +125,10 @@ def test_in_blocks_no_message_is_larger_and_every_pair_is_computed_as_often(name
             assert found == wanted
             for entries in (entries for step in share.steps for entries in (step.sent, step.received)):
                 assert sum(e.rows.count * e.heads.groups.count for e in entries) <= block_size * 3
-            for other in range(4):
-                sent = [step.sent for step in share.steps if step.to_rank == other and step.sent]
-                back = shares[other].steps
-                assert sent == [step.received for step in back if step.from_rank == rank and step.received]
+            for step, other in zip(
+                share.steps, zip(*(each.steps for each in shares), strict=True), strict=True
+            ):
+                assert other[step.to_rank].received == step.sent
 
 
 def received(layout, segment_length, rate, *, heads, offset="kv_group", causal=True):

@@ -1,6 +1,7 @@
 """A share whose messages are cut into blocks, so that what is under way does not grow with the sequence.
 
-Sender and receiver cut the same entries in the same way, so that again nothing has to be agreed on.
+Sender and receiver cut the same entries in the same way, so that again nothing has to be agreed on. All
+ranks make as many steps, of which some are empty: NCCL wants messages in one order everywhere.
 """
 
 from __future__ import annotations
@@ -8,9 +9,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 
-from megaplug.layers.attention.pattern import Branch, Heads
+from megaplug.layers.attention.pattern import Branch, Heads, head_sets
 from megaplug.layers.attention.share import Call, Entry, Share, Step, share_of_rank
 from megaplug.layers.attention.token_layout import TokenLayout
 
@@ -34,16 +34,31 @@ def share_in_blocks(
     if block_size is None:
         return share
     room = block_size * heads.num_groups
-    steps = tuple(part for step in share.steps for part in _parts_of_step(step, room))
+    count = _most_blocks(pattern, layout, heads, rule, room)
+    steps = tuple(part for step in share.steps for part in _parts_of_step(step, room, count))
     return replace(share, steps=steps)
 
 
-def _parts_of_step(step: Step, room: int) -> Iterator[Step]:
-    """Step by step, as many as the longer of the two messages makes."""
+def _most_blocks(pattern: tuple[Branch, ...], layout: TokenLayout, heads: Heads, rule: str, room: int) -> int:
+    """No message of any rank makes more.
+
+    A rank has no more than its share of a branch's rows and one for each end of its ranges; a block is left
+    when not even one row of all groups has room.
+    """
+    tokens = layout.num_tokens // layout.num_ranks
+    rows = sum(
+        (tokens // branch.rate + 4) * head_set.groups.count
+        for branch in pattern
+        for head_set in head_sets(heads, rule, branch.rate)
+    )
+    return -(-rows // (room - heads.num_groups + 1))
+
+
+def _parts_of_step(step: Step, room: int, count: int) -> Iterator[Step]:
+    """So many steps, in order."""
     call_of = {entry: call for call in step.calls for entry in call.entries}
-    nothing: list[tuple[int, Entry]] = []
-    blocks = zip_longest(_blocks(step.sent, room), _blocks(step.received, room), fillvalue=nothing)
-    for sent, received in blocks:
+    all_sent, all_received = (_blocks(entries, room, count) for entries in (step.sent, step.received))
+    for sent, received in zip(all_sent, all_received, strict=True):
         entries_of: dict[Call, list[int]] = {}
         for place, (number, _) in enumerate(received):
             entries_of.setdefault(call_of[number], []).append(place)
@@ -56,8 +71,11 @@ def _parts_of_step(step: Step, room: int) -> Iterator[Step]:
         )
 
 
-def _blocks(entries: Sequence[Entry], room: int) -> list[list[tuple[int, Entry]]]:
-    """Entries, or parts of them, with their numbers; of at most ``room`` rows of one group a block."""
+def _blocks(entries: Sequence[Entry], room: int, count: int) -> list[list[tuple[int, Entry]]]:
+    """Entries, or parts of them, with their numbers; of at most ``room`` rows of one group a block.
+
+    Blocks beyond the last are empty, so that there are ``count``.
+    """
     blocks: list[list[tuple[int, Entry]]] = []
     left = 0
     for number, entry in enumerate(entries):
@@ -66,9 +84,10 @@ def _blocks(entries: Sequence[Entry], room: int) -> list[list[tuple[int, Entry]]
             if left < groups:
                 blocks.append([])
                 left = room
-            count = min(rows.count - first, left // groups)
-            part = replace(rows, base=rows.base + first * rows.rate, count=count)
+            taken = min(rows.count - first, left // groups)
+            part = replace(rows, base=rows.base + first * rows.rate, count=taken)
             blocks[-1].append((number, Entry(entry.heads, part)))
-            first += count
-            left -= count * groups
-    return blocks
+            first += taken
+            left -= taken * groups
+    assert len(blocks) <= count, "a rank has more rows than it can have"
+    return blocks + [[] for _ in range(count - len(blocks))]
