@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megaplug.errors import UserError
 from megaplug.layers.attention.block_kernels import choose_kernel
+from megaplug.layers.attention.exchange import Exchange
 from megaplug.layers.attention.joint import DetachedAttention, JointAttention, Work
 from megaplug.layers.attention.pattern import Heads, branches
 from megaplug.layers.attention.share_blocks import share_in_blocks
@@ -71,6 +72,8 @@ def dilated_attention(
         UserError: The sizes do not fit together, or an argument is unknown.
     """
     _check_tensors(q, k, v)
+    # Kernels read the elements of a head as one piece; torch's on a CPU does so without a check.
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     if mix_grad not in MIX_GRADS:
         raise UserError(f"there is no mix_grad {mix_grad!r}", hint=f"one of: {', '.join(MIX_GRADS)}")
     if block_size is not None and block_size < 1:
@@ -81,11 +84,12 @@ def dilated_attention(
     tokens = TokenLayout(layout, q.size(1) * num_ranks, num_ranks)
     if heads is None:
         heads = Heads(q.size(2), k.size(2))
-    chosen = choose_kernel(q.device, q.dtype, kernel)
+    chosen = choose_kernel(q.device, q.dtype, kernel, q.size(3))
+    exchange = Exchange(group) if group is not None else None
     factor = q.size(3) ** -0.5 if scale is None else scale
     parts = [pattern] if mix_grad == "exact" else [(branch,) for branch in pattern]
     works = tuple(
-        Work(share_in_blocks(part, tokens, rank, heads, offset, causal, block_size), chosen, factor, group)
+        Work(share_in_blocks(part, tokens, rank, heads, offset, causal, block_size), chosen, factor, exchange)
         for part in parts
     )
     if mix_grad == "exact":
@@ -130,3 +134,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         torch.float64, torch.float32, torch.bfloat16, torch.float16,
     ):  # fmt: skip
         raise UserError(f"dilated attention got {q.dtype}, {k.dtype} and {v.dtype}")
+    if q.is_cuda and q.size(3) % 8:
+        raise UserError(
+            f"dilated attention got heads of {q.size(3)} elements on CUDA",
+            hint="its kernels take multiples of 8: fill up with zeros, and give the scale of the short heads",
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -41,6 +42,29 @@ def counted_traffic() -> Iterator[Traffic]:
         _counters.remove(counter)
 
 
+class Arriving(Protocol):
+    """What is under way to this rank."""
+
+    def wait(self) -> Tensor:
+        """What has arrived, flat; what was sent may be changed from now on."""
+        ...
+
+
+class Exchange:
+    """How the ranks that share a sequence send to each other.
+
+    Args:
+        group: These ranks.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+
+    def post(self, out: Tensor, to_rank: int, length: int, from_rank: int, kind: str) -> Arriving:
+        """Send and receive at once; arguments as of ``Message``."""
+        return Message(self._group, out, to_rank, length, from_rank, kind)
+
+
 class Message:
     """One message to another rank and one from another, under way since it was made.
 
@@ -73,7 +97,7 @@ class Message:
         self._works = dist.batch_isend_irecv(operations) if operations else []
 
     def wait(self) -> Tensor:
-        """What has arrived, flat; what was sent may be changed from now on."""
+        """As ``Arriving``."""
         for work in self._works:
             work.wait()
         self._works = []

@@ -11,23 +11,24 @@ Shape letters: B sequences, S tokens of a rank, H query heads, G key-value heads
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from megaplug.layers.attention.block_kernels import BlockKernel
 from megaplug.layers.attention.exchange import (
     FORWARD,
     GRADIENTS,
     KEYS_AGAIN,
-    Message,
+    Arriving,
+    Exchange,
     num_elements,
     pack,
     unpack,
 )
+from megaplug.layers.attention.kernels.interface import Block, BlockKernel
 from megaplug.layers.attention.rows import (
     add,
     gather_keys,
@@ -35,10 +36,11 @@ from megaplug.layers.attention.rows import (
     merge,
     places_of_keys,
     places_of_queries,
+    put,
     view_groups,
     view_rows,
 )
-from megaplug.layers.attention.share import Call, Share, Step
+from megaplug.layers.attention.share import Call, Share, Step, split_call
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Work:
     share: Share
     kernel: BlockKernel
     scale: float
-    group: dist.ProcessGroup | None = None
+    exchange: Exchange | None = None
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -68,29 +70,31 @@ def attend_jointly(work: Work, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor,
     """
     num_groups = k.size(2)
     message = _post(work, 0, k, v, FORWARD)
-    own = list(work.share.own)
-    if work.share.covers_all:
-        call = own.pop(0)
-        found, lse = work.kernel.forward(*_own_inputs(call, q, k, v), call.causal, work.scale)
-        out = found.reshape(q.shape).to(wide(q.dtype))
-        lse = lse.reshape(q.shape[:3])
-    else:
-        out = torch.zeros(q.shape, dtype=wide(q.dtype), device=q.device)
-        lse = torch.full(q.shape[:3], -torch.inf, dtype=out.dtype, device=q.device)
+    out = torch.empty(q.shape, dtype=wide(q.dtype), device=q.device)
+    lse = torch.empty(q.shape[:3], dtype=out.dtype, device=q.device)
+    if not work.share.num_covering:
+        out.zero_()
+        lse.fill_(-torch.inf)
 
-    def compute(call: Call, rows: Tensor, keys: Tensor, values: Tensor) -> None:
-        found, found_lse = work.kernel.forward(rows, keys, values, call.causal, work.scale)
+    def compute(call: Call, keys: Tensor, values: Tensor, is_first: bool = False) -> None:
+        rows = gather_queries(q, call.queries, call.heads, num_groups)
+        found, found_lse = work.kernel.forward(Block(rows, keys, values, call.causal, work.scale))
         places, lse_places = (places_of_queries(x, call.queries, call.heads, num_groups) for x in (out, lse))
-        merge(places, lse_places, found, found_lse)
+        if is_first:
+            put(places, found)
+            put(lse_places, found_lse)
+        else:
+            merge(places, lse_places, found, found_lse)
 
     def compute_step(step: Step, arrived: Tensor) -> None:
         entries = unpack(arrived, step.received, q.size(0), q.size(3))
         for call in step.calls:
-            keys, values = _chosen(entries, call)
-            compute(call, gather_queries(q, call.queries, call.heads, num_groups), keys, values)
+            compute(call, *_chosen(entries, call))
 
-    for call in own:
-        compute(call, *_own_inputs(call, q, k, v))
+    for call, is_first in _own_calls(work, q):
+        keys, values = (gather_keys(x, call.keys, call.heads) for x in (k, v))
+        compute(call, keys, values, is_first)
+        del keys, values
     for number, step in enumerate(work.share.steps):
         arrived = message.wait()
         message = _post(work, number + 1, k, v, FORWARD)
@@ -110,30 +114,28 @@ def backward_jointly(
     num_groups = k.size(2)
     message = _post(work, 0, k, v, KEYS_AGAIN)
 
-    def compute(call: Call, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def compute(call: Call, keys: Tensor, values: Tensor) -> list[Tensor]:
         d_rows, q_rows, out_rows, lse_rows = (
             gather_queries(x, call.queries, call.heads, num_groups) for x in (d_out, q, out, lse)
         )
-        return work.kernel.backward(d_rows, q_rows, keys, values, out_rows, lse_rows, call.causal, work.scale)
-
-    def compute_own(call: Call) -> tuple[Tensor, Tensor, Tensor]:
-        return compute(call, *(gather_keys(x, call.keys, call.heads) for x in (k, v)))
-
-    own = list(work.share.own)
-    if work.share.covers_all:
-        found = compute_own(own.pop(0))
-        d_q, d_k, d_v = (
-            grad.reshape(x.shape).to(wide(q.dtype)) for grad, x in zip(found, (q, k, v), strict=True)
-        )
-    else:
-        d_q, d_k, d_v = (torch.zeros(x.shape, dtype=wide(q.dtype), device=q.device) for x in (q, k, v))
+        block = Block(q_rows, keys, values, call.causal, work.scale)
+        return list(work.kernel.backward(block, d_rows, out_rows, lse_rows))
 
     # What is needed for one call or step lives in a function, and is gone before the next needs as much.
-    def add_own(call: Call) -> None:
-        to_q, to_k, to_v = compute_own(call)
-        add(places_of_queries(d_q, call.queries, call.heads, num_groups), to_q)
-        add(places_of_keys(d_k, call.keys, call.heads), to_k)
-        add(places_of_keys(d_v, call.keys, call.heads), to_v)
+    # The totals are made one by one after the first call: kernels take memory of their own.
+    totals: list[Tensor] = []
+
+    def add_own(call: Call, is_first: bool) -> None:
+        found = compute(call, *(gather_keys(x, call.keys, call.heads) for x in (k, v)))
+        for number, x in enumerate((q, k, v)):
+            if len(totals) == number:
+                totals.append(_total(work, x))
+            places = (
+                places_of_keys(totals[number], call.keys, call.heads)
+                if number
+                else places_of_queries(totals[number], call.queries, call.heads, num_groups)
+            )
+            (put if is_first else add)(places, found.pop(0))
 
     def answer(step: Step, arrived: Tensor) -> Tensor:
         # One call has all that this rank knows of an entry. What the kernel gives is sent: the owner adds
@@ -150,9 +152,10 @@ def backward_jointly(
             del to_q, to_keys, grad, part
         return back
 
-    for call in own:
-        add_own(call)
-    returning: tuple[Step, Message] | None = None
+    for call, is_first in _own_calls(work, q):
+        add_own(call, is_first)
+    d_q, d_k, d_v = totals or [_total(work, x) for x in (q, k, v)]
+    returning: tuple[Step, Arriving] | None = None
     for number, step in enumerate(work.share.steps):
         arrived = message.wait()
         message = _post(work, number + 1, k, v, KEYS_AGAIN)
@@ -160,9 +163,9 @@ def backward_jointly(
         del arrived
         if returning is not None:
             _add_returned(*returning, d_k, d_v)
-        assert work.group is not None, "steps have other ranks"
+        assert work.exchange is not None, "steps have other ranks"
         length = num_elements(step.sent, q.size(0), q.size(3))
-        returning = step, Message(work.group, back, step.from_rank, length, step.to_rank, GRADIENTS)
+        returning = step, work.exchange.post(back, step.from_rank, length, step.to_rank, GRADIENTS)
         del back
     if returning is not None:
         _add_returned(*returning, d_k, d_v)
@@ -176,22 +179,32 @@ class _Nothing:
         raise AssertionError("there is no such step")
 
 
-def _post(work: Work, number: int, k: Tensor, v: Tensor, kind: str) -> Message | _Nothing:
+def _post(work: Work, number: int, k: Tensor, v: Tensor, kind: str) -> Arriving:
     """Send and await what a step is about; nothing after the last."""
     if number >= len(work.share.steps):
         return _Nothing()
-    assert work.group is not None, "steps have other ranks"
+    assert work.exchange is not None, "steps have other ranks"
     step = work.share.steps[number]
     length = num_elements(step.received, k.size(0), k.size(3))
-    return Message(work.group, pack(k, v, step.sent), step.to_rank, length, step.from_rank, kind)
+    return work.exchange.post(pack(k, v, step.sent), step.to_rank, length, step.from_rank, kind)
 
 
-def _own_inputs(call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        gather_queries(q, call.queries, call.heads, k.size(2)),
-        gather_keys(k, call.keys, call.heads),
-        gather_keys(v, call.keys, call.heads),
-    )
+def _own_calls(work: Work, q: Tensor) -> Iterator[tuple[Call, bool]]:
+    """What needs no other rank, as large at once as the kernel likes; and whether nothing is there yet."""
+    for number, call in enumerate(work.share.own):
+        most = call.queries[0].segments
+        if work.kernel.most_elements is not None:
+            heads = call.heads.groups.count * call.heads.heads.count
+            a_segment = q.size(0) * call.queries[0].count * heads * q.size(3)
+            most = max(1, work.kernel.most_elements // a_segment)
+        for part in split_call(call, most):
+            yield part, number < work.share.num_covering
+
+
+def _total(work: Work, x: Tensor) -> Tensor:
+    """For the sum of gradients; of which the first calls fill all, or else zeros."""
+    make = torch.empty if work.share.num_covering else torch.zeros
+    return make(x.shape, dtype=wide(x.dtype), device=x.device)
 
 
 def _chosen(entries: list[tuple[Tensor, Tensor]], call: Call) -> tuple[Tensor, Tensor]:
@@ -202,7 +215,7 @@ def _chosen(entries: list[tuple[Tensor, Tensor]], call: Call) -> tuple[Tensor, T
     return k, v
 
 
-def _add_returned(step: Step, message: Message, d_k: Tensor, d_v: Tensor) -> None:
+def _add_returned(step: Step, message: Arriving, d_k: Tensor, d_v: Tensor) -> None:
     """What another rank computed of this one's keys and values."""
     for entry, grads in zip(
         step.sent, unpack(message.wait(), step.sent, d_k.size(0), d_k.size(3)), strict=True
@@ -227,8 +240,11 @@ class JointAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """As ``backward_jointly``, in the dtype of q."""
         q, k, v, out, lse = ctx.saved_tensors
-        d_q, d_k, d_v = backward_jointly(ctx.work, grads[0], q, k, v, out, lse)
-        return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype), None
+        # Expanded gradients, as of a sum, have strides that kernels do not take.
+        found = list(backward_jointly(ctx.work, grads[0].contiguous(), q, k, v, out, lse))
+        # One after the other: long sequences leave no memory for all of them twice.
+        d_q, d_k, d_v = (found.pop(0).to(x.dtype) for x in (q, k, v))
+        return d_q, d_k, d_v, None
 
 
 class DetachedAttention(torch.autograd.Function):

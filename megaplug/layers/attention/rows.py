@@ -69,6 +69,12 @@ def add(places: list[Tensor], values: Tensor) -> None:
         place.add_(part)
 
 
+def put(places: list[Tensor], values: Tensor) -> None:
+    """Write what a kernel gave to where it belongs."""
+    for place, part in zip(places, shares_of(values, places), strict=True):
+        place.copy_(part)
+
+
 def merge(places: list[Tensor], lse_places: list[Tensor], out: Tensor, lse: Tensor) -> None:
     """Make the softmax over what was there and the block's keys: of both outputs and log-sum-exps.
 

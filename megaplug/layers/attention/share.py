@@ -75,12 +75,13 @@ class Share:
     Attributes:
         own: What needs no other rank.
         steps: What does, in order.
-        covers_all: Whether the first of ``own`` reaches every row and head.
+        num_covering: How many of ``own``, from the first on, together reach every row and head once; 0 where
+            none do.
     """
 
     own: tuple[Call, ...]
     steps: tuple[Step, ...]
-    covers_all: bool
+    num_covering: int
 
     def elements_received(self, head_dim: int) -> int:
         """Elements of keys and values that arrive in a forward pass, for each sequence of the batch."""
@@ -113,24 +114,43 @@ def share_of_rank(
     """
     own: list[Call] = []
     split: list[tuple[HeadSet, dict[int, list[_Piece]]]] = []
-    for branch in pattern:
+    num_covering = 0
+    for number, branch in enumerate(pattern):
         for head_set in head_sets(heads, rule, branch.rate):
             own += [
                 Call(head_set, (r,), (r,), causal) for r in _whole_segments(branch, layout, rank, head_set)
             ]
             split += [(head_set, each) for each in _split_segments(branch, layout, rank, head_set)]
+        if number == 0 and _cover_all(own, layout, heads):
+            num_covering = len(own)
     for head_set, pieces in split:
         own += _own_calls(head_set, pieces[rank], causal)
     # A step in which a rank has nothing to say stays where others may have: NCCL wants one order everywhere.
     distances = range(1, layout.num_ranks) if split else ()
     steps = tuple(_step(split, layout, rank, distance, causal) for distance in distances)
-    return Share(tuple(own), steps, bool(own) and _covers_all(own[0], layout, heads))
+    return Share(tuple(own), steps, num_covering)
 
 
-def _covers_all(call: Call, layout: TokenLayout, heads: Heads) -> bool:
-    rows = sum(each.count * each.segments for each in call.queries)
-    groups, within = call.heads.groups, call.heads.heads
-    return rows == layout.num_tokens // layout.num_ranks and groups.count * within.count == heads.num_heads
+def _cover_all(calls: Sequence[Call], layout: TokenLayout, heads: Heads) -> bool:
+    """Whether calls of one branch's whole segments, which share no row, leave none out."""
+    found = sum(
+        rows.count * rows.segments * call.heads.groups.count * call.heads.heads.count
+        for call in calls
+        for rows in call.queries
+    )
+    return found == layout.num_tokens // layout.num_ranks * heads.num_heads
+
+
+def split_call(call: Call, most_segments: int) -> Iterator[Call]:
+    """A call on a rank's own rows as calls of at most so many segments each."""
+    (rows,) = call.queries[:1]
+    if len(call.queries) > 1 or rows.segments <= most_segments:
+        yield call
+        return
+    for first in range(0, rows.segments, most_segments):
+        count = min(most_segments, rows.segments - first)
+        part = replace(rows, base=rows.base + first * rows.length, segments=count)
+        yield replace(call, queries=(part,), keys=(part,))
 
 
 def _whole_segments(branch: Branch, layout: TokenLayout, rank: int, heads: HeadSet) -> Iterator[Rows]:

@@ -13,8 +13,18 @@ _MODULE = "megaplug.layers.attention.ring"
 _KERNEL = Parameter(
     str,
     "auto",
-    "which kernel computes a block: torch's for a CPU, three of torch's for CUDA, or einsum",
-    ("auto", "cpu_flash", "cuda_flash", "cudnn", "efficient", "reference"),
+    "which kernel computes a block: torch's for a CPU, three of torch's for CUDA, flash-attn's, or einsum",
+    (
+        "auto",
+        "cpu_flash",
+        "cuda_flash",
+        "cudnn",
+        "efficient",
+        "flash_attn2",
+        "flash_attn3",
+        "flash_attn4",
+        "reference",
+    ),
 )
 _LAYOUT = Parameter(
     str,
