@@ -249,24 +249,31 @@ def go_through(
         one: A run of the campaign, given its number; what it raises ends the campaign.
         is_enough: Asked before each.
         only: The number of the only run.
-        at_once: How many are under way at a time, each in a thread.
+        at_once: How many are under way at a time, each in a thread; Ctrl-C waits for those.
     """
     if only is not None:
         one(only)
         return
-    numbers, turn = itertools.count(), threading.Lock()
-
-    def take() -> int | None:
-        with turn:
-            return None if is_enough() else next(numbers)
+    numbers, turn, is_over = itertools.count(), threading.Lock(), threading.Event()
 
     def work() -> None:
-        while (number := take()) is not None:
+        while True:
+            with turn:
+                if is_over.is_set() or is_enough():
+                    return
+                number = next(numbers)
             one(number)
 
+    if at_once == 1:
+        work()
+        return
     with ThreadPoolExecutor(at_once) as pool:
-        for each in [pool.submit(work) for _ in range(at_once)]:
-            each.result()
+        workers = [pool.submit(work) for _ in range(at_once)]
+        try:
+            for worker in workers:
+                worker.result()
+        finally:
+            is_over.set()
 
 
 def from_command_line[Run](
