@@ -219,9 +219,10 @@ def judged(command: Command, name: str, code: int) -> tuple[str, int]:
     assert state is not None
     assert state.saved_iteration == whole, f"{state}, and {whole} is the newest"
     assert tracked(folder) == whole
-    if code == 0:
-        assert state.status == "finished", state
-        return "finished", whole
+    if code == 0 or state.status == "finished":
+        # The last that a command does is to sum up and to draw: a signal cuts that short.
+        assert (state.status, state.iteration, whole) == ("finished", ITERS, ITERS), state
+        return "finished" if code == 0 else f"finished, before {name}", whole
     assert (state.status, state.signal) == ("stopped", name), state
     if state.reason.startswith("saved after"):
         assert state.iteration == whole, state
