@@ -7,7 +7,9 @@ PYTHON ?=
 ARGS   ?=
 PYTEST_ARGS ?=
 # Three workers on two cores, a file of tests to one of them: many tests wait for ranks and commands that they started.
+# Which files come first says tests/conftest.py.
 WORKERS ?= 3
+IN_PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Called by absolute path, so that no activated environment of another project comes in between.
 BIN    := $(abspath $(VENV))/bin
 STAMP  := $(VENV)/.megaplug-installed
@@ -32,10 +34,10 @@ plan: setup
 	@$(BIN)/python launch/plan.py $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow" $(PYTEST_ARGS)
 
 slow: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
