@@ -24,6 +24,7 @@ import torch
 from measure import alternate, environment, median
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from megaplug.layers.attention.block_kernels import choose_kernel
@@ -41,9 +42,21 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, options: argparse.Namespace) -> Tensor
     return out.transpose(1, 2)
 
 
+def sdpa_flash(q: Tensor, k: Tensor, v: Tensor, options: argparse.Namespace) -> Tensor:
+    """The same in torch's own FlashAttention, where torch would take another kernel."""
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
+        return sdpa(q, k, v, options)
+
+
 def ours(q: Tensor, k: Tensor, v: Tensor, options: argparse.Namespace) -> Tensor:
     """One joint softmax, exact gradients."""
     return dilated_attention(q, k, v, options.segments, options.rates)
+
+
+def ours_flash(q: Tensor, k: Tensor, v: Tensor, options: argparse.Namespace) -> Tensor:
+    """The same in torch's own FlashAttention."""
+    kernel = "cuda_flash" if q.is_cuda else "cpu_flash"
+    return dilated_attention(q, k, v, options.segments, options.rates, kernel=kernel)
 
 
 def as_torchscale(q: Tensor, k: Tensor, v: Tensor, options: argparse.Namespace) -> Tensor:
@@ -73,7 +86,14 @@ def scattered(x: Tensor, shape: Any, length: int, rate: int) -> Tensor:
     return whole.flatten(3, 4).flatten(1, 2).reshape(shape)
 
 
-CONTENDERS = {"sdpa": sdpa, "ours": ours, "torchscale's way": as_torchscale}
+CONTENDERS = {
+    "sdpa": sdpa,
+    "sdpa flash": sdpa_flash,
+    "ours": ours,
+    "ours flash": ours_flash,
+    "torchscale's way": as_torchscale,
+}
+ON_CPU = ("sdpa", "ours", "torchscale's way")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -141,7 +161,7 @@ def main() -> None:
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
     )
-    parser.add_argument("--only", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--only", nargs="+", default=ON_CPU, choices=CONTENDERS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -75,6 +75,14 @@ def steps(options: Sequence[str], device: str, rehearse: bool) -> list[Step]:
         "16" if rehearse else "128",
         *shape,
     ]
+    dilated = [
+        *("--seq-length", "512" if rehearse else "131072"),
+        *("--segments", *(str((32 if rehearse else 8192) * 2**i) for i in range(5))),
+        *("--rates", "1", "2", "4", "8", "16"),
+        *("--head-dim", "16" if rehearse else "128"),
+        *shape,
+        *("--only", "sdpa", "sdpa flash", "ours", "ours flash"),
+    ]
     norm = ["--tokens", "64" if rehearse else "8192", "--hidden-size", "64" if rehearse else "4096"]
     others = ["--device", device, "--repeats", "3" if rehearse else "11", "--json"]
 
@@ -95,6 +103,10 @@ def steps(options: Sequence[str], device: str, rehearse: bool) -> list[Step]:
         # What matters most comes first: the last may not be begun.
         ours("environment", 60),
         ours("cuda_parity", 100),
+        ours("block_kernels", 40),
+        other("dilated_attention", *dilated, "--dtype", "bf16"),
+        ours("longest_sequence", 60),
+        ours("one_rank_share", 75),
         ours("step_time", 200),
         ours("attention_kernels", 45),
         ours("run_parity_cases", 150),

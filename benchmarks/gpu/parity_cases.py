@@ -37,6 +37,7 @@ class Case:
 
 
 _SAME_KERNELS = "the same kernels on the same numbers; atomics in backward passes may add in another order"
+_OTHER_BLOCKS = "the same attention, perhaps by another kernel, put together in fp32"
 _BF16_GRADIENTS = "FSDP reduces gradients in bf16, the plain way in fp32"
 _OTHER_ADAM = "torch's Adam of the CPU on the same fp32 numbers"
 _TE = ("precision=bf16", "backend=te", "attention=te")
@@ -48,6 +49,24 @@ CASES = (
         ("train.recompute_granularity=selective", "train.recompute_modules=[core_attn,mlp]"),
         1e-3,
         _SAME_KERNELS,
+        on_cpu=True,
+    ),
+    Case(
+        "ring_on_one_rank",
+        ("attention=ring",),
+        3e-2,
+        _OTHER_BLOCKS,
+        on_cpu=True,
+    ),
+    Case(
+        "ring_dilated_of_one_segment",
+        (
+            "attention=ring_dilated",
+            "attention.params.segment_lengths=[131072]",
+            "attention.params.dilation_rates=[1]",
+        ),
+        3e-2,
+        _OTHER_BLOCKS,
         on_cpu=True,
     ),
     Case("cuda_graph_local", ("cuda_graph=local",), 1e-3, _SAME_KERNELS),

@@ -99,7 +99,8 @@ def test_the_rehearsal_runs_every_script_to_its_end(tmp_path):
     assert {found["status"] for found in stored["steps"]} == {"passed"}
     assert any("Transformer Engine" in line for line in stored["skipped"])
     names = ("environment", "cuda_parity", "attention_kernels", "resume", "parity_cases", "step_time")
-    for name in (*names, "attention", "norm"):
+    names = (*names, "block_kernels", "longest_sequence", "one_rank_share")
+    for name in (*names, "attention", "dilated_attention", "norm"):
         assert (tmp_path / f"{name}_rehearsal.json").is_file(), name
     assert "rehearsal" in json.loads((tmp_path / "step_time_rehearsal.json").read_text())["machine"]
 
