@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from megaplug.commands import plan
+from megaplug.commands import plan, plan_job
 from megaplug.commands.hints import overrides_in
 
 BF16 = ("cluster=h100", "precision=bf16")
@@ -108,3 +108,9 @@ def test_a_remedy_that_trains_otherwise_says_so(capsys):
     assert re.search(
         r"trains otherwise: sequences of \d[\d,]* tokens, not 2,097,152", capsys.readouterr().err
     )
+
+
+def test_of_what_no_layout_makes_right_none_is_looked_for(monkeypatch, capsys):
+    monkeypatch.setattr(plan_job, "nearest_jobs", lambda *_: pytest.fail("looked for other layouts"))
+    assert plan.main(["model=tiny", "attention=ring", "megatron.softmax_type=learnable"]) == 2
+    assert "no attention sinks" in capsys.readouterr().err
