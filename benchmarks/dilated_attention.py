@@ -59,6 +59,11 @@ def ours_flash(q: Tensor, k: Tensor, v: Tensor, options: argparse.Namespace) -> 
     return dilated_attention(q, k, v, options.segments, options.rates, kernel=kernel)
 
 
+def ours_triton(q: Tensor, k: Tensor, v: Tensor, options: argparse.Namespace) -> Tensor:
+    """The kernel that is chosen, its blocks put together by Triton."""
+    return dilated_attention(q, k, v, options.segments, options.rates, merge="triton")
+
+
 def as_torchscale(q: Tensor, k: Tensor, v: Tensor, options: argparse.Namespace) -> Tensor:
     """Whole tensors for every branch, mixed without a gradient; as many key-value heads as query heads."""
     outs, lses = [], []
@@ -91,6 +96,7 @@ CONTENDERS = {
     "sdpa flash": sdpa_flash,
     "ours": ours,
     "ours flash": ours_flash,
+    "ours triton": ours_triton,
     "torchscale's way": as_torchscale,
 }
 ON_CPU = ("sdpa", "ours", "torchscale's way")

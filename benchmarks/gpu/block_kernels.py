@@ -78,7 +78,9 @@ def largest_error(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> floa
     return max(((a.double() - b.to(a.device)).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
-def dilated(name: str, dtype: torch.dtype, heads: tuple[int, int], setting: Setting) -> float:
+def dilated(
+    name: str, dtype: torch.dtype, heads: tuple[int, int], setting: Setting, merge: str = "torch"
+) -> float:
     """The error of dilated attention over one sequence, against the CPU in fp64."""
     tokens, dim = (512, 16) if setting.rehearse else (4096 + 100, 128)
     torch.manual_seed(0)
@@ -86,13 +88,13 @@ def dilated(name: str, dtype: torch.dtype, heads: tuple[int, int], setting: Sett
     # Rounded first, so that both begin with the same numbers.
     tensors = [torch.randn(shape).to(dtype) for shape in shapes]
 
-    def results(device: str, kind: torch.dtype, kernel: str) -> list[torch.Tensor]:
+    def results(device: str, kind: torch.dtype, kernel: str, merge: str = "torch") -> list[torch.Tensor]:
         q, k, v, grad = (x.to(device, kind) for x in tensors)
         leaves = [x.requires_grad_() for x in (q, k, v)]
-        out = dilated_attention(*leaves, *PATTERN, kernel=kernel)
+        out = dilated_attention(*leaves, *PATTERN, kernel=kernel, merge=merge)
         return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
-    return largest_error(results(setting.device, dtype, name), results("cpu", torch.float64, "auto"))
+    return largest_error(results(setting.device, dtype, name, merge), results("cpu", torch.float64, "auto"))
 
 
 def main() -> int:
@@ -129,6 +131,9 @@ def main() -> int:
                 rows[kind] = {"failed": str(error)}
                 failures.append(f"{kind}: {error}")
         setting.write("block_kernels", {"what": __doc__, "results": rows})
+    for dtype in TOLERANCES if not setting.rehearse else ():
+        error = dilated("auto", dtype, HEADS[1], setting, "triton")
+        keep(f"auto {dtype} dilated, merged by Triton", error, TOLERANCES[dtype])
     device = torch.device(setting.device)
     chosen = {str(d): choose_kernel(device, d).name for d in (torch.float32, torch.bfloat16, torch.float16)}
     print(f"auto: {chosen}", flush=True)

@@ -81,7 +81,7 @@ def steps(options: Sequence[str], device: str, rehearse: bool) -> list[Step]:
         *("--rates", "1", "2", "4", "8", "16"),
         *("--head-dim", "16" if rehearse else "128"),
         *shape,
-        *("--only", "sdpa", "sdpa flash", "ours", "ours flash"),
+        *("--only", "sdpa", "sdpa flash", "ours", "ours flash", *([] if rehearse else ["ours triton"])),
     ]
     norm = ["--tokens", "64" if rehearse else "8192", "--hidden-size", "64" if rehearse else "4096"]
     others = ["--device", device, "--repeats", "3" if rehearse else "11", "--json"]

@@ -32,7 +32,8 @@ MAY_KNOW: dict[str, set[str]] = {
 MAY_CALL_RUNTIME = ("megaplug.plan.rehearsal", "megaplug.plan.measure", "megaplug.plan.doctor")
 WITHOUT_TORCH = set(MAY_KNOW) - {"layers", "runtime"}
 TORCH = {"torch", "megatron", "transformer_engine", "apex"}
-THIRD_PARTIES_OF_LAYERS = ("torch", "megatron.core")
+# torch brings triton.
+THIRD_PARTIES_OF_LAYERS = ("torch", "megatron.core", "triton")
 UNSAFE_TO_READ = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 # Its names are looked up one by one.
 RESTRICTED = "megaplug/runs/restricted.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from types import ModuleType
@@ -220,3 +221,48 @@ def test_on_cuda_packages_for_the_gpu_come_before_what_torch_takes(
         assert choose_kernel(torch.device("cuda"), torch.bfloat16) is KERNELS[wanted]
         assert choose_kernel(torch.device("cuda"), torch.float64) is KERNELS["reference"]
     block_kernels._on_cuda.cache_clear()
+
+
+TRITON_MERGE = "megaplug.layers.attention.kernels.triton_merge"
+
+
+def test_tritons_kernel_compiles_for_hopper(monkeypatch, tmp_path):
+    """Its interpreter takes what its compiler refuses; the compiler needs no GPU."""
+    pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.delitem(sys.modules, TRITON_MERGE, raising=False)
+    kernel = importlib.import_module(TRITON_MERGE)._merge_rows
+    pointers = {"total": "*fp32", "total_lse": "*fp32", "new": "*bf16", "new_lse": "*fp32"}
+    strides = {f"{name}_strides": ("i64",) * 5 for name in pointers}
+    constants = {"ROWS": 32, "DIM": 128}
+    signature = {**pointers, "sizes": ("i32",) * 6, **strides, **dict.fromkeys(constants, "constexpr")}
+    made = compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
+    assert ".target sm_90" in made.asm["ptx"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_triton_merges_as_torch_does(dtype, monkeypatch):
+    """Run by Triton's interpreter, for want of a GPU; rows in no branch, tails and groups among them."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.delitem(sys.modules, TRITON_MERGE, raising=False)  # Triton reads its switch at import
+    tensors = [torch.randn(2, 41, heads, 12, dtype=dtype) for heads in (4, 2, 2)]
+    bound = 1e-12 if dtype == torch.float64 else 1e-5
+    for pattern in (((8, 16, 41), (1, 2, 4)), ((40,), (3,))):
+        found, wanted = (dilated_attention(*tensors, *pattern, merge=merge) for merge in ("triton", "torch"))
+        assert (found - wanted).abs().max() < bound
+
+
+def test_a_merge_that_cannot_be_is_refused(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    q = torch.randn(1, 8, 2, 8)
+    with pytest.raises(UserError, match="merge=triton is for CUDA, and the tensors are on cpu"):
+        dilated_attention(q, q, q, [8], [1], merge="triton")
+    with pytest.raises(UserError, match="no merge 'apex'"):
+        dilated_attention(q, q, q, [8], [1], merge="apex")
+    monkeypatch.setattr("megaplug.layers.attention.merging.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="Triton is not installed"):
+        dilated_attention(q, q, q, [8], [1], merge="triton")

@@ -15,6 +15,7 @@ from megaplug.errors import UserError
 from megaplug.layers.attention.block_kernels import choose_kernel
 from megaplug.layers.attention.exchange import Exchange
 from megaplug.layers.attention.joint import DetachedAttention, JointAttention, Work
+from megaplug.layers.attention.merging import choose_merge
 from megaplug.layers.attention.pattern import Heads, branches
 from megaplug.layers.attention.share_blocks import share_in_blocks
 from megaplug.layers.attention.token_layout import TokenLayout
@@ -37,6 +38,7 @@ def dilated_attention(
     scale: float | None = None,
     heads: Heads | None = None,
     kernel: str = "auto",
+    merge: str = "torch",
     block_size: int | None = None,
 ) -> Tensor:
     """Attention over dilated segments (LongNet, arXiv 2307.02486), mixed as one joint softmax.
@@ -61,6 +63,7 @@ def dilated_attention(
         heads: Which of a layer's heads these are, where tensor parallelism shards them; None where all are
             here.
         kernel: ``auto``, or one of ``block_kernels.KERNELS``.
+        merge: By what blocks are put together: ``torch``, or ``triton`` on CUDA, in one pass over memory.
         block_size: The most tokens whose keys and values are in one message. A rank keeps a few messages at a
             time, so this bounds what it keeps of others, however long the sequence; more messages are sent.
             None sends all that a rank needs of another at once.
@@ -85,11 +88,18 @@ def dilated_attention(
     if heads is None:
         heads = Heads(q.size(2), k.size(2))
     chosen = choose_kernel(q.device, q.dtype, kernel, q.size(3))
+    merging = choose_merge(merge, q.device)
     exchange = Exchange(group) if group is not None else None
     factor = q.size(3) ** -0.5 if scale is None else scale
     parts = [pattern] if mix_grad == "exact" else [(branch,) for branch in pattern]
     works = tuple(
-        Work(share_in_blocks(part, tokens, rank, heads, offset, causal, block_size), chosen, factor, exchange)
+        Work(
+            share_in_blocks(part, tokens, rank, heads, offset, causal, block_size),
+            chosen,
+            factor,
+            exchange,
+            merging,
+        )
         for part in parts
     )
     if mix_grad == "exact":
@@ -107,6 +117,7 @@ def ring_attention(
     layout: str = "zigzag",
     scale: float | None = None,
     kernel: str = "auto",
+    merge: str = "torch",
     block_size: int | None = None,
 ) -> Tensor:
     """Every token with every other (or every one before it), the sequence spread over the ranks of a group.
@@ -116,7 +127,7 @@ def ring_attention(
     num_ranks = dist.get_world_size(group) if group is not None else 1
     return dilated_attention(
         q, k, v, [q.size(1) * num_ranks], [1],
-        causal=causal, group=group, layout=layout, scale=scale, kernel=kernel,
+        causal=causal, group=group, layout=layout, scale=scale, kernel=kernel, merge=merge,
         block_size=block_size,
     )  # fmt: skip
 

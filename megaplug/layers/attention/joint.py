@@ -29,6 +29,7 @@ from megaplug.layers.attention.exchange import (
     unpack,
 )
 from megaplug.layers.attention.kernels.interface import Block, BlockKernel
+from megaplug.layers.attention.merging import Merge
 from megaplug.layers.attention.rows import (
     add,
     gather_keys,
@@ -51,6 +52,7 @@ class Work:
     kernel: BlockKernel
     scale: float
     exchange: Exchange | None = None
+    merge: Merge = merge
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -84,7 +86,7 @@ def attend_jointly(work: Work, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor,
             put(places, found)
             put(lse_places, found_lse)
         else:
-            merge(places, lse_places, found, found_lse)
+            work.merge(places, lse_places, found, found_lse)
 
     def compute_step(step: Step, arrived: Tensor) -> None:
         entries = unpack(arrived, step.received, q.size(0), q.size(3))

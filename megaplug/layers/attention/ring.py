@@ -45,6 +45,7 @@ class RingAttention(MegatronModule):
         token_layout: How the tokens are spread over the ranks; has to be that of Megatron's rotary angles
             and of the batches (``megatron_tokens.spread_as``).
         kernel: ``auto``, or one of ``block_kernels.KERNELS``.
+        merge: By what blocks are put together: ``torch``, or ``triton`` on CUDA.
         block_size: The most tokens whose keys and values are in one message; None is any number.
         **foreign: Whatever other attentions take; refused by name unless None.
 
@@ -69,6 +70,7 @@ class RingAttention(MegatronModule):
         num_query_groups: int | None = None,
         token_layout: str = "zigzag",
         kernel: str = "auto",
+        merge: str = "torch",
         block_size: int | None = None,
         **foreign: Any,
     ) -> None:
@@ -81,6 +83,7 @@ class RingAttention(MegatronModule):
         self.softmax_scale = softmax_scale
         self.token_layout = token_layout
         self.kernel = kernel
+        self.merge = merge
         self.block_size = block_size
         groups = pg_collection
         self.cp_group = groups.cp if groups is not None else parallel_state.get_context_parallel_group()
@@ -145,6 +148,7 @@ class RingAttention(MegatronModule):
             scale=self.softmax_scale,
             heads=self._heads(query.size(2), key.size(2)),
             kernel=self.kernel,
+            merge=self.merge,
             block_size=self.block_size,
             **options,
         )

@@ -26,6 +26,12 @@ _KERNEL = Parameter(
         "reference",
     ),
 )
+_MERGE = Parameter(
+    str,
+    "torch",
+    "by what blocks are put together: torch's operations, or one kernel in Triton, on CUDA and not timed yet",
+    ("torch", "triton"),
+)
 _LAYOUT = Parameter(
     str,
     "zigzag",
@@ -60,6 +66,7 @@ _PATTERN = {
         ("exact", "detached"),
     ),
     "kernel": _KERNEL,
+    "merge": _MERGE,
 }
 
 
@@ -100,7 +107,7 @@ RING = Plugin(
     kind=CORE_ATTENTION,
     target=f"{_MODULE}:RingAttention",
     doc="dense attention over context-parallel ranks without Transformer Engine; only what is needed is sent",
-    parameters={"token_layout": _LAYOUT, "kernel": _KERNEL, "block_size": _BLOCK},
+    parameters={"token_layout": _LAYOUT, "kernel": _KERNEL, "merge": _MERGE, "block_size": _BLOCK},
     limits=_limits(context_parallel=True),
     forward_flops=causal_flops,
     saved_bytes_per_token=fused_bytes,
