@@ -49,7 +49,6 @@ CASES = {
     "detached": Case((16, 64), (1, 2), mix_grad="detached"),
     "dense in blocks": Case(None, block_size=5),
     "in blocks": Case((7, 24, 100), (1, 3, 5), (6, 3), block_size=3),
-    "both ways in blocks": Case((8, 64), (1, 4), causal=False, block_size=4),
 }
 
 
