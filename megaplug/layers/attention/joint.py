@@ -72,16 +72,20 @@ def attend_jointly(work: Work, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor,
     """
     num_groups = k.size(2)
     message = _post(work, 0, k, v, FORWARD)
-    out = torch.empty(q.shape, dtype=wide(q.dtype), device=q.device)
-    lse = torch.empty(q.shape[:3], dtype=out.dtype, device=q.device)
-    if not work.share.num_covering:
-        out.zero_()
-        lse.fill_(-torch.inf)
+    # The output and the log-sum-exp; what a first call for all gives, as it is.
+    totals: list[Tensor] = []
+    if work.share.num_covering != 1:
+        totals += [_total(work, x) for x in (q, q[..., 0])]
+        if not work.share.num_covering:
+            totals[1].fill_(-torch.inf)
 
     def compute(call: Call, keys: Tensor, values: Tensor, is_first: bool = False) -> None:
         rows = gather_queries(q, call.queries, call.heads, num_groups)
         found, found_lse = work.kernel.forward(Block(rows, keys, values, call.causal, work.scale))
-        places, lse_places = (places_of_queries(x, call.queries, call.heads, num_groups) for x in (out, lse))
+        if not totals:
+            totals[:] = found.reshape(q.shape).to(wide(q.dtype)), found_lse.reshape(q.shape[:3])
+            return
+        places, lse_places = (places_of_queries(x, call.queries, call.heads, num_groups) for x in totals)
         if is_first:
             put(places, found)
             put(lse_places, found_lse)
@@ -102,6 +106,7 @@ def attend_jointly(work: Work, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor,
         message = _post(work, number + 1, k, v, FORWARD)
         compute_step(step, arrived)
         del arrived
+    out, lse = totals
     return out, lse
 
 
@@ -131,6 +136,9 @@ def backward_jointly(
         found = compute(call, *(gather_keys(x, call.keys, call.heads) for x in (k, v)))
         for number, x in enumerate((q, k, v)):
             if len(totals) == number:
+                if work.share.num_covering == 1:
+                    totals.append(found.pop(0).reshape(x.shape).to(wide(x.dtype)))
+                    continue
                 totals.append(_total(work, x))
             places = (
                 places_of_keys(totals[number], call.keys, call.heads)
@@ -195,7 +203,8 @@ def _own_calls(work: Work, q: Tensor) -> Iterator[tuple[Call, bool]]:
     """What needs no other rank, as large at once as the kernel likes; and whether nothing is there yet."""
     for number, call in enumerate(work.share.own):
         most = call.queries[0].segments
-        if work.kernel.most_elements is not None:
+        takes_over = number == 0 and work.share.num_covering == 1
+        if work.kernel.most_elements is not None and not takes_over:
             heads = call.heads.groups.count * call.heads.heads.count
             a_segment = q.size(0) * call.queries[0].count * heads * q.size(3)
             most = max(1, work.kernel.most_elements // a_segment)
