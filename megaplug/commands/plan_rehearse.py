@@ -13,6 +13,7 @@ from megaplug.commands import cli
 from megaplug.commands.plan_job import vocabulary
 from megaplug.commands.plan_words import Asked
 from megaplug.errors import UserError
+from megaplug.job.attention import attention_layers
 from megaplug.job.checks import check, job_shape, resolve_topology
 from megaplug.job.schema import Job
 from megaplug.plan.memory import stage_memory
@@ -64,12 +65,16 @@ def answer(asked: Asked) -> int:
 
 
 def default_ranks(job: Job) -> list[int]:
-    """The first rank of the first stage, of the one that needs most memory by the plan, and of the last."""
+    """A rank of the first stage, of the one that needs most memory by the plan, and of the last."""
     topology = resolve_topology(job)
     workload = workload_of(job, topology, job_shape(job))
     fullest = max(range(topology.pp), key=lambda stage: stage_memory(workload, stage).total)
     stages = sorted({0, fullest, topology.pp - 1})
-    return [stage * (topology.world_size // topology.pp) for stage in stages]
+    # Of ranks that share a sequence the last has most where tokens are contiguous, else the first.
+    within = 0
+    if attention_layers(job.attention).token_layout() == "contiguous":
+        within = (topology.cp - 1) * topology.tp
+    return [stage * (topology.world_size // topology.pp) + within for stage in stages]
 
 
 def _progress(ranks: Sequence[int], found: Sequence[RankRehearsal]) -> None:

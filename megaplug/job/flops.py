@@ -9,6 +9,7 @@ The convention, in full:
 * **Causal attention counts what a causal mask leaves**: query i sees i + 1 keys, (s + 1) / 2 of s on
   average, for the scores and again for the values. PaLM's appendix B and most published figures count the
   whole square, which is more: an eighth more for llama3_8b at s = 8,192.
+* Dilated attention counts the pairs of queries and keys that its branches have (``job/core_attention.py``).
 * Of experts only those that a token is sent to count (``moe_router_topk``), beside router and shared expert.
 * The output layer counts with the vocabulary as padded; the embedding is a look-up and does not count.
 
@@ -34,6 +35,7 @@ def forward_flops_per_token(
     causal: bool = True,
     as_megatron: bool = False,
     mtp_num_layers: int = 0,
+    pairs: float = 1.0,
 ) -> float:
     """FLOPs of one token's forward pass in a sequence of ``shape.seq_length``.
 
@@ -45,9 +47,10 @@ def forward_flops_per_token(
             s / 2 for (s + 1) / 2, and no router.
         mtp_num_layers: Layers of multi-token prediction beside the shape's: each is one like the last, joins
             the embedding to its input (2 h -> h) and passes the output layer once more.
+        pairs: Pairs of queries and keys that attention computes, over those of dense attention.
     """
     hidden, mlps = shape.hidden_size, 3 if shape.swiglu else 2
-    seen = (shape.seq_length + (not as_megatron)) / 2 if causal else shape.seq_length
+    seen = pairs * ((shape.seq_length + (not as_megatron)) / 2 if causal else shape.seq_length)
     attention = 2 * _projections(shape) + 2 * seen * (shape.query_size + shape.attended_size)
     dense = 2 * mlps * hidden * shape.ffn_hidden_size
     experts = 2 * mlps * hidden * shape.moe_router_topk * shape.expert_ffn_size
@@ -81,8 +84,14 @@ def training_flops_per_token(
     causal: bool = True,
     as_megatron: bool = False,
     mtp_num_layers: int = 0,
+    pairs: float = 1.0,
 ) -> float:
     """FLOPs of one token's forward and backward pass; see `forward_flops_per_token`."""
     return 3 * forward_flops_per_token(
-        shape, vocab_size=vocab_size, causal=causal, as_megatron=as_megatron, mtp_num_layers=mtp_num_layers
+        shape,
+        vocab_size=vocab_size,
+        causal=causal,
+        as_megatron=as_megatron,
+        mtp_num_layers=mtp_num_layers,
+        pairs=pairs,
     )

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megaplug.layers.registry.sequence_cost import SequenceCost
+from megaplug.plan.joint_memory import joint_moments
 from megaplug.plan.numbers import most, where
 from megaplug.plan.workload import Workload
 
@@ -55,11 +57,14 @@ def attention_memory(workload: Workload) -> AttentionMemory:
             scores += size * workload.tokens * padded / tp  # what comes out, before it is cut
         if _computes_core_again(workload):
             scores += size * workload.tokens * _filled_up(workload) / tp
-        if _sorts_back(workload):
+        if _sorts_back(workload) and not _joint(workload):
             scores += out  # as it is, and as the output projection takes it
         forward, backward = 0.0, _inside_backward(workload)
         heads = query + (query if shape.multi_latent_attention else shape.key_size) + padded
         backward += size * workload.tokens * (shape.attended_size + heads) / tp
+        for cost in _joint(workload):
+            moments = joint_moments(workload, cost, _sums_inside(workload))
+            forward, backward = most(forward, moments[0]), most(backward, moments[1])
     else:
         scores, forward, backward = _unfused(workload)
         # What comes out is not there yet, or no longer; of the gradients that of the values alone is.
@@ -76,8 +81,18 @@ def attention_memory(workload: Workload) -> AttentionMemory:
     return AttentionMemory(projected, out, scores, forward, backward)
 
 
+def _joint(workload: Workload) -> list[SequenceCost]:
+    attention = workload.core_attention
+    return attention.joint(workload.shape, workload.topology) if attention else []
+
+
 def _inside_backward(workload: Workload) -> float:
-    """What a fused kernel's backward pass needs for itself (``runtime/rehearsal/inside.py`` says where).
+    """What a fused kernel's backward pass needs for itself."""
+    return sum(_sums_inside(workload))
+
+
+def _sums_inside(workload: Workload) -> tuple[float, float]:
+    """By rows of queries, and of keys (``runtime/rehearsal/inside.py`` says where).
 
     It sums gradients of queries in fp32, rows and channels filled up to whole blocks, and one number of each
     row; where groups of heads share keys, it makes gradients of keys and values for every head and then sums
@@ -95,9 +110,9 @@ def _inside_backward(workload: Workload) -> float:
     heads = shape.num_attention_heads / tp
     sums = _FP32 * rows * heads * (_filled(channels, block) + 1)
     if shape.multi_latent_attention or is_efficient:
-        return sums
+        return sums, 0.0
     shares = heads > most(shape.num_query_groups / tp, 1)
-    return sums + where(shares, 2 * size * workload.tokens * heads * shape.head_size, 0)
+    return sums, where(shares, 2 * size * workload.tokens * heads * shape.head_size, 0)
 
 
 def _filled(number: float, block: int) -> float:

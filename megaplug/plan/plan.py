@@ -101,8 +101,10 @@ class Plan:
         """Model FLOPs of a token, forward and backward: ``causal`` and ``full`` square of scores."""
         shape = self.workload.shape
         vocab = shape.padded_vocab_size(self.workload.topology.tp)
+        attention = self.workload.core_attention
+        pairs = attention.pairs_of_all(shape) if attention else 1.0
         return {
-            name: training_flops_per_token(shape, vocab_size=vocab, causal=name == "causal")
+            name: training_flops_per_token(shape, vocab_size=vocab, causal=name == "causal", pairs=pairs)
             for name in ("causal", "full")
         }
 

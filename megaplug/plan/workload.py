@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from megaplug.job.attention import attention_layers
 from megaplug.job.checks import job_batch
+from megaplug.job.core_attention import CoreAttention
 from megaplug.job.packages import resolve_backend
 from megaplug.job.recompute import granularity, method_and_layers
 from megaplug.job.schema import Job
@@ -182,6 +183,7 @@ class Workload:
         sharing: What is cut over data-parallel ranks or offloaded.
         overlaps: Which communication is hidden where it can be.
         fused_attention: Whether attention keeps no scores (flash); False for Megatron's unfused one.
+        core_attention: What each layer's attention is; None: all dense, over ranks Transformer Engine's.
         code: Whose code computes the layers.
         routing: How tokens reach their experts.
     """
@@ -194,6 +196,7 @@ class Workload:
     sharing: Sharing = field(default_factory=Sharing)
     overlaps: Overlaps = field(default_factory=Overlaps)
     fused_attention: bool = True
+    core_attention: CoreAttention | None = None
     code: Implementation = field(default_factory=Implementation)
     routing: Routing = field(default_factory=Routing)
 
@@ -263,6 +266,7 @@ def workload_of(job: Job, topology: Topology, shape: ModelShape) -> Workload:
         ),
         # Where some layers keep scores, all are counted so.
         fused_attention="local" not in attention_layers(job.attention).names,
+        core_attention=CoreAttention.of(job),
         code=Implementation(
             backend=backend,
             device=device,

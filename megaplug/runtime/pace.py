@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from megaplug.job.checks import job_shape
+from megaplug.job.core_attention import CoreAttention
 from megaplug.job.flops import training_flops_per_token
 from megaplug.job.freeze import FrozenJob
 from megaplug.job.gpus import peak_tflops
@@ -37,7 +38,8 @@ class Pace:
             peak = peak_tflops(name, half=job.precision.dtype != "fp32")
             if peak is None:
                 print(f"megaplug: no MFU: the peak of {name!r} is not known; logging.peak_tflops gives it")
-        per_token = training_flops_per_token(shape, vocab_size=derived.padded_vocab_size)
+        pairs = CoreAttention.of(job).pairs_of_all(shape)
+        per_token = training_flops_per_token(shape, vocab_size=derived.padded_vocab_size, pairs=pairs)
         return cls(per_token, frozen.topology.world_size, peak)
 
     def of_step(self, tokens: int, seconds: float) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any
 from megaplug.errors import Problem
 from megaplug.layers.registry.cost import causal_flops, fused_bytes
 from megaplug.layers.registry.plugin import CORE_ATTENTION, Limits, Parameter, Plugin
+from megaplug.layers.registry.sequence_cost import dilated, ring
 
 _MODULE = "megaplug.layers.attention.ring"
 _KERNEL = Parameter(
@@ -111,6 +112,7 @@ RING = Plugin(
     limits=_limits(context_parallel=True),
     forward_flops=causal_flops,
     saved_bytes_per_token=fused_bytes,
+    sequence_cost=ring,
     check_params=block_problems,
 )
 
@@ -122,6 +124,7 @@ DILATED = Plugin(
     parameters=_PATTERN,
     limits=_limits(context_parallel=False),
     saved_bytes_per_token=fused_bytes,
+    sequence_cost=dilated,
     check_params=pattern_problems,
 )
 
@@ -133,6 +136,7 @@ RING_DILATED = Plugin(
     parameters={**_PATTERN, "token_layout": _LAYOUT, "block_size": _BLOCK},
     limits=_limits(context_parallel=True),
     saved_bytes_per_token=fused_bytes,
+    sequence_cost=dilated,
     check_params=pattern_problems,
 )
 

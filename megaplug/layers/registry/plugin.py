@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megaplug.errors import Problem
+from megaplug.layers.registry.sequence_cost import SequenceCost, SequenceSizes
 
 CORE_ATTENTION = "core_attention"
 
@@ -102,6 +103,8 @@ class Plugin:
         limits: What it can do.
         forward_flops: Floating-point operations of one forward pass (a multiply-add counts two).
         saved_bytes_per_token: Bytes kept for the backward pass, for each token of the batch.
+        sequence_cost: What the fullest of the ranks that share a sequence computes and receives in one layer,
+            given the user's parameters; None counts as dense.
         check_params: What is wrong with a user's parameters together, given them and the key they stand
             under; asked when each for itself is of the right type.
     """
@@ -114,4 +117,5 @@ class Plugin:
     limits: Limits = field(default_factory=Limits)
     forward_flops: Callable[[AttentionSizes], int] | None = None
     saved_bytes_per_token: Callable[[AttentionSizes], int] | None = None
+    sequence_cost: Callable[[SequenceSizes, Mapping[str, Any]], SequenceCost] | None = None
     check_params: Callable[[Mapping[str, Any], str], Iterable[Problem]] | None = None

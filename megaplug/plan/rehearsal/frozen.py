@@ -83,8 +83,9 @@ def _without_te(config: AttentionConfig) -> AttentionConfig:
 def _refuse(job: Job) -> None:
     """What the pretence does not reach."""
     topology, wanted = job.topology, []
-    if topology.cp > 1:
-        wanted.append(f"topology.cp={topology.cp}, whose attention is Transformer Engine's")
+    if topology.cp > 1 and job.attention.name == "te":
+        what = "topology.cp={} with attention=te, which is Transformer Engine's (attention=ring can)"
+        wanted.append(what.format(topology.cp))
     if topology.zero >= 2:
         wanted.append(f"topology.zero={topology.zero}, which is FSDP's")
     if job.precision.fp8_format is not None:

@@ -93,9 +93,12 @@ def from_latents(terms: Terms, rates: Rates) -> Work:
 
 
 def attention_core(terms: Terms, rates: Rates) -> Work:
-    """Scores and values: fused, at its own rate; or unfused, with every score going through memory."""
+    """Scores and values: fused, at its own rate; or unfused, with every score going through memory.
+
+    Fused, only pairs of a query and a key that it reads are computed.
+    """
     flops = 2 * terms.tokens * terms.seq * (terms.query + terms.attended) / terms.tp
-    fused = flops * CAUSAL / rates.attention
+    fused = flops * CAUSAL * terms.pairs / rates.attention
     # Unfused: of the whole square, and the scores of every head pass to and from memory several times.
     scores = terms.activation_bytes * terms.tokens * terms.seq * terms.heads / terms.tp / rates.memory
     moved = rates.constants.score_passes * scores

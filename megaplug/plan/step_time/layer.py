@@ -7,7 +7,7 @@ GPU computes. Nothing here depends on pp, dp or the number of microbatches: a se
 Volumes: Korthikanti et al. 2022 (tp with sequence parallelism: a gather and a scatter for each of attention
 and MLP and pass, and a gather more in backward; without it an all-reduce each); Megatron-core
 ``token_dispatcher.py`` (ep: tokens there and back); Transformer Engine's ring (cp: keys and values of all
-other ranks pass by, beside attention).
+other ranks pass by, beside attention); ours sends each rank what it needs of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megaplug.plan.numbers import least, most, where
-from megaplug.plan.step_time.collectives import exchange_seconds, ring_seconds
+from megaplug.plan.step_time.collectives import exchange_seconds, group_bandwidth, ring_seconds
 from megaplug.plan.step_time.kernels import (
     Work,
     attention_core,
@@ -158,9 +158,13 @@ def _beside_userbuffers(terms: Terms, rates: Rates) -> Number:
 
 
 def _context_parallel(terms: Terms, rates: Rates, core: Work) -> tuple[Number, Number]:
-    """What the ring of keys and values takes longer than attention, forward and backward."""
+    """What keys and values of other ranks take longer than attention, forward and backward.
+
+    Backward they come once more, and gradients of as many go back.
+    """
     kv = terms.activation_bytes * terms.tokens * (terms.key + terms.value) / terms.tp
-    ring = ring_seconds(kv * terms.cp, terms.cp, terms.tp, rates)
+    moved = kv * terms.received / group_bandwidth(terms.cp, terms.tp, rates)
+    ring = where(terms.received > 0, rates.constants.collective_seconds + moved, 0.0)
     visible = 1 - rates.constants.overlap
 
     def exposed(sent: Number, beside: Number) -> Number:

@@ -49,6 +49,8 @@ class Terms:
         expert_bias: 1 where experts have biases.
         once: 1 where a token goes once to a rank, however many of its experts are there.
         gathers: 1 where every rank of the experts' group gets all tokens.
+        pairs: Pairs of queries and keys that attention computes, over those of dense causal attention.
+        received: Keys and values that a rank receives in a layer's forward pass, over its own.
         loss_chunks: Chunks that a microbatch's loss is computed in; 0 for all its logits at once.
         zero, fused, overlap_reduce, overlap_gather, overlap_p2p, overlap_tp, overlap_tp_backward, overlap_ep:
             Switches of the workload.
@@ -107,6 +109,8 @@ class Terms:
     expert_bias: Number
     once: Number
     gathers: Number
+    pairs: Number
+    received: Number
     loss_chunks: Number
     zero: Number
     fused: Number
@@ -136,6 +140,7 @@ def terms_of(workload: Workload) -> Terms:
     held = [stage_parameters(shape, topology, stage) for stage in sorted({0, 1 if last > 1 else 0, last})]
     fullest = max(held, key=lambda found: found.total)
     latent_query, latent_key = shape.latent_sizes
+    attention = workload.core_attention
     return Terms(
         hidden=shape.hidden_size,
         query=shape.query_size,
@@ -181,6 +186,8 @@ def terms_of(workload: Workload) -> Terms:
         activation_bytes=precision.parameter,
         operand_bytes=OPERAND_BYTES.get(precision.compute, precision.parameter),
         cast_bytes=CAST_BYTES.get(precision.compute, 0),
+        pairs=attention.pairs_share(shape, topology) if attention else 1.0,
+        received=attention.received_share(shape, topology) if attention else topology.cp - 1,
         loss_chunks=-(-workload.tokens // workload.code.loss_chunk) if workload.code.loss_chunk else 0,
         zero=workload.sharing.zero,
         fused=float(workload.fused_attention),

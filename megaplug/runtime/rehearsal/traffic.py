@@ -77,8 +77,11 @@ class Traffic:
         group = ProcessGroup.unbox(args[where])
         if group.size() == 1 or not places:
             return
-        # Of two stages Megatron sends to one side in the pipeline's group, to the other in the world's.
-        key = "pp" if shown in ("send", "recv") else group_name(group), shown
+        name = group_name(group)
+        if shown in ("send", "recv") and name != "cp":
+            # Of two stages Megatron sends to one side in the pipeline's group, to the other in the world's.
+            name = "pp"
+        key = name, shown
         self.sizes[key[0]] = group.size()
         self.bytes[key] += sum(_nbytes(args[place]) for place in places)
         self.calls[key] += 1
