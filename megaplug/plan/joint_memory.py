@@ -53,24 +53,30 @@ def joint_moments(workload: Workload, cost: SequenceCost, inside: tuple[float, f
     summed = _FP32 * sizes.all
     first = most(size * sizes.all + sum(inside), summed + narrow * size * sizes.all)
     under_way = _messages(workload, cost, sizes, forward=False)
-    calls = [summed + under_way + _call(sizes, *parts) for parts in _parts(cost, groups)]
+    calls = [
+        summed + share * under_way + _call(sizes, queries, keys, copied)
+        for queries, keys, copied, share in _parts(cost, groups)
+    ]
     return forward, size * sizes.queries + max([first, *calls])
 
 
-def _parts(cost: SequenceCost, groups: float) -> Iterator[tuple[float, float, bool]]:
-    """Of each call the part of all queries and of all keys that it takes, and whether it needs copies."""
+def _parts(cost: SequenceCost, groups: float) -> Iterator[tuple[float, float, bool, float]]:
+    """Of each call the part of all queries and of all keys that it takes, and whether it needs copies.
+
+    The last number is the part of the largest messages that are there with it.
+    """
     for rate, whole, split in cost.calls:
         heads = -(-groups // rate) / groups
         # Of several groups that others lie between, heads are no view.
         copied = 1 < rate < groups
         if whole:
-            yield whole * heads, whole * heads, copied
+            yield whole * heads, whole * heads, copied, 1.0
         if split and cost.one_way:
-            yield split * heads, split * heads, copied
+            yield split * heads, split * heads, copied, 1.0
         elif split:
             # Zigzag: both pieces read another rank's first, or the second one reads both of another rank's.
-            yield split * heads, split * heads / 2, copied
-            yield split * heads / 2, split * heads, copied
+            yield split * heads, split * heads / 2, copied, 0.5
+            yield split * heads / 2, split * heads, copied, 1.0
 
 
 def _call(sizes: _Sizes, queries: float, keys: float, copied: bool) -> float:
@@ -93,6 +99,7 @@ def _messages(workload: Workload, cost: SequenceCost, sizes: _Sizes, *, forward:
     if ranks == 1:
         return 0.0
     own = workload.shape.seq_length / ranks * workload.shape.num_query_groups
-    others = cost.received / (ranks - 1) * (ranks > 2) * (1 if cost.one_way else 2)
+    average = min(cost.arriving, cost.received / (ranks - 1))
+    others = average * (ranks > 2) * (1 if cost.one_way else 2)
     parts = cost.arriving + others if forward else 2 * (cost.arriving + others)
     return parts / own * 2 * sizes.size * sizes.keys

@@ -43,7 +43,8 @@ def current_layout() -> str:
 
 def contiguous_angles(pos_emb: Tensor, seq_dim: int, cp_group: torch.distributed.ProcessGroup) -> Tensor:
     """A rank's part of the angles of a whole sequence; takes the place of Megatron's function of zigzag."""
-    return pos_emb.chunk(cp_group.size(), seq_dim)[cp_group.rank()]
+    # Megatron keeps what it gets: a view would keep the angles of the whole sequence.
+    return pos_emb.chunk(cp_group.size(), seq_dim)[cp_group.rank()].clone()
 
 
 def batch_of_rank(batch: Mapping[str, Any], cp_group: torch.distributed.ProcessGroup) -> dict[str, Any]:

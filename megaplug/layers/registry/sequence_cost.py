@@ -9,6 +9,7 @@ A branch is a segment's length w and a rate r: of each segment a head of offset 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -60,7 +61,8 @@ def dense(sizes: SequenceSizes, params: Mapping[str, Any]) -> SequenceCost:
 
 def ring(sizes: SequenceSizes, params: Mapping[str, Any]) -> SequenceCost:
     """One segment of all tokens."""
-    return _over_ranks(sizes, ((sizes.num_tokens, 1),), params.get("token_layout", "zigzag"), "kv_group")
+    cost = _over_ranks(sizes, ((sizes.num_tokens, 1),), params.get("token_layout", "zigzag"), "kv_group")
+    return _in_blocks(cost, sizes, params.get("block_size"))
 
 
 def dilated(sizes: SequenceSizes, params: Mapping[str, Any]) -> SequenceCost:
@@ -70,7 +72,14 @@ def dilated(sizes: SequenceSizes, params: Mapping[str, Any]) -> SequenceCost:
     if not branches:
         branches = tuple((max(1, sizes.num_tokens // part), rate) for part, rate in ((4, 1), (2, 2), (1, 4)))
     layout, rule = params.get("token_layout", "zigzag"), params.get("offset", "kv_group")
-    return _over_ranks(sizes, branches, layout, rule)
+    return _in_blocks(_over_ranks(sizes, branches, layout, rule), sizes, params.get("block_size"))
+
+
+def _in_blocks(cost: SequenceCost, sizes: SequenceSizes, block_size: int | None) -> SequenceCost:
+    """Where no message has more than the keys of so many tokens."""
+    if block_size is None:
+        return cost
+    return dataclasses.replace(cost, arriving=min(cost.arriving, block_size * sizes.num_groups))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from megaplug.layers import cross_entropy, norm
-from megaplug.layers.attention import flash
+from megaplug.layers.attention import block_kernels, flash
 
 
 def install() -> None:
@@ -28,6 +28,8 @@ def install() -> None:
         query.dtype != torch.float32 and cuda_kernel != "efficient"
     )
     attention._attend = _attend
+    blocks: Any = block_kernels
+    blocks._on_cuda = lambda device, dtype, *_: "efficient" if dtype == torch.float32 else "cuda_flash"
     losses: Any = cross_entropy
     losses._ELEMENTS_ON_CPU = losses._ELEMENTS_ON_CUDA
     namespace: Any = torch
