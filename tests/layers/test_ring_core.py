@@ -146,6 +146,8 @@ def test_contiguous_batches_and_angles_are_the_layouts_tokens():
             assert batch["labels"] is None
             angles = rotary_pos_embedding.get_pos_emb_on_this_cp_rank(tokens.t()[:, None, None], 0, group)
             assert angles.flatten().tolist() == positions
+            # Megatron keeps them: those of other ranks must not be kept with them.
+            assert angles.untyped_storage().nbytes() == 8 * angles.element_size()
     finally:
         spread_as("zigzag")
     assert rotary_pos_embedding.get_pos_emb_on_this_cp_rank is rope_utils.get_pos_emb_on_this_cp_rank

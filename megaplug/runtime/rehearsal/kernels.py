@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from megaplug.layers import cross_entropy, norm
 from megaplug.layers.attention import block_kernels, flash
+from megaplug.layers.attention.merging import choose_merge
 
 
 def install() -> None:
@@ -30,6 +31,9 @@ def install() -> None:
     attention._attend = _attend
     blocks: Any = block_kernels
     blocks._on_cuda = lambda device, dtype, *_: "efficient" if dtype == torch.float32 else "cuda_flash"
+    # A kernel of Triton's needs a GPU; both merge in place.
+    attending: Any = importlib.import_module("megaplug.layers.attention.dilated")
+    attending.choose_merge = lambda name, device: choose_merge("torch", device)
     losses: Any = cross_entropy
     losses._ELEMENTS_ON_CPU = losses._ELEMENTS_ON_CUDA
     namespace: Any = torch
