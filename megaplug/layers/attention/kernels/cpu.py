@@ -13,7 +13,7 @@ _SHORT = 512 * 32
 # 4 MiB of fp32: what the C library gives back and takes again without the pages being cleared anew, and what
 # is still in the cache when the results are added up.
 _ELEMENTS = 1 << 20
-# Bytes: the kernel goes through rows that are further apart at one miss of the table of pages each.
+# Bytes: rows that are as far apart, or further, cost the kernel a miss of the table of pages each.
 _PAGE = 4096
 
 
@@ -50,7 +50,7 @@ def _taken(block: Block, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _near(x: Tensor) -> Tensor:
-    return x.contiguous() if x.stride(2) * x.element_size() > _PAGE else x
+    return x.contiguous() if x.stride(2) * x.element_size() >= _PAGE else x
 
 
 def _is_faster_in_fp32(k: Tensor) -> bool:
