@@ -12,6 +12,7 @@ from megaplug.job.core_attention import CoreAttention
 from megaplug.job.schema import Job
 from megaplug.plan.cluster import cluster_of
 from megaplug.plan.plan import Plan, make_plan
+from megaplug.plan.rehearsal import rehearsed_job
 from megaplug.plan.workload import workload_of
 
 NAMES = ("long_fast", "long_production", "long_conservative", "llama3_8b_1m")
@@ -84,12 +85,18 @@ def test_a_model_for_use_sees_the_whole_sequence_and_has_memory_to_spare(name):
     assert memory_used(name) < (0.5 if name == "long_production" else 0.75)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_rehearsed_is_that_attention(name):
+    assert rehearsed_job(job_of(name)).attention == job_of(name).attention
+
+
 def test_production_survives_and_is_watched():
     job = job_of("long_production")
     assert job.watch.max_restarts > 0
     assert job.checkpoint.save_interval <= job.train.iters / 4
     assert job.checkpoint.keep > 1
     assert job.resilience.check_for_spiky_loss
+    assert job.attention.sub_layer_norm
 
 
 def test_conservative_needs_least_and_loses_least():

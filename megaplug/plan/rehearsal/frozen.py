@@ -77,7 +77,9 @@ def _without_te(config: AttentionConfig) -> AttentionConfig:
     name = "flash" if config.name == "te" else config.name
     others = {other: dict(layers.params_of(other)) for other in unit if other != name}
     pattern = None if config.pattern is None else unit
-    return AttentionConfig(name, dict(layers.params_of(name)), pattern, others)
+    return dataclasses.replace(
+        config, name=name, params=dict(layers.params_of(name)), pattern=pattern, pattern_params=others
+    )
 
 
 def _refuse(job: Job) -> None:
