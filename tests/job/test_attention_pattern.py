@@ -218,6 +218,8 @@ def test_transformer_engine_in_one_layer_is_needed_as_in_all():
     assert te_needed_for(changed(*MIXED)) == ""
     attention = rehearsed_job(job).attention
     assert (attention.name, attention.pattern) == ("ring", ["ring", "flash"])
+    normed = changed("attention.sub_layer_norm=true", "attention.gamma_init=2", "model.vocab_size=256")
+    assert rehearsed_job(normed).attention == normed.attention
 
 
 def test_the_plan_counts_scores_where_any_layer_keeps_them():

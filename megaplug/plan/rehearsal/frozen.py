@@ -85,7 +85,7 @@ def _without_te(config: AttentionConfig) -> AttentionConfig:
 def _refuse(job: Job) -> None:
     """What the pretence does not reach."""
     topology, wanted = job.topology, []
-    if topology.cp > 1 and job.attention.name == "te":
+    if topology.cp > 1 and "te" in attention_layers(job.attention).names:
         what = "topology.cp={} with attention=te, which is Transformer Engine's (attention=ring can)"
         wanted.append(what.format(topology.cp))
     if topology.zero >= 2:
