@@ -173,7 +173,7 @@ def published(request, monkeypatch):
 @CASES
 def test_flash_attns_functions_are_called_as_they_are_published(published, num_keys, causal):
     given = block(torch.float32, num_keys, causal)
-    kernel = choose_kernel(torch.device("cpu"), torch.float32, published)
+    kernel = choose_kernel(torch.device("cuda"), torch.float32, published)
     for a, b in zip(parts_of(kernel, given), parts_of(Reference(), given), strict=True):
         assert (a - b).abs().max() < 1e-6
 
@@ -185,15 +185,27 @@ def test_another_version_of_flash_attn_is_refused(published):
     assert "window_size" in inspect.signature(old).parameters
     setattr(module, name, old)
     with pytest.raises(UserError, match=f"has no {name} with window_size_left"):
-        choose_kernel(torch.device("cpu"), torch.float32, published)
+        choose_kernel(torch.device("cuda"), torch.float32, published)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_package_that_is_not_installed_is_refused(name):
     assert not KERNELS[name].is_installed()
     with pytest.raises(UserError, match=r"flash-attn \d is not installed: there is no flash_attn") as raised:
-        choose_kernel(torch.device("cpu"), torch.bfloat16, name)
+        choose_kernel(torch.device("cuda"), torch.bfloat16, name)
     assert "kernel=auto" in raised.value.hint
+
+
+def test_a_kernel_of_another_device_is_refused_with_those_of_this_one():
+    q = torch.randn(1, 8, 2, 8)
+    with pytest.raises(UserError, match="kernel=cuda_flash does not run on cpu") as raised:
+        dilated_attention(q, q, q, [8], [1], kernel="cuda_flash")
+    assert raised.value.hint == "use auto, cpu_flash, reference"
+    with FakeTensorMode():
+        q = torch.empty(1, 8, 2, 8, device="cuda", dtype=torch.bfloat16)
+        with pytest.raises(UserError, match="kernel=cpu_flash does not run on cuda") as raised:
+            dilated_attention(q, q, q, [8], [1], kernel="cpu_flash")
+    assert "cpu_flash" not in raised.value.hint and "flash_attn2" in raised.value.hint
 
 
 @pytest.mark.parametrize(

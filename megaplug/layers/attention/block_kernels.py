@@ -8,6 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from megaplug.errors import UserError
+from megaplug.layers.attention.given import one_of
 from megaplug.layers.attention.kernels.cpu import CpuFlash
 from megaplug.layers.attention.kernels.cuda import CudaCudnn, CudaEfficient, CudaFlash
 from megaplug.layers.attention.kernels.installed import (
@@ -38,6 +39,11 @@ _BY_TORCHS_NAME = {
     "flash_attention": "cuda_flash",
     "efficient_attention": "efficient",
 }
+# What runs on each type of device; the tensors of a rehearsal, which have no numbers, take any.
+_BY_DEVICE = {
+    "cpu": ("auto", "cpu_flash", "reference"),
+    "cuda": ("auto", *(name for name in KERNELS if name != "cpu_flash")),
+}
 # The flash-attn package for each major number of a GPU's compute capability.
 _BY_CAPABILITY = {8: "flash_attn2", 9: "flash_attn3", 10: "flash_attn4"}
 # A length to ask with which kernel is taken: none of them asks for more than one token.
@@ -53,11 +59,13 @@ def choose_kernel(
     own it takes.
 
     Raises:
-        UserError: There is none of that name, or it is not installed.
+        UserError: There is none of that name, it is not for that device, or it is not installed.
     """
+    check_name(name)
     if name != "auto":
-        if name not in KERNELS:
-            raise UserError(f"there is no block kernel {name!r}", hint=f"one of: auto, {', '.join(KERNELS)}")
+        fit = _BY_DEVICE.get(device.type)
+        if fit is not None and name not in fit:
+            raise UserError(f"kernel={name} does not run on {device.type}", hint=f"use {', '.join(fit)}")
         kernel = KERNELS[name]
         if isinstance(kernel, InstalledKernel):
             kernel.check()
@@ -65,6 +73,15 @@ def choose_kernel(
     if device.type == "cpu":
         return KERNELS["cpu_flash"]
     return KERNELS[_on_cuda(device, dtype, head_dim, torch.are_deterministic_algorithms_enabled())]
+
+
+def check_name(name: str) -> None:
+    """Refuse the name of no kernel.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    one_of("block kernel", name, ("auto", *KERNELS))
 
 
 @functools.lru_cache

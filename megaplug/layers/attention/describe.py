@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megaplug.errors import UserError
+from megaplug.layers.attention.given import one_of, whole
 from megaplug.layers.attention.pattern import (
+    OFFSETS,
     Branch,
     Heads,
     branches,
@@ -24,7 +27,11 @@ from megaplug.layers.attention.token_layout import TokenLayout
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one attention layer: sequences, tokens of the whole sequence, heads and bytes of an element."""
+    """Of one attention layer: sequences, tokens of the whole sequence, heads and bytes of an element.
+
+    Raises:
+        UserError: One is no integer of at least 1, or the key-value heads do not divide the heads.
+    """
 
     num_tokens: int
     num_heads: int
@@ -32,6 +39,15 @@ class Sizes:
     head_dim: int
     element_size: int = 2
     batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, whole(name, value))
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"{self.num_kv_heads} key-value heads cannot be shared by {self.num_heads} heads",
+                hint="the number of key-value heads divides that of query heads",
+            )
 
 
 def describe(
@@ -65,9 +81,16 @@ def describe(
         reads; ``branches_without_communication``. All derived.
 
     Raises:
-        UserError: The pattern or the layout cannot be.
+        UserError: The pattern, the layout or the offset cannot be.
     """
+    if not isinstance(sizes, Sizes):
+        raise UserError(
+            f"the sizes of a layer are {sizes!r}",
+            hint="give Sizes(num_tokens, num_heads, num_kv_heads, head_dim)",
+        )
     pattern = branches(segment_lengths, dilation_rates)
+    num_ranks = whole("num_ranks", num_ranks)
+    one_of("offset", offset, OFFSETS)
     heads = Heads(sizes.num_heads, sizes.num_kv_heads)
     tokens = TokenLayout(layout, sizes.num_tokens, num_ranks)
     pairs = sum(

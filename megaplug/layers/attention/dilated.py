@@ -6,6 +6,7 @@ Shape letters: B sequences, S tokens of a rank, H query heads, G key-value heads
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch import Tensor
 from megaplug.errors import UserError
 from megaplug.layers.attention.block_kernels import choose_kernel
 from megaplug.layers.attention.exchange import Exchange
+from megaplug.layers.attention.given import message_size, one_of
 from megaplug.layers.attention.joint import DetachedAttention, JointAttention, Work
 from megaplug.layers.attention.merging import choose_merge
 from megaplug.layers.attention.pattern import Heads, branches
@@ -77,10 +79,9 @@ def dilated_attention(
     _check_tensors(q, k, v)
     # Kernels read the elements of a head as one piece; torch's on a CPU does so without a check.
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-    if mix_grad not in MIX_GRADS:
-        raise UserError(f"there is no mix_grad {mix_grad!r}", hint=f"one of: {', '.join(MIX_GRADS)}")
-    if block_size is not None and block_size < 1:
-        raise UserError(f"block_size is {block_size}", hint="give a number of tokens, such as 4096, or None")
+    one_of("mix_grad", mix_grad, MIX_GRADS)
+    block_size = message_size(block_size)
+    check_group(group)
     pattern = branches(segment_lengths, dilation_rates)
     num_ranks = dist.get_world_size(group) if group is not None else 1
     rank = dist.get_rank(group) if group is not None else 0
@@ -130,6 +131,19 @@ def ring_attention(
         causal=causal, group=group, layout=layout, scale=scale, kernel=kernel, merge=merge,
         block_size=block_size,
     )  # fmt: skip
+
+
+def check_group(group: Any) -> None:
+    """Refuse what is no process group.
+
+    Raises:
+        UserError: It is neither a group nor None.
+    """
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise UserError(
+            f"group is {group!r}",
+            hint="give a group of torch.distributed that this rank is in, or None for one device",
+        )
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megaplug.errors import UserError
+from megaplug.layers.attention.given import one_of
 from megaplug.layers.attention.rows import merge
 
 MERGES = ("torch", "triton")
@@ -22,8 +23,7 @@ def choose_merge(name: str, device: torch.device) -> Merge:
     Raises:
         UserError: There is none of that name, or Triton is not there.
     """
-    if name not in MERGES:
-        raise UserError(f"there is no merge {name!r}", hint=f"one of: {', '.join(MERGES)}")
+    one_of("merge", name, MERGES)
     if name == "torch":
         return merge
     if find_spec("triton") is None:

@@ -8,7 +8,6 @@ Shape letters: B sequences, S tokens of a rank, E embedding, H heads, D elements
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +17,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megaplug.errors import UserError
+from megaplug.layers.attention.block_kernels import check_name
 from megaplug.layers.attention.describe import Sizes, describe
-from megaplug.layers.attention.dilated import dilated_attention
-from megaplug.layers.attention.pattern import branches
+from megaplug.layers.attention.dilated import MIX_GRADS, check_group, dilated_attention
+from megaplug.layers.attention.given import message_size, one_of, positive, whole
+from megaplug.layers.attention.merging import MERGES
+from megaplug.layers.attention.pattern import OFFSETS, branches
+from megaplug.layers.attention.token_layout import LAYOUTS
 
 
 class RingDilatedAttention(nn.Module):
@@ -39,9 +42,12 @@ class RingDilatedAttention(nn.Module):
         mix_grad: ``exact`` or ``detached``.
         group: The ranks that share a sequence; None is one device.
         layout: How its tokens are spread: ``contiguous`` or ``zigzag``.
+        kernel: What computes a block: ``auto``, or one of ``block_kernels.KERNELS``.
+        merge: By what blocks are put together: ``torch``, or ``triton`` on CUDA.
 
     Raises:
-        UserError: A dropout, a pattern that cannot be, or another number of ranks than the group has.
+        UserError: A dropout, a pattern or an option that cannot be, or another number of ranks than the group
+            has.
     """
 
     def __init__(
@@ -57,27 +63,36 @@ class RingDilatedAttention(nn.Module):
         mix_grad: str = "exact",
         group: dist.ProcessGroup | None = None,
         layout: str = "contiguous",
+        kernel: str = "auto",
+        merge: str = "torch",
     ) -> None:
         super().__init__()
-        if dropout > 0:
+        if dropout != 0:  # nor is NaN a dropout
             raise UserError(
                 f"dilated attention has no dropout of its weights; {dropout} was asked",
                 hint="use dropout=0, and torch.nn.Dropout on what comes out of the layer",
             )
-        branches(segment_lengths, dilation_rates)
+        pattern = branches(segment_lengths, dilation_rates)
+        block_size = message_size(block_size)
+        one_of("offset", offset, OFFSETS)
+        one_of("mix_grad", mix_grad, MIX_GRADS)
+        one_of("token layout", layout, LAYOUTS)
+        one_of("merge", merge, MERGES)
+        check_name(kernel)
+        check_group(group)
         num_ranks = dist.get_world_size(group) if group is not None else 1
         if ring_size is not None and ring_size != num_ranks:
             raise UserError(
                 f"ring_size is {ring_size}, and {num_ranks} ranks share the sequence",
                 hint="give a process group of that size, or leave ring_size out",
             )
-        self.segment_lengths = list(segment_lengths)
-        self.dilation_rates = list(dilation_rates)
+        self.segment_lengths = [branch.segment_length for branch in pattern]
+        self.dilation_rates = [branch.rate for branch in pattern]
         self.use_checkpointing = use_checkpointing
         self.num_ranks = num_ranks
         self.options: dict[str, Any] = {
             "offset": offset, "mix_grad": mix_grad, "group": group, "layout": layout,
-            "block_size": block_size,
+            "block_size": block_size, "kernel": kernel, "merge": merge,
         }  # fmt: skip
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
@@ -105,7 +120,15 @@ class RingDilatedAttention(nn.Module):
         return attend(q, k, v)
 
     def get_memory_info(self, sizes: Sizes, is_causal: bool = True) -> dict[str, Any]:
-        """What a layer of these sizes costs and reaches, all derived; see ``describe``."""
+        """What a layer of these sizes costs and reaches, all derived; see ``describe``.
+
+        Args:
+            sizes: ``Sizes(num_tokens, num_heads, num_kv_heads, head_dim)``, tokens of all ranks together.
+            is_causal: As of ``forward``.
+
+        Raises:
+            UserError: They are no ``Sizes``, or the tokens cannot be spread over the ranks.
+        """
         return describe(
             sizes,
             self.segment_lengths,
@@ -135,10 +158,12 @@ class RingMultiheadDilatedAttention(nn.Module):
         gamma_init: Xavier gain of the value's and the last projection; the others' is 1. MAGNETO's is
             ``sqrt(log(2 M))`` of a decoder of M layers.
         bias: Whether projections have one; they begin as zeros.
-        **options: ``offset``, ``mix_grad``, ``group`` and ``layout`` of ``RingDilatedAttention``.
+        **options: ``offset``, ``mix_grad``, ``group``, ``layout``, ``kernel`` and ``merge`` of
+            ``RingDilatedAttention``.
 
     Raises:
-        UserError: The heads do not divide the embedding, or from ``RingDilatedAttention``.
+        UserError: The heads do not divide the embedding, a size or the gain is not positive, or from
+            ``RingDilatedAttention``.
     """
 
     def __init__(
@@ -157,11 +182,15 @@ class RingMultiheadDilatedAttention(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        embed_dim, num_heads = whole("embed_dim", embed_dim), whole("num_heads", num_heads)
         if embed_dim % num_heads:
+            fit = [heads for heads in range(1, embed_dim + 1) if embed_dim % heads == 0]
             raise UserError(
                 f"{num_heads} heads do not divide an embedding of {embed_dim}",
-                hint=f"use {math.gcd(num_heads, embed_dim)} heads",
+                hint=f"use {min(fit, key=lambda heads: abs(heads - num_heads))} heads",
             )
+        gain_hint = "give a number above 0: 1, or sqrt(log(2 M)) for a decoder of M layers"
+        gamma_init = positive("gamma_init", gamma_init, gain_hint)
         self.num_heads = num_heads
         self.attention = RingDilatedAttention(
             segment_lengths, dilation_rates, dropout, ring_size, block_size, use_checkpointing, **options
@@ -194,11 +223,20 @@ class RingMultiheadDilatedAttention(nn.Module):
         out = self.attention(q, k, v, is_causal=is_causal).flatten(2)
         return self.out_proj(self.norm(out)), None
 
-    def get_memory_info(self, num_tokens: int, batch_size: int = 1) -> dict[str, Any]:
-        """What the attention of so many tokens costs and reaches, all derived; see ``describe``."""
+    def get_memory_info(self, num_tokens: int, batch_size: int = 1, is_causal: bool = True) -> dict[str, Any]:
+        """What the attention of so many tokens costs and reaches, all derived; see ``describe``.
+
+        Args:
+            num_tokens: Of all ranks together.
+            batch_size: Sequences.
+            is_causal: As of ``forward``.
+
+        Raises:
+            UserError: One is no integer of at least 1, or the tokens cannot be spread over the ranks.
+        """
         weight = self.q_proj.weight
         sizes = Sizes(
             num_tokens, self.num_heads, self.num_heads, weight.size(0) // self.num_heads,
             weight.element_size(), batch_size,
         )  # fmt: skip
-        return self.attention.get_memory_info(sizes)
+        return self.attention.get_memory_info(sizes, is_causal)

@@ -7,10 +7,11 @@ offset, so the order of rows is the order of tokens and a causal mask stays a tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from megaplug.errors import UserError
+from megaplug.layers.attention.given import one_of, whole
 
 OFFSETS = ("kv_group", "query_head", "torchscale_block")
 
@@ -93,17 +94,21 @@ def branches(segment_lengths: Sequence[int], dilation_rates: Sequence[int]) -> t
     Raises:
         UserError: There is none, they are not as many, or one is no positive integer.
     """
-    if len(segment_lengths) != len(dilation_rates) or not segment_lengths:
+    lengths = _numbers("segment_lengths", segment_lengths)
+    rates = _numbers("dilation_rates", dilation_rates)
+    if len(lengths) != len(rates) or not lengths:
         raise UserError(
-            f"{len(segment_lengths)} segment_lengths and {len(dilation_rates)} dilation_rates",
+            f"{len(lengths)} segment_lengths and {len(rates)} dilation_rates",
             hint="give one rate for each segment length, and at least one of both",
         )
-    for name, values in (("segment_lengths", segment_lengths), ("dilation_rates", dilation_rates)):
-        if wrong := [value for value in values if type(value) is not int or value < 1]:
-            raise UserError(
-                f"{name} has {wrong[0]!r}", hint="lengths and rates are integers of at least 1, in tokens"
-            )
-    return tuple(Branch(*pair) for pair in zip(segment_lengths, dilation_rates, strict=True))
+    return tuple(Branch(*pair) for pair in zip(lengths, rates, strict=True))
+
+
+def _numbers(name: str, values: Iterable[int]) -> list[int]:
+    if not isinstance(values, Iterable):
+        raise UserError(f"{name} is {values!r}", hint="give a list, with one integer for each branch")
+    hint = "lengths and rates are integers of at least 1, in tokens"
+    return [whole(name, value, hint, "has") for value in values]
 
 
 def head_sets(heads: Heads, rule: str, rate: int) -> tuple[HeadSet, ...]:
@@ -112,8 +117,7 @@ def head_sets(heads: Heads, rule: str, rate: int) -> tuple[HeadSet, ...]:
     Raises:
         UserError: There is no such rule, or the groups do not divide the heads.
     """
-    if rule not in OFFSETS:
-        raise UserError(f"there is no offset {rule!r}", hint=f"one of: {', '.join(OFFSETS)}")
+    one_of("offset", rule, OFFSETS)
     if heads.num_groups < 1 or heads.num_heads % heads.num_groups:
         raise UserError(f"{heads.num_groups} key-value heads cannot be shared by {heads.num_heads} heads")
     per_group = heads.num_heads // heads.num_groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megaplug.errors import UserError
+from megaplug.layers.attention.given import one_of
 
 LAYOUTS = ("zigzag", "contiguous")
 
@@ -26,8 +27,7 @@ class TokenLayout:
     num_ranks: int = 1
 
     def __post_init__(self) -> None:
-        if self.name not in LAYOUTS:
-            raise UserError(f"there is no token layout {self.name!r}", hint=f"one of: {', '.join(LAYOUTS)}")
+        one_of("token layout", self.name, LAYOUTS)
         if self.num_ranks > 1 and self.num_tokens % self.num_parts:
             raise UserError(
                 f"{self.num_tokens} tokens cannot be cut into {self.num_parts} equal parts, as the "
