@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from megaplug.errors import Problem, UserError
 from megaplug.job.attention import attention_layers, name_key, params_key
@@ -40,7 +41,9 @@ def attention_problems(job: Job, device: str | None = None, *, sizes_hold: bool 
             problems.append(Problem(name_key(job.attention), error.message, error.hint))
             continue
         key = params_key(job.attention, name)
-        problems += registry.validate_params(plugin, layers.params_of(name), key)
+        params = layers.params_of(name)
+        wrong = registry.validate_params(plugin, params, key)
+        problems += wrong or _needs(job, plugin, params, key, device)
         if sizes_hold:
             problems += _limits(job, plugin, device)
     if "flash" in layers.names and not job.precision.attention_softmax_in_fp32:
@@ -50,6 +53,7 @@ def attention_problems(job: Job, device: str | None = None, *, sizes_hold: bool 
         )
         problems.append(Problem(key, message, "leave it true, or use attention=local"))
     problems += [*_cuda_kernel(job, layers, device), *_other_layers(job), *_sub_norm(job, device)]
+    problems += _prediction_layers(job, layers, device)
     # Layouts are parameters: of such as are wrong nothing can be asked.
     return problems or list(_token_layouts(job, layers))
 
@@ -83,7 +87,7 @@ def _pattern(job: Job) -> Iterator[Problem]:
 
 
 def _token_layouts(job: Job, layers: AttentionLayers) -> Iterator[Problem]:
-    """All layers, batches and rotary angles have one; Megatron shifts labels along zigzag tokens only."""
+    """All layers, batches and rotary angles have one."""
     layouts = layers.token_layouts(job.topology.cp)
     wanted = layouts.get(job.attention.name, "zigzag")
     for name, layout in layouts.items():
@@ -95,10 +99,6 @@ def _token_layouts(job: Job, layers: AttentionLayers) -> Iterator[Problem]:
             takes = "token_layout" in registry.lookup(registry.CORE_ATTENTION, name).parameters
             other = f"{params_key(job.attention, job.attention.name)}.token_layout={layout}"
             yield Problem(key, message, f"use {key}={wanted}" if takes else f"use {other}")
-    if "contiguous" in layouts.values() and job.megatron.get("mtp_num_layers"):
-        key = f"{params_key(job.attention, job.attention.name)}.token_layout"
-        message = "multi-token prediction (megatron.mtp_num_layers) has no contiguous tokens"
-        yield Problem(key, message, "use zigzag, or leave megatron.mtp_num_layers out")
 
 
 def _cuda_kernel(job: Job, layers: AttentionLayers, device: str | None) -> Iterator[Problem]:
@@ -138,6 +138,33 @@ def _sub_norm(job: Job, device: str | None) -> Iterator[Problem]:
             )
 
 
+def _prediction_layers(job: Job, layers: AttentionLayers, device: str | None) -> Iterator[Problem]:
+    """Megatron builds layers of multi-token prediction itself: plain ones, of the backend."""
+    if not job.megatron.get("mtp_num_layers"):
+        return
+    if job.attention.sub_layer_norm:
+        message = "is not in the layers of multi-token prediction (megatron.mtp_num_layers)"
+        yield Problem("attention.sub_layer_norm", message, "leave one of them out")
+    backend = job.backend if device is None else resolve_backend(job.backend, device, job.kernels.te)
+    if backend == "native" and job.topology.cp > 1 and layers.names == ("te",):
+        message = (
+            f"native layers of multi-token prediction cannot split a sequence over {job.topology.cp} ranks"
+        )
+        yield Problem("topology.cp", message, "use backend=te, or leave megatron.mtp_num_layers out")
+
+
+def _needs(
+    job: Job, plugin: registry.Plugin, params: Mapping[str, Any], key: str, device: str | None
+) -> list[Problem]:
+    place, dtype = _device(job, device), job.precision.dtype
+    return registry.needs_problems(plugin, params, device=place, dtype=dtype, key=key)
+
+
+def _device(job: Job, device: str | None) -> str | None:
+    """The one that is known, or that the job names."""
+    return device if device is not None or job.device == "auto" else job.device
+
+
 def _limits(job: Job, plugin: registry.Plugin, device: str | None) -> list[Problem]:
     asked = job.megatron
     return registry.limits_problems(
@@ -147,13 +174,14 @@ def _limits(job: Job, plugin: registry.Plugin, device: str | None) -> list[Probl
         context_parallel_size=job.topology.cp,
         head_dim=_head_dim(job.model),
         dtype=job.precision.dtype,
-        device=device if device is not None else (None if job.device == "auto" else job.device),
+        device=_device(job, device),
         attention_bias=job.model.position_embedding_type == "relative",
         latent_attention=job.model.multi_latent_attention,
         sliding_window=asked.get("window_size") is not None,
         softmax_type=asked.get("softmax_type") or "vanilla",
         largest_scores=next((name for name in _LARGEST_SCORES if asked.get(name)), ""),
         batch_invariant=bool(asked.get("batch_invariant_mode")),
+        multi_token_prediction=bool(asked.get("mtp_num_layers")),
         mask="arbitrary" if asked.get("create_attention_mask_in_dataloader") else "causal",
     )
 

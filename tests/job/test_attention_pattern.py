@@ -137,10 +137,17 @@ def test_a_layout_does_not_concern_layers_that_never_spread_tokens():
     assert layers.token_layouts(1) == {"ring_dilated": "contiguous"}
 
 
-def test_multi_token_prediction_has_no_contiguous_tokens_in_a_pattern_either():
-    words = [*MIXED, "attention.params.token_layout=contiguous", "megatron.mtp_num_layers=1"]
-    problems = check(changed(*words, "attention.pattern_params.ring.token_layout=contiguous"))
-    assert [p.key for p in problems if "mtp" in p.message] == ["attention.params.token_layout"]
+def test_multi_token_prediction_is_refused_in_a_pattern_too():
+    words = ["attention=flash", "attention.pattern=[flash,dilated]", "megatron.mtp_num_layers=1"]
+    (problem,) = check(changed(*words))
+    assert problem.key == "megatron.mtp_num_layers" and "'dilated'" in problem.message
+
+
+def test_every_attention_of_a_pattern_is_asked_what_its_parameters_need():
+    words = [*MIXED, "attention.pattern_params.ring.kernel=efficient"]
+    (problem,) = check(changed(*words), device="cpu")
+    assert problem.key == "attention.pattern_params.ring.kernel"
+    assert check(changed(*words), device="cuda") == []
 
 
 def test_flash_in_a_pattern_keeps_its_own_rules():

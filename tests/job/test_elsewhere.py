@@ -11,7 +11,16 @@ from megaplug.job import packages
 from megaplug.job.checks import check
 from megaplug.job.elsewhere import judge, remarks, te_needed_for
 
-HERE_MISSING = ("transformer_engine", "apex", "einops", "wandb", "mlflow", packages.WEIGHT_GRADIENTS)
+HERE_MISSING = (
+    "transformer_engine",
+    "flash_attn",
+    "triton",
+    "apex",
+    "einops",
+    "wandb",
+    "mlflow",
+    packages.WEIGHT_GRADIENTS,
+)
 NEED_TE = [
     ["attention=te"],
     ["precision=fp8"],
@@ -51,6 +60,8 @@ def installed(monkeypatch):
         (["kernels.apex=require"], "NVIDIA's Apex"),
         (["megatron.gradient_accumulation_fusion=true"], "NVIDIA's Apex"),
         (["topology.zero=3"], "einops"),
+        (["attention=ring", "attention.params.kernel=flash_attn2"], "flash-attn>=2.7"),
+        (["attention=dilated", "attention.params.merge=triton"], "triton"),
         (["logging.wandb_project=mine"], "wandb"),
         (["logging.mlflow_tracking_uri=sqlite:///mine.db"], "mlflow"),
     ],

@@ -69,11 +69,53 @@ def test_megatrons_own_attention_has_sinks_windows_and_masks():
     assert check(dataclasses.replace(BASE(), attention=AttentionConfig("local"), megatron=asked)) == []
 
 
-def test_contiguous_tokens_are_refused_with_multi_token_prediction():
-    words = ["attention=ring_dilated", "topology.cp=2", "+megatron.mtp_num_layers=1"]
-    assert not [p for p in check(small_job(*words)) if "token_layout" in p.key]
-    problems = check(small_job(*words, "attention.params.token_layout=contiguous"))
-    assert [p.key for p in problems if "mtp_num_layers" in p.message] == ["attention.params.token_layout"]
+@pytest.mark.parametrize("attention", ["ring", "dilated", "ring_dilated", "flash", "local"])
+def test_multi_token_prediction_is_refused_where_its_layers_would_have_another_attention(attention):
+    """Megatron builds them with its own dense one, in silence, or dies in every rank where cp is above 1."""
+    job = dataclasses.replace(BASE(), attention=AttentionConfig(attention), megatron={"mtp_num_layers": 1})
+    problems = check(job)
+    if attention in ("flash", "local"):
+        assert problems == []
+        return
+    assert [problem.key for problem in problems] == ["megatron.mtp_num_layers"]
+    assert "its own dense attention" in problems[0].message
+    normed = dataclasses.replace(job, attention=AttentionConfig("flash", sub_layer_norm=True))
+    assert [problem.key for problem in check(normed)] == ["attention.sub_layer_norm"]
+
+
+def test_native_layers_of_multi_token_prediction_split_no_sequence():
+    job = small_job("attention=te", "topology.cp=2", "backend=native", "megatron.mtp_num_layers=1")
+    assert [(p.key, p.hint) for p in check(job) if "split" in p.message] == [
+        ("topology.cp", "use backend=te, or leave megatron.mtp_num_layers out")
+    ]
+    assert not [p for p in check(dataclasses.replace(job, backend="te")) if p.key == "topology.cp"]
+
+
+@pytest.mark.parametrize(
+    ("param", "value", "device", "text"),
+    [
+        ("kernel", "cuda_flash", "cpu", "kernel=cuda_flash does not run on cpu"),
+        ("kernel", "flash_attn2", "cpu", "use kernel=auto or cpu_flash or reference"),
+        ("kernel", "cpu_flash", "cuda", "kernel=cpu_flash does not run on cuda"),
+        ("kernel", "cudnn", "cuda", "kernel=cudnn has no fp32, only bf16 and fp16"),
+        ("merge", "triton", "cpu", "merge=triton does not run on cpu"),
+    ],
+)
+def test_a_kernel_of_another_device_or_format_is_refused_before_the_start(param, value, device, text):
+    job = dataclasses.replace(BASE(), attention=AttentionConfig("ring", {param: value}))
+    (problem,) = check(job, device=device)
+    assert problem.key == f"attention.params.{param}" and not problem.lacks
+    assert text in str(problem)
+    assert check(job) == [], "asked where the device is known only"
+
+
+def test_the_kernels_of_a_device_are_possible_on_it():
+    base = dataclasses.replace(BASE(), attention=AttentionConfig("dilated", {"kernel": "cpu_flash"}))
+    assert check(base, device="cpu") == []
+    half = dataclasses.replace(base.precision, bf16=True)
+    for name in ("cuda_flash", "cudnn", "efficient", "reference", "auto"):
+        job = dataclasses.replace(base, attention=AttentionConfig("ring", {"kernel": name}), precision=half)
+        assert check(job, device="cuda") == [], name
 
 
 @pytest.mark.parametrize(

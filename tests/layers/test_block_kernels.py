@@ -16,6 +16,7 @@ from megaplug.layers.attention import block_kernels, dilated_attention
 from megaplug.layers.attention.block_kernels import KERNELS, choose_kernel
 from megaplug.layers.attention.kernels.interface import Block
 from megaplug.layers.attention.kernels.reference import Reference
+from megaplug.layers.registry.dilated import RING
 
 
 def block(dtype=torch.float64, num_keys=24, causal=False, device="cpu", **shape):
@@ -278,3 +279,10 @@ def test_a_merge_that_cannot_be_is_refused(monkeypatch):
     monkeypatch.setattr("megaplug.layers.attention.merging.find_spec", lambda name: None)
     with pytest.raises(UserError, match="Triton is not installed"):
         dilated_attention(q, q, q, [8], [1], merge="triton")
+
+
+def test_the_registry_declares_the_packages_that_kernels_look_for():
+    needs = RING.parameters["kernel"].needs
+    for name in ("flash_attn2", "flash_attn3", "flash_attn4"):
+        assert (needs[name].modules, needs[name].package) == (KERNELS[name].modules, KERNELS[name].package)
+    assert set(needs) <= set(RING.parameters["kernel"].choices) <= {"auto", *KERNELS}

@@ -13,6 +13,7 @@ import pytest
 from megaplug.errors import UserError
 from megaplug.layers import registry
 from megaplug.layers.registry import CORE_ATTENTION, AttentionSizes, Limits, Plugin
+from megaplug.layers.registry.needs import is_found
 from megaplug.layers.registry.store import _REGISTERED
 
 ROOT = Path(__file__).parents[2]
@@ -220,3 +221,14 @@ def test_costs_are_those_of_a_triangle_and_of_a_square():
     assert local.forward_flops(sizes) == 4 * 2 * 8 * 16 * 16
     assert flash.saved_bytes_per_token(sizes) == 2 * (8 + 2) * 16 * 2 + 4 * 8
     assert local.saved_bytes_per_token(sizes) == 8 * (3 * 16 * 2 + 4 * 6)
+
+
+def test_a_module_is_looked_for_without_importing_the_package_above_it(tmp_path, monkeypatch):
+    (tmp_path / "kernels_of_mine").mkdir()
+    (tmp_path / "kernels_of_mine" / "__init__.py").write_text("raise RuntimeError")
+    (tmp_path / "kernels_of_mine" / "cute").mkdir()
+    (tmp_path / "kernels_of_mine" / "cute" / "interface.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert is_found("kernels_of_mine.cute.interface")
+    assert not is_found("kernels_of_mine.cute.other") and not is_found("kernels_of_mine.other.interface")
+    assert not is_found("no_kernels_of_mine.cute")

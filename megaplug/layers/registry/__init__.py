@@ -16,8 +16,9 @@ from megaplug.layers.registry.builtin import BUILT_IN
 from megaplug.layers.registry.installed import ENTRY_POINT_GROUP
 from megaplug.layers.registry.layers import AttentionLayers
 from megaplug.layers.registry.limits import limits_problems
+from megaplug.layers.registry.needs import needs_problems
 from megaplug.layers.registry.params import resolve_params, validate_params
-from megaplug.layers.registry.plugin import CORE_ATTENTION, AttentionSizes, Limits, Parameter, Plugin
+from megaplug.layers.registry.plugin import CORE_ATTENTION, AttentionSizes, Limits, Need, Parameter, Plugin
 from megaplug.layers.registry.store import (
     load_target,
     lookup,
@@ -32,6 +33,7 @@ __all__ = [
     "AttentionLayers",
     "AttentionSizes",
     "Limits",
+    "Need",
     "Parameter",
     "Plugin",
     "limits_problems",
@@ -39,6 +41,7 @@ __all__ = [
     "lookup",
     "missing_packages",
     "names",
+    "needs_problems",
     "register",
     "resolve_params",
     "validate_params",

@@ -7,10 +7,11 @@ from typing import Any
 
 from megaplug.errors import Problem
 from megaplug.layers.registry.cost import causal_flops, fused_bytes
-from megaplug.layers.registry.plugin import CORE_ATTENTION, Limits, Parameter, Plugin
+from megaplug.layers.registry.plugin import CORE_ATTENTION, Limits, Need, Parameter, Plugin
 from megaplug.layers.registry.sequence_cost import dilated, ring
 
 _MODULE = "megaplug.layers.attention.ring"
+_CUDA, _HALF = ("cuda",), ("bf16", "fp16")
 _KERNEL = Parameter(
     str,
     "auto",
@@ -26,12 +27,28 @@ _KERNEL = Parameter(
         "flash_attn4",
         "reference",
     ),
+    {
+        "cpu_flash": Need(("cpu",)),
+        "cuda_flash": Need(_CUDA, _HALF),
+        "cudnn": Need(_CUDA, _HALF),
+        "efficient": Need(_CUDA, ("fp32", *_HALF)),
+        # As in layers/attention/kernels/installed.py.
+        "flash_attn2": Need(_CUDA, _HALF, ("flash_attn.flash_attn_interface",), "flash-attn>=2.7"),
+        "flash_attn3": Need(
+            _CUDA,
+            _HALF,
+            ("flash_attn_interface", "flash_attn_3"),
+            "flash-attn 3 from the folder hopper of Dao-AILab/flash-attention",
+        ),
+        "flash_attn4": Need(_CUDA, _HALF, ("flash_attn.cute.interface",), "flash-attn-4"),
+    },
 )
 _MERGE = Parameter(
     str,
     "torch",
     "by what blocks are put together: torch's operations, or one kernel in Triton, on CUDA and not timed yet",
     ("torch", "triton"),
+    {"triton": Need(_CUDA, modules=("triton",), package="triton")},
 )
 _LAYOUT = Parameter(
     str,

@@ -25,6 +25,7 @@ def limits_problems(
     softmax_type: str = "vanilla",
     largest_scores: str = "",
     batch_invariant: bool = False,
+    multi_token_prediction: bool = False,
     mask: str = "causal",
 ) -> list[Problem]:
     """Everything that a job asks of a core attention and that its declaration excludes.
@@ -44,6 +45,7 @@ def limits_problems(
         softmax_type: A name of Megatron's.
         largest_scores: The argument of Megatron's that asks for the largest score; empty if none does.
         batch_invariant: Whether results may not depend on the other sequences of a batch.
+        multi_token_prediction: Whether Megatron adds layers that predict further tokens.
         mask: A name of Megatron's ``AttnMaskType``.
 
     Returns:
@@ -113,6 +115,12 @@ def limits_problems(
             "megatron.batch_invariant_mode",
             "does not promise results that do not depend on the batch",
             "leave it out; attention=te has a mode for it",
+        )
+    if multi_token_prediction and not limits.multi_token_prediction:
+        refuse(
+            "megatron.mtp_num_layers",
+            "is not in layers of multi-token prediction: Megatron builds these with its own dense attention",
+            "leave it out, or use attention=flash, local or te for all layers",
         )
     if mask not in limits.masks:
         refuse(key, f"has no {mask} mask", f"it has: {_listed(limits.masks)}")

@@ -13,6 +13,23 @@ CORE_ATTENTION = "core_attention"
 
 
 @dataclass(frozen=True)
+class Need:
+    """What one choice of a parameter asks for.
+
+    Attributes:
+        devices: Where it runs.
+        dtypes: The number formats that it computes in; empty if in all.
+        modules: Python modules that must be there.
+        package: What brings them, as a person installs it.
+    """
+
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    dtypes: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    package: str = ""
+
+
+@dataclass(frozen=True)
 class Parameter:
     """One parameter of a plugin, as a user may set it under ``<group>.params``.
 
@@ -21,12 +38,15 @@ class Parameter:
         default: Its value when the user says nothing; None is possible only where it is the default.
         doc: One line for the user.
         choices: The values that are possible; empty if any value of the type is.
+        needs: What single choices ask of device, number format and installed packages; the others run
+            wherever the plugin does.
     """
 
     type: type
     default: Any
     doc: str
     choices: tuple[Any, ...] = ()
+    needs: Mapping[Any, Need] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,8 @@ class Limits:
             have a sink for attention.
         largest_scores: Whether the largest score is told (``qk_clip``, ``log_max_attention_logit``).
         batch_invariant: Whether a sequence's result may be asked not to depend on the others of its batch.
+        multi_token_prediction: Whether Megatron's layers of multi-token prediction compute the same, which it
+            builds with its own dense attention whatever the plugin is.
         masks: The kinds of mask, in the names of Megatron's ``AttnMaskType``.
         max_head_dim: The largest head dimension for each device; a missing device has no limit.
         head_dim_multiple: What a head's dimension must be divisible by, for each device.
@@ -63,6 +85,7 @@ class Limits:
     softmax_types: tuple[str, ...] = ("vanilla",)
     largest_scores: bool = False
     batch_invariant: bool = False
+    multi_token_prediction: bool = False
     masks: tuple[str, ...] = ("causal",)
     max_head_dim: Mapping[str, int] = field(default_factory=dict)
     head_dim_multiple: Mapping[str, int] = field(default_factory=dict)
