@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from megaplug.job.attention_notes import attention_notes
 from megaplug.job.derive import save_interval_of
 from megaplug.job.schema import Job, MoeConfig
 
@@ -32,7 +33,13 @@ def idle_keys(job: Job) -> list[str]:
 
 def idle_notes(job: Job) -> list[str]:
     """A line for each; none where every key does what it seems to."""
-    return [*_expert_notes(job), *_early_stop_notes(job), *_retention_notes(job), *_alert_notes(job)]
+    return [
+        *_expert_notes(job),
+        *_early_stop_notes(job),
+        *_retention_notes(job),
+        *_alert_notes(job),
+        *attention_notes(job),
+    ]
 
 
 def _expert_notes(job: Job) -> list[str]:

@@ -125,7 +125,8 @@ def sequence_problems(topology: Topology, shape: ModelShape) -> Iterator[Problem
     if cp > 1 and tokens % (2 * cp):
         yield Problem(
             "topology.cp",
-            f"seq_length {tokens} is not a multiple of 2 x cp = {2 * cp} (two chunks a rank)",
+            f"seq_length {tokens} is not a multiple of 2 x cp = {2 * cp} "
+            "(two chunks a rank: Megatron's rule for every layout of tokens)",
             f"use model.seq_length={-(-tokens // (2 * cp)) * 2 * cp} or another cp",
         )
     if topology.sequence_parallel and tp == 1:

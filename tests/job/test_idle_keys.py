@@ -26,6 +26,7 @@ STEPS = ["train.iters=300", "train.eval_interval=50", "checkpoint.save_interval=
             ["checkpoint.keep_every=7", "checkpoint.save_interval=null", "train.iters=350"],
             "step 350 for good",
         ),
+        (["megatron.reset_position_ids=true"], "only learned_absolute reads these, not rope"),
         (["alerts.command=ls", "alerts.events=[]"], "alerts.command does nothing: alerts.events names none"),
     ],
 )
@@ -43,6 +44,7 @@ def test_what_does_less_than_it_seems_to_is_noted(words, said):
         ["checkpoint.keep_every=1"],
         ["alerts.events=[]"],
         ["alerts.command=ls"],
+        ["megatron.reset_position_ids=true", "model.position_embedding_type=learned_absolute"],
     ],
 )
 def test_nothing_is_noted_of_what_does_as_it_says(words):

@@ -7,6 +7,7 @@ from typing import Any
 
 from megaplug.errors import Problem
 from megaplug.layers.registry.cost import causal_flops, fused_bytes
+from megaplug.layers.registry.pattern_notes import pattern_notes, reach
 from megaplug.layers.registry.plugin import CORE_ATTENTION, Limits, Need, Parameter, Plugin
 from megaplug.layers.registry.sequence_cost import dilated, ring
 
@@ -143,6 +144,8 @@ DILATED = Plugin(
     saved_bytes_per_token=fused_bytes,
     sequence_cost=dilated,
     check_params=pattern_problems,
+    notes=pattern_notes,
+    reach=reach,
 )
 
 RING_DILATED = Plugin(
@@ -155,6 +158,8 @@ RING_DILATED = Plugin(
     saved_bytes_per_token=fused_bytes,
     sequence_cost=dilated,
     check_params=pattern_problems,
+    notes=pattern_notes,
+    reach=reach,
 )
 
 LONG = (RING, DILATED, RING_DILATED)

@@ -130,6 +130,10 @@ class Plugin:
             given the user's parameters; None counts as dense.
         check_params: What is wrong with a user's parameters together, given them and the key they stand
             under; asked when each for itself is of the right type.
+        notes: What a user may not have meant by parameters that are right, a line each, given the layer's
+            sizes, the parameters and the key they stand under.
+        reach: How many tokens back a layer reads at most, itself included, given the sequence's tokens and
+            the user's parameters; None reads all.
     """
 
     name: str
@@ -142,3 +146,5 @@ class Plugin:
     saved_bytes_per_token: Callable[[AttentionSizes], int] | None = None
     sequence_cost: Callable[[SequenceSizes, Mapping[str, Any]], SequenceCost] | None = None
     check_params: Callable[[Mapping[str, Any], str], Iterable[Problem]] | None = None
+    notes: Callable[[SequenceSizes, Mapping[str, Any], str], Iterable[str]] | None = None
+    reach: Callable[[int, Mapping[str, Any]], int] | None = None

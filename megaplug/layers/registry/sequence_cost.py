@@ -117,16 +117,20 @@ def _over_ranks(
     )
 
 
+def head_offsets(sizes: SequenceSizes, rule: str, rate: int) -> list[int]:
+    """The offset of every head in a branch of that rate."""
+    heads = range(sizes.num_heads)
+    if rule == "kv_group":
+        return [head // (sizes.num_heads // sizes.num_groups) % rate for head in heads]
+    if rule == "query_head":
+        return [head % rate for head in heads]
+    return [head // -(-sizes.num_heads // rate) for head in heads]
+
+
 def _offsets(sizes: SequenceSizes, rule: str, rate: int) -> tuple[Counter[int], Counter[int]]:
     """How many heads have each offset, and how many groups have a head of it."""
     per_group = sizes.num_heads // sizes.num_groups
-    heads = range(sizes.num_heads)
-    if rule == "kv_group":
-        of_head = [head // per_group % rate for head in heads]
-    elif rule == "query_head":
-        of_head = [head % rate for head in heads]
-    else:
-        of_head = [head // -(-sizes.num_heads // rate) for head in heads]
+    of_head = head_offsets(sizes, rule, rate)
     of_group = {(head // per_group, offset) for head, offset in enumerate(of_head)}
     return Counter(of_head), Counter(offset for _, offset in of_group)
 
