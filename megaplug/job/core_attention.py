@@ -33,6 +33,11 @@ class CoreAttention:
             tuple((name, count, _frozen(name, chosen.params_of(name))) for name, count in counts.items())
         )
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether every layer is dense, and over ranks Transformer Engine's: so most formulas say, too."""
+        return all(_plugin(name).sequence_cost is None for name, *_ in self.layers)
+
     def costs(self, shape: ModelShape, num_ranks: int) -> list[tuple[int, SequenceCost]]:
         """Of each attention the number of layers and the cost of one of them and one sequence."""
         sizes = SequenceSizes(
@@ -72,9 +77,13 @@ class CoreAttention:
         return [cost for _, cost in self.costs(shape, topology.cp) if cost.is_joint]
 
 
+def _plugin(name: str) -> registry.Plugin:
+    return registry.lookup(registry.CORE_ATTENTION, name)
+
+
 def _frozen(name: str, params: Any) -> tuple[tuple[str, Any], ...]:
     """All parameters of a plugin, as something that can be a dictionary's key."""
-    resolved = resolve_params(registry.lookup(registry.CORE_ATTENTION, name), params)
+    resolved = resolve_params(_plugin(name), params)
     return tuple(
         sorted((key, tuple(value) if isinstance(value, list) else value) for key, value in resolved.items())
     )
@@ -82,5 +91,5 @@ def _frozen(name: str, params: Any) -> tuple[tuple[str, Any], ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _cost(name: str, params: tuple[tuple[str, Any], ...], sizes: SequenceSizes) -> SequenceCost:
-    counted = registry.lookup(registry.CORE_ATTENTION, name).sequence_cost or dense
+    counted = _plugin(name).sequence_cost or dense
     return counted(sizes, dict(params))

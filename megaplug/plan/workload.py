@@ -244,6 +244,7 @@ def workload_of(job: Job, topology: Topology, shape: ModelShape) -> Workload:
     on_cpu = job.device == "cpu" or (job.device == "auto" and job.cluster.device == "cpu")
     device = "cpu" if on_cpu else "cuda"
     backend = resolve_backend(job.backend, device, job.kernels.te)
+    attention = CoreAttention.of(job)
     return Workload(
         topology,
         shape,
@@ -266,7 +267,8 @@ def workload_of(job: Job, topology: Topology, shape: ModelShape) -> Workload:
         ),
         # Where some layers keep scores, all are counted so.
         fused_attention="local" not in attention_layers(job.attention).names,
-        core_attention=CoreAttention.of(job),
+        # Counted ranks part the columns of a search, which nothing needs where all is dense.
+        core_attention=None if attention.is_dense else attention,
         code=Implementation(
             backend=backend,
             device=device,

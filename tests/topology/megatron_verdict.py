@@ -232,6 +232,7 @@ def _build(config: Any, args: Any, padded_vocab_size: int) -> list[Any]:
     from megatron.core.tensor_parallel import ColumnParallelLinear
     from megatron.core.transformer.spec_utils import build_module
 
+    from megaplug.layers.registry import AttentionLayers
     from megaplug.layers.spec import _native_layer
 
     provider = _provider(config.normalization)
@@ -240,7 +241,8 @@ def _build(config: Any, args: Any, padded_vocab_size: int) -> list[Any]:
         specs = get_gpt_decoder_layer_specs(config, False, config.normalization)
         is_moe = sorted({"MoELayer" in str(spec.submodules.mlp) for spec in specs})
     vp_stage = None if config.virtual_pipeline_model_parallel_size is None else 0
-    specs = [_native_layer(config, provider, kind) for kind in is_moe]
+    attention = AttentionLayers.alike("flash", {})
+    specs = [_native_layer(config, provider, kind, attention) for kind in is_moe]
     for spec in specs:
         spec.submodules.self_attention.submodules.core_attention = _no_core_attention()
     layers = [build_module(spec, config=config, layer_number=1, vp_stage=vp_stage) for spec in specs]
