@@ -11,6 +11,7 @@ from importlib import metadata
 
 import megaplug
 from megaplug.commands.cli import CommandLine
+from megaplug.commands.help_parameters import parameter_rows
 from megaplug.errors import UserError
 from megaplug.job import keys
 from megaplug.job.compose import ConfigSource, group_options
@@ -18,6 +19,7 @@ from megaplug.job.conf_text import default_options
 from megaplug.job.describe import KeyInfo, as_json, describe_keys, describe_section, option_header
 from megaplug.job.megatron_table import load_table
 from megaplug.job.names import argument_keys
+from megaplug.job.parameters import PARAMS, parameter_meant
 from megaplug.job.suggest import did_you_mean
 
 # What most commands change; the rest is a --help <group> away.
@@ -85,7 +87,8 @@ def explain(name: str, source: ConfigSource) -> str:
     if name in groups or name in keys.sections():
         return _explain_group(name, groups.get(name, []), source)
     if name in infos:
-        return _explain_key(infos[name])
+        of_plugins = _explain_parameters(name) if name == PARAMS else ""
+        return "\n\n".join(filter(None, (_explain_key(infos[name]), of_plugins)))
     section, _, argument = name.partition(".")
     table = load_table()
     if section == "megatron" and argument in table:
@@ -97,6 +100,10 @@ def explain(name: str, source: ConfigSource) -> str:
     by_leaf = [info for info in infos.values() if info.name == name]
     if by_leaf:
         return "\n\n".join(map(_explain_key, by_leaf))
+    if parameters := _explain_parameters(name):
+        return parameters
+    if parameter := parameter_meant(name):
+        raise UserError(f"there is no group or key {name!r}", hint=f"did you mean {parameter}?")
     meant = [
         *groups,
         *infos,
@@ -158,6 +165,14 @@ def _explain_key(info: KeyInfo) -> str:
     elif info.following:
         megatron = f"; decides Megatron's {', '.join(info.following)}"
     return "\n".join([*lines, *_paragraph(f"{kind}{megatron}")])
+
+
+def _explain_parameters(name: str) -> str:
+    """Those of attentions: one of them, or all for the key that holds them; empty if it is none."""
+    return "\n\n".join(
+        "\n".join([title, *(line for text in texts for line in _paragraph(text))])
+        for title, texts in parameter_rows(name)
+    )
 
 
 def _wrapped(title: str, text: str) -> str:

@@ -14,6 +14,8 @@ from megaplug.layers.registry import AttentionLayers
 
 # What asks for the largest score of every head.
 _LARGEST_SCORES = ("qk_clip", "log_max_attention_logit")
+# What says how ranks exchange a sequence.
+_COMMUNICATION = ("cp_comm_type", "hierarchical_context_parallel_sizes")
 # What Megatron builds layers of another kind for.
 _OTHER_LAYERS = (
     "experimental_attention_variant", "use_kitchen_attention", "heterogeneous_layers_config_path",
@@ -182,6 +184,7 @@ def _limits(job: Job, plugin: registry.Plugin, device: str | None) -> list[Probl
         largest_scores=next((name for name in _LARGEST_SCORES if asked.get(name)), ""),
         batch_invariant=bool(asked.get("batch_invariant_mode")),
         multi_token_prediction=bool(asked.get("mtp_num_layers")),
+        communication=next((name for name in _COMMUNICATION if asked.get(name)), ""),
         mask="arbitrary" if asked.get("create_attention_mask_in_dataloader") else "causal",
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from megaplug.job import keys
 from megaplug.job.counts import decimal_comma
+from megaplug.job.parameters import is_list
 from megaplug.job.suggest import closest, did_you_mean
 
 _SIZES = re.compile(r"(?:(?:tp|pp|vpp|cp|dp|ep|etp)\d+_?)+")
@@ -57,6 +58,8 @@ def several_hint(key: str, value: str) -> str:
             f"several sources are written '{key}=[{value}]'; launch/train.py --multirun makes a run of each"
         )
     rerun = "launch/train.py --multirun runs every one of them"
+    if is_list(key):
+        return f"a list is written '{key}=[{value}]'; or {rerun}"
     if _THOUSANDS.fullmatch(value):
         return f"thousands are not parted by commas: {key}={value.replace(',', '_')}; or {rerun}"
     if pointed := decimal_comma(value):

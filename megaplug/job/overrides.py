@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from megaplug.errors import Problem, UserError
 from megaplug.job import keys
 from megaplug.job.meant import PLAIN_HINT, option_hint, stray_hint
+from megaplug.job.parameters import parameter_meant
 from megaplug.job.suggest import closest, did_you_mean
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ def _text(value: object) -> str:
 def _hint_for(key: str, groups: Mapping[str, Sequence[str]]) -> str:
     """What a misspelt key may have meant: in its own group, elsewhere, or as an argument of Megatron."""
     section, _, leaf = key.partition(".")
+    if parameter := parameter_meant(key):
+        return f"did you mean {parameter}?"
     if leaf and section in keys.sections():
         match = closest(leaf, keys.section_keys(section))
         if match is not None:

@@ -84,6 +84,17 @@ def test_an_option_and_an_argument_of_megatron_s_are_explained() -> None:
     assert "is set by" not in said("--help", "megatron.decoupled_lr")
 
 
+def test_parameters_of_attentions_are_explained_with_whose_they_are() -> None:
+    page = said("--help", "segment_lengths")
+    assert page.startswith("attention.params.segment_lengths=[]\n")
+    assert page.rstrip().endswith("list of whole numbers; of dilated, ring_dilated")
+    whole = said("--help", "attention.params", "attention.params.kernel")
+    for name in ("cuda_kernel=auto", "token_layout=zigzag", "block_size=null", "merge=torch"):
+        assert f"\nattention.params.{name}\n" in whole
+    assert whole.count("\nattention.params.kernel=auto\n") == 2 and "| flash_attn4 |" in whole
+    assert "did you mean attention.params.block_size?" in ask("--help", "attention.block_size").stderr
+
+
 @pytest.mark.parametrize(
     ("name", "meant"), [("lr.min_rl", "lr.min_lr"), ("topolgy", "topology"), ("itres", "iters")]
 )

@@ -28,6 +28,14 @@ from megaplug.job.compose import compose_job, sweep_points
         ("model.foo=3", "model.foo", "--help model lists"),
         ("model=gpt4", "model", "--help model lists all"),
         ("topology=tp4_pp3", "topology", "topology.tp=4 topology.pp=3"),
+        (
+            "attention.segment_lengths=[64,256]",
+            "attention.segment_lengths",
+            "attention.params.segment_lengths",
+        ),
+        ("attention.blok_size=64", "attention.blok_size", "attention.params.block_size"),
+        ("attention.patern=[ring]", "attention.patern", "attention.pattern?"),
+        ("offset=query_head", "offset", "attention.params.offset"),
         ("topology=tp16ep3", "topology", "topology.tp=16 topology.ep=3"),
     ],
 )
@@ -120,6 +128,8 @@ def test_a_word_without_a_value_is_answered_with_what_it_may_have_meant(word: st
         ("cluster.price_per_gpu_hour=2,5", "not a comma: cluster.price_per_gpu_hour=2.5"),
         ("train.iters=1,000", "train.iters=1_000"),
         ("lr.lr=1,5e-4", "--multirun"),
+        ("attention.params.segment_lengths=64,256", "'attention.params.segment_lengths=[64,256]'"),
+        ("attention.pattern=ring,dilated", "'attention.pattern=[ring,dilated]'"),
     ],
 )
 def test_several_values_ask_for_multirun_or_were_one(word: str, hint: str) -> None:

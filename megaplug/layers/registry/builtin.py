@@ -69,6 +69,7 @@ TE = Plugin(
         softmax_types=_SOFTMAX_TYPES,
         largest_scores=True,
         batch_invariant=True,
+        communication=True,
         multi_token_prediction=True,
         masks=("causal", "no_mask", "padding", "padding_causal", "arbitrary", "causal_bottom_right"),
         max_head_dim={"cuda": 256},

@@ -112,10 +112,13 @@ def pattern_problems(params: Mapping[str, Any], key: str) -> Iterator[Problem]:
     """What is wrong with segment lengths and rates whose types are right, and with the size of a message."""
     yield from block_problems(params, key)
     lengths, rates = params.get("segment_lengths", ()), params.get("dilation_rates", ())
-    for name, values in (("segment_lengths", lengths), ("dilation_rates", rates)):
+    for name, values, what, such in (
+        ("segment_lengths", lengths, "number of tokens", "[2048,4096,8192]"),
+        ("dilation_rates", rates, "rate: each takes every so many-th token", "[1,2,4]"),
+    ):
         if wrong := [value for value in values if type(value) is not int or value < 1]:
-            message = f"{wrong[0]!r} is no number of tokens"
-            yield Problem(f"{key}.{name}", message, "give integers of at least 1, such as [2048,4096,8192]")
+            message = f"{wrong[0]!r} is no {what}"
+            yield Problem(f"{key}.{name}", message, f"give integers of at least 1, such as {such}")
     if len(lengths) != len(rates):
         message = f"{len(lengths)} segment_lengths and {len(rates)} dilation_rates"
         yield Problem(f"{key}.dilation_rates", message, "give one rate for each segment length")

@@ -26,6 +26,7 @@ def limits_problems(
     largest_scores: str = "",
     batch_invariant: bool = False,
     multi_token_prediction: bool = False,
+    communication: str = "",
     mask: str = "causal",
 ) -> list[Problem]:
     """Everything that a job asks of a core attention and that its declaration excludes.
@@ -46,6 +47,7 @@ def limits_problems(
         largest_scores: The argument of Megatron's that asks for the largest score; empty if none does.
         batch_invariant: Whether results may not depend on the other sequences of a batch.
         multi_token_prediction: Whether Megatron adds layers that predict further tokens.
+        communication: The argument of Megatron's that says how ranks exchange a sequence; empty if none does.
         mask: A name of Megatron's ``AttnMaskType``.
 
     Returns:
@@ -73,9 +75,10 @@ def limits_problems(
     if attention_dropout > 0 and not set(devices) & set(limits.dropout_devices):
         possible = _listed(limits.dropout_devices)
         hint = "set model.attention_dropout=0" + (f"; it can drop on {possible}" if possible else "")
+        where = f" on {_listed(devices)}" if possible else ""
         refuse(
             "model.attention_dropout",
-            f"has no dropout on {_listed(devices)}; {attention_dropout} was asked",
+            f"has no dropout{where}; {attention_dropout} was asked",
             hint,
         )
     if context_parallel_size > 1 and not limits.context_parallel:
@@ -121,6 +124,12 @@ def limits_problems(
             "megatron.mtp_num_layers",
             "is not in layers of multi-token prediction: Megatron builds these with its own dense attention",
             "leave it out, or use attention=flash, local or te for all layers",
+        )
+    if communication and not limits.communication:
+        refuse(
+            f"megatron.{communication}",
+            "does not heed it: how a sequence is exchanged is not to be chosen",
+            "leave it out; attention=te has it",
         )
     if mask not in limits.masks:
         refuse(key, f"has no {mask} mask", f"it has: {_listed(limits.masks)}")

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from megaplug.errors import Problem, UserError
-from megaplug.layers.registry.plugin import Plugin
+from megaplug.layers.registry.plugin import Parameter, Plugin
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -28,10 +28,9 @@ def validate_params(
             problems.append(Problem(f"{key}.{name}", message, hint))
         elif not _is_a(value, parameter.type) and not (value is None and parameter.default is None):
             message = f"{value!r} is {type(value).__name__}, but {parameter.type.__name__} is needed"
-            problems.append(Problem(f"{key}.{name}", message, parameter.doc))
+            problems.append(Problem(f"{key}.{name}", message, _choices(parameter) or parameter.doc))
         elif parameter.choices and value not in parameter.choices:
-            choices = ", ".join(str(choice) for choice in parameter.choices)
-            problems.append(Problem(f"{key}.{name}", f"{value!r} is not possible", f"one of: {choices}"))
+            problems.append(Problem(f"{key}.{name}", f"{value!r} is not possible", _choices(parameter)))
     if not problems and plugin.check_params is not None:
         problems += plugin.check_params(params, key)
     return problems
@@ -46,6 +45,10 @@ def resolve_params(plugin: Plugin, params: Mapping[str, Any] = _NOTHING) -> dict
     if problems := validate_params(plugin, params):
         raise UserError.from_problems(problems)
     return {name: params.get(name, parameter.default) for name, parameter in plugin.parameters.items()}
+
+
+def _choices(parameter: Parameter) -> str:
+    return f"one of: {', '.join(map(str, parameter.choices))}" if parameter.choices else ""
 
 
 def _is_a(value: Any, wanted: type) -> bool:

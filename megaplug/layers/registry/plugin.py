@@ -68,6 +68,8 @@ class Limits:
         batch_invariant: Whether a sequence's result may be asked not to depend on the others of its batch.
         multi_token_prediction: Whether Megatron's layers of multi-token prediction compute the same, which it
             builds with its own dense attention whatever the plugin is.
+        communication: Whether ``cp_comm_type`` and ``hierarchical_context_parallel_sizes`` are heeded: how
+            ranks that share a sequence exchange it.
         masks: The kinds of mask, in the names of Megatron's ``AttnMaskType``.
         max_head_dim: The largest head dimension for each device; a missing device has no limit.
         head_dim_multiple: What a head's dimension must be divisible by, for each device.
@@ -86,6 +88,7 @@ class Limits:
     largest_scores: bool = False
     batch_invariant: bool = False
     multi_token_prediction: bool = False
+    communication: bool = False
     masks: tuple[str, ...] = ("causal",)
     max_head_dim: Mapping[str, int] = field(default_factory=dict)
     head_dim_multiple: Mapping[str, int] = field(default_factory=dict)
