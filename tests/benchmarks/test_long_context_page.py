@@ -31,14 +31,28 @@ def test_another_row_is_found(monkeypatch):
     assert long_context_page.main(["--check"]) == 1
 
 
+def examples() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+
+
 def test_the_example_runs_as_it_stands():
-    (example,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     found: dict = {}
-    exec(example, found)
+    exec(examples()[0], found)
     q, k, v = (found[name] for name in "qkv")
     assert found["out"].shape == (1, 4096, 8, 64)
     assert torch.equal(found["out"], dilated_attention(q, k, v, [1024, 4096], [1, 4]))
     assert q.grad.any()
+
+
+def test_the_costs_are_asked_for_as_it_stands():
+    found: dict = {}
+    for line in examples()[1].splitlines():
+        exec(f"last = {line}" if line.startswith(("describe", "Ring")) else line, found)
+        if "get_memory_info" in line:
+            assert found["last"]["receptive_field"] == 131072
+        elif line.startswith("describe"):
+            assert found["last"]["largest"] > found["last"]["mean"] > 0
+    assert found["last"]["branches_without_communication"] == [8192, 131072]
 
 
 @pytest.mark.parametrize("offset", OFFSETS)
