@@ -9,7 +9,7 @@ from megaplug.job.idle import idle_notes
 from megaplug.job.schema import Job, TrainConfig
 from megaplug.plan.cluster import Cluster
 from megaplug.plan.plan import Plan
-from megaplug.plan.step_time import constants_for
+from megaplug.plan.step_time import constants_of
 
 # Sequences from this length on are said to be long; what is proposed in their place.
 _LONG, _SHORT = 32_768, 8_192
@@ -57,10 +57,10 @@ def plan_notes(job: Job, words: Sequence[str], cluster: Cluster, *, works: bool 
 
 
 def time_notes(plan: Plan) -> list[str]:
-    """That a plan's step time is modelled with another GPU's or number format's constants, where it is."""
+    """That a step time is modelled with another GPU's, format's or attention's constants, where it is."""
     if plan.time is None:
         return []
-    note = constants_for(plan.cluster, plan.workload.precision.compute).note
+    note = constants_of(plan.workload, plan.cluster).note
     return [note] if note else []
 
 

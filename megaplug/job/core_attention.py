@@ -36,7 +36,12 @@ class CoreAttention:
     @property
     def is_dense(self) -> bool:
         """Whether every layer is dense, and over ranks Transformer Engine's: so most formulas say, too."""
-        return all(_plugin(name).sequence_cost is None for name, *_ in self.layers)
+        return not self.counted_apart
+
+    @property
+    def counted_apart(self) -> tuple[str, ...]:
+        """Names of the attentions that are not counted as dense attention on one rank is."""
+        return tuple(name for name, *_ in self.layers if _plugin(name).sequence_cost is not None)
 
     def costs(self, shape: ModelShape, num_ranks: int) -> list[tuple[int, SequenceCost]]:
         """Of each attention the number of layers and the cost of one of them and one sequence."""

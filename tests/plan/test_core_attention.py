@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from megaplug.commands.notes import time_notes
 from megaplug.job.checks import job_shape, resolve_topology
 from megaplug.job.compose import compose_job
 from megaplug.job.core_attention import CoreAttention
 from megaplug.layers.attention.describe import Sizes, describe
 from megaplug.plan.cluster import cluster_of
 from megaplug.plan.plan import Plan, make_plan
+from megaplug.plan.search.clock import Clock
 from megaplug.plan.workload import workload_of
 
 BASE = [
@@ -82,3 +84,13 @@ def test_layers_of_several_attentions_are_averaged():
     dense, dilated, mixed = shares("attention=ring"), shares(*DILATED), shares(*words)
     for all_dense, all_dilated, found in zip(dense, dilated, mixed, strict=True):
         assert found == pytest.approx((3 * all_dense + all_dilated) / 4)
+
+
+def test_the_error_of_step_times_is_not_that_of_attentions_that_were_never_timed():
+    dense, ring, dilated = (plan_of(*words) for words in (["attention=te"], ["attention=ring"], DILATED))
+    assert dense.time is not None and dense.time.error is not None and time_notes(dense) == []
+    for plan, name in ((ring, "ring"), (dilated, "ring_dilated")):
+        assert plan.time is not None and plan.time.error is None
+        assert f"no step time was measured with attention={name}:" in time_notes(plan)[0]
+    clocks = [Clock(plan.cluster, plan.workload) for plan in (dense, dilated)]
+    assert [clock.error for clock in clocks] == [dense.time.error, None]

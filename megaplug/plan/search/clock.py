@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from megaplug.plan.cluster import Cluster
 from megaplug.plan.search.columns import Numbers
-from megaplug.plan.step_time import StepTime, Terms, constants_for, rates_of, step_parts, terms_of
+from megaplug.plan.step_time import StepTime, Terms, constants_of, rates_of, step_parts, terms_of
 from megaplug.plan.workload import Workload
 
 _TOGETHER = 8192
@@ -37,7 +37,7 @@ class Clock:
             UserError: The cluster has no peak for the number format.
         """
         compute = template.precision.compute
-        constants = constants_for(cluster, compute)
+        constants = constants_of(template, cluster)
         self.error = constants.error
         self.note = constants.note
         self._rates = rates_of(cluster, compute, constants)

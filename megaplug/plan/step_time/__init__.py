@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megaplug.plan.step_time.breakdown import StepTime
-from megaplug.plan.step_time.choice import constants_for
+from megaplug.plan.step_time.choice import constants_for, constants_of
 from megaplug.plan.step_time.constants import Constants, load_constants
 from megaplug.plan.step_time.layer import layer_seconds
 from megaplug.plan.step_time.model import step_parts, step_time
@@ -17,6 +17,7 @@ __all__ = [
     "StepTime",
     "Terms",
     "constants_for",
+    "constants_of",
     "layer_seconds",
     "load_constants",
     "pipeline_seconds",

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from megaplug.plan.cluster import Cluster
 from megaplug.plan.step_time.constants import Constants, constants_names, load_constants
+from megaplug.plan.workload import Workload
 
 #: What is fitted apart from each other; others follow bf16.
 FORMATS = {"fp8": "fp8", "mxfp8": "fp8", "nvfp4": "nvfp4"}
@@ -51,6 +52,20 @@ def constants_for(cluster: Cluster, compute: str) -> Constants:
         f"{nearest}, whose error there is not known"
     )
     return replace(load_constants(nearest), error=None, note=note)
+
+
+def constants_of(workload: Workload, cluster: Cluster) -> Constants:
+    """Those of a job's number format: without an error where its attention is in no published step time."""
+    found = constants_for(cluster, workload.precision.compute)
+    attention = workload.core_attention
+    untimed = attention.counted_apart if attention else ()
+    if found.error is None or not untimed:
+        return found
+    note = (
+        f"no step time was measured with attention={' or '.join(untimed)}: modelled with the constants "
+        f"{found.name} of dense attention, whose error there is not known"
+    )
+    return replace(found, error=None, note=note)
 
 
 def _distance(key: tuple[str, str], generation: str, format_: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from megaplug.plan.cluster import Cluster
 from megaplug.plan.step_time.breakdown import StepTime
-from megaplug.plan.step_time.choice import constants_for
+from megaplug.plan.step_time.choice import constants_of
 from megaplug.plan.step_time.constants import Constants
 from megaplug.plan.step_time.layer import layer_seconds
 from megaplug.plan.step_time.pipeline import pipeline_seconds
@@ -26,13 +26,13 @@ def step_time(workload: Workload, cluster: Cluster, constants: Constants | None 
     Args:
         workload: A legal job.
         cluster: The machines.
-        constants: The fitted numbers; those that `constants_for` finds if None.
+        constants: The fitted numbers; those that `constants_of` finds if None.
 
     Raises:
         UserError: If the layers cannot be dealt out, or the cluster has no peak for the number format.
     """
     compute = workload.precision.compute
-    constants = constants or constants_for(cluster, compute)
+    constants = constants or constants_of(workload, cluster)
     parts = step_parts(terms_of(workload), rates_of(cluster, compute, constants), moe=workload.shape.is_moe)
     return StepTime(**{name: float(seconds) for name, seconds in parts.items()}, error=constants.error)
 
