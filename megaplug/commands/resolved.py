@@ -81,7 +81,7 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
     problems = check_job(job, machine)
     if problems:
         raise UserError.from_problems(problems)
-    device = resolve_device(job.device, machine.num_gpus)
+    asked, device = job.device, resolve_device(job.device, machine.num_gpus)
     job = dataclasses.replace(
         job, device=device, backend=resolve_backend(job.backend, device, job.kernels.te)
     )
@@ -93,7 +93,8 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
         source = find_source(job, shown.tell)
 
     facts = prepare(job, show_progress=None if _may_talk(job) else False)
-    _raise(too_small(facts, job.model.seq_length))
+    if small := too_small(facts, job.model.seq_length):
+        _raise([*_without_gpus(job, asked), *small])
     derived = derive(job, topology, facts, device=device, backend=job.backend)
     problems = check_facts(job, derived, facts)
     if source is not None:
@@ -143,6 +144,20 @@ def _bytes_beside_saving(derived: Derived, memory: StageMemory) -> int:
     """What is written is there twice on a CPU, once as the writers saw it and once as training goes on."""
     beside = derived.device == "cpu" and derived.async_strategy
     return memory.weights + memory.optimizer if beside else 0
+
+
+def _without_gpus(job: Job, asked: str) -> list[Problem]:
+    """That a job for a cluster of GPUs came to a machine that has none; said where its sizes do not fit."""
+    if asked != "auto" or job.device != "cpu" or job.cluster.device != "cuda":
+        return []
+    return [
+        Problem(
+            "device",
+            f"there is no GPU here, and the job is for cluster={job.cluster.name}",
+            "start it on such a machine, plan it with launch/plan.py, or make it small: docs/long_context.md "
+            "shows how",
+        )
+    ]
 
 
 def _raise(problems: list[Problem]) -> None:

@@ -6,12 +6,16 @@ import json
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from live_command import train
 from small_jobs import SMALL, SmallJobs
 
+from megaplug.commands import resolved
+from megaplug.commands.resolved import detect_machine
+from megaplug.commands.train import main
 from megaplug.job.freeze import read_frozen
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.manifest import write_manifest
@@ -87,6 +91,21 @@ def test_a_corpus_that_is_none(
         place.write_bytes(content)
     given = tmp_path / (name or "nowhere").partition("/")[0]
     assert says in refused([*words, f"data.path={given}"], tmp_path)
+
+
+def test_a_job_of_a_gpu_cluster_whose_text_is_too_short_is_told_of_the_device_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(resolved, "detect_machine", lambda: replace(detect_machine(), num_gpus=0))
+    (tmp_path / "corpus.txt").write_text("too short")
+    typed = ["experiment=long_fast", "model.vocab_size=null", "launch=print", f"data.path={tmp_path}"]
+    typed.append(f"data.cache_dir={tmp_path / 'cache'}")
+    assert main(typed) == 2
+    said = capsys.readouterr().err
+    assert "- device: there is no GPU here, and the job is for cluster=h100" in said
+    assert said.index("- device: ") < said.index("one sample needs")
+    assert main([*typed, "device=cpu"]) == 2
+    assert "no GPU here" not in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
