@@ -200,6 +200,8 @@ def main() -> None:
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if wrong := [ranks for ranks in options.ranks if ranks < 1]:
+        parser.error(f"--ranks {wrong[0]}: give numbers of at least 1")
     if options.rank is not None:
         be_a_rank(options)
         return

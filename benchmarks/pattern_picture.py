@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from megaplug.errors import UserError
+from megaplug.layers.attention.given import whole
 from megaplug.layers.attention.pattern import Branch, Heads, branches, head_sets, num_rows
 from megaplug.plan.pictures import canvas
 
@@ -177,10 +179,28 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def drawn_of(options: argparse.Namespace) -> Drawn:
+    """What the options ask for.
+
+    Raises:
+        UserError: It cannot be drawn.
+    """
+    tokens, groups = whole("--tokens", options.tokens), whole("--groups", options.groups)
+    if not 0 <= options.token < tokens:
+        raise UserError(
+            f"--token is {options.token}, and there are {tokens} tokens",
+            hint=f"give one of 0 to {tokens - 1}",
+        )
+    return Drawn(tokens, groups, branches(options.segments, options.rates), options.offset)
+
+
 def main() -> None:
     """Parse and draw."""
     options = parse()
-    drawn = Drawn(options.tokens, options.groups, branches(options.segments, options.rates), options.offset)
+    try:
+        drawn = drawn_of(options)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
     print(f"wrote {draw(drawn, options.token, options.picture)}")
 
 

@@ -71,6 +71,32 @@ def test_what_is_drawn_is_what_the_layer_reads(offset):
         assert np.array_equal((before != after).any(-1)[0].t().numpy(), reads[:, :, token])
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--tokens 64 --token 640", "--token is 640, and there are 64 tokens"),
+        ("--token -1", "--token is -1, and there are 32 tokens"),
+        ("--groups 0", "--groups is 0"),
+        ("--segments 0 16 32", "segment_lengths has 0"),
+        ("--rates 1 2", "3 segment_lengths and 2 dilation_rates"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_words(words, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["pattern_picture.py", *words.split(), f"--picture={tmp_path / 'x.png'}"]
+    )
+    with pytest.raises(SystemExit, match=f"error: {said}"):
+        pattern_picture.main()
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_ranks_are_no_number_of_ranks():
+    script = ROOT / "benchmarks" / "context_parallel_memory.py"
+    done = subprocess.run([sys.executable, script, "--ranks", "0"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--ranks 0: give numbers of at least 1" in done.stderr
+
+
 def test_the_picture_has_the_numbers_of_today():
     written = json.loads(pattern_picture.PICTURE.with_suffix(".json").read_text())
     found = pattern_picture.numbers(*pattern_picture.standard())
