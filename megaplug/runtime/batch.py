@@ -181,6 +181,16 @@ def fused_loss(
     return vocab_parallel_cross_entropy(scale_logits(logits), labels.t(), group).t().contiguous()
 
 
+def end_of_model(loss_chunk_tokens: int | None) -> Callable[..., torch.Tensor] | None:
+    """What a model does after its last layer; None: what Megatron does.
+
+    That is so where Megatron's own fused cross-entropy is asked for by name.
+    """
+    if get_args().cross_entropy_loss_fusion:
+        return None
+    return partial(fused_loss, chunk=loss_chunk_tokens)
+
+
 def forward_step(
     data_iterator: Iterator[dict[str, torch.Tensor]] | None,
     model: GPTModel,
@@ -207,10 +217,7 @@ def forward_step(
         batch["attention_mask"],
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
-        # Megatron's own fused one where it is asked for by name.
-        output_processor=None
-        if get_args().cross_entropy_loss_fusion
-        else partial(fused_loss, chunk=loss_chunk_tokens),
+        output_processor=end_of_model(loss_chunk_tokens),
     )
     loss = partial(masked_loss, dataset_id=batch["dataset_id"], sources=sources)
     return output_tensor, partial(loss, batch["loss_mask"])
