@@ -98,5 +98,11 @@ def test_peaks_of_some_jobs_are_within_two_percent():
 
 
 @pytest.mark.slow
-def test_peaks_of_many_jobs_are_within_two_percent():
-    assert not {name: each for name, each in differences(range(50), LONG).items() if abs(each) > WITHIN}
+@pytest.mark.timeout(600)
+def test_peaks_of_fifty_random_jobs_are_within_two_percent():
+    assert not {name: each for name, each in differences(range(50)).items() if abs(each) > WITHIN}
+
+
+@pytest.mark.slow
+def test_peaks_of_jobs_with_long_sequences_are_within_two_percent():
+    assert not {name: each for name, each in differences(range(0), LONG).items() if abs(each) > WITHIN}
