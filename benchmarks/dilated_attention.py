@@ -5,6 +5,7 @@
 Forward and backward, causal, in turns. On a CPU the time is the process's own (one thread), so that what else
 runs on the machine counts less; on CUDA it is the wall's. The FLOP bound is how much less there is to compute
 than in dense attention, N / sum(w / r^2); the efficiency is the speed-up over torch's SDPA as a share of it.
+That counts a pair once for each branch that has it; on a CPU ours computes it once where branches nest.
 
 torchscale's way is written here from a description of its dilated_attention.py: each branch is gathered,
 computed, and put back into a whole tensor of zeros; the whole tensors are mixed by the softmax of their

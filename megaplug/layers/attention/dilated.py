@@ -92,10 +92,11 @@ def dilated_attention(
     merging = choose_merge(merge, q.device)
     exchange = Exchange(group) if group is not None else None
     factor = q.size(3) ** -0.5 if scale is None else scale
+    most_weighed = chosen.most_weighed(q.dtype) if mix_grad == "exact" else 0
     parts = [pattern] if mix_grad == "exact" else [(branch,) for branch in pattern]
     works = tuple(
         Work(
-            share_in_blocks(part, tokens, rank, heads, offset, causal, block_size),
+            share_in_blocks(part, tokens, rank, heads, offset, causal, block_size, most_weighed),
             chosen,
             factor,
             exchange,

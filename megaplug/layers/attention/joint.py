@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megaplug.layers.attention.calls import Call, split_call
 from megaplug.layers.attention.exchange import (
     FORWARD,
     GRADIENTS,
@@ -41,7 +42,7 @@ from megaplug.layers.attention.rows import (
     view_groups,
     view_rows,
 )
-from megaplug.layers.attention.share import Call, Share, Step, split_call
+from megaplug.layers.attention.share import Share, Step
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,15 @@ def attend_jointly(work: Work, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor,
     message = _post(work, 0, k, v, FORWARD)
     # The output and the log-sum-exp; what a first call for all gives, as it is.
     totals: list[Tensor] = []
-    if work.share.num_covering != 1:
+    if not work.share.takes_over:
         totals += [_total(work, x) for x in (q, q[..., 0])]
         if not work.share.num_covering:
             totals[1].fill_(-torch.inf)
 
     def compute(call: Call, keys: Tensor, values: Tensor, is_first: bool = False) -> None:
         rows = gather_queries(q, call.queries, call.heads, num_groups)
-        found, found_lse = work.kernel.forward(Block(rows, keys, values, call.causal, work.scale))
+        block = Block(rows, keys, values, call.causal, work.scale, call.repeats)
+        found, found_lse = work.kernel.forward(block)
         if not totals:
             totals[:] = found.reshape(q.shape).to(wide(q.dtype)), found_lse.reshape(q.shape[:3])
             return
@@ -125,7 +127,7 @@ def backward_jointly(
         d_rows, q_rows, out_rows, lse_rows = (
             gather_queries(x, call.queries, call.heads, num_groups) for x in (d_out, q, out, lse)
         )
-        block = Block(q_rows, keys, values, call.causal, work.scale)
+        block = Block(q_rows, keys, values, call.causal, work.scale, call.repeats)
         return list(work.kernel.backward(block, d_rows, out_rows, lse_rows))
 
     # What is needed for one call or step lives in a function, and is gone before the next needs as much.
@@ -136,7 +138,7 @@ def backward_jointly(
         found = compute(call, *(gather_keys(x, call.keys, call.heads) for x in (k, v)))
         for number, x in enumerate((q, k, v)):
             if len(totals) == number:
-                if work.share.num_covering == 1:
+                if work.share.takes_over:
                     totals.append(found.pop(0).reshape(x.shape).to(wide(x.dtype)))
                     continue
                 totals.append(_total(work, x))
@@ -203,7 +205,7 @@ def _own_calls(work: Work, q: Tensor) -> Iterator[tuple[Call, bool]]:
     """What needs no other rank, as large at once as the kernel likes; and whether nothing is there yet."""
     for number, call in enumerate(work.share.own):
         most = call.queries[0].segments
-        takes_over = number == 0 and work.share.num_covering == 1
+        takes_over = number == 0 and work.share.takes_over
         if work.kernel.most_elements is not None and not takes_over:
             heads = call.heads.groups.count * call.heads.heads.count
             a_segment = q.size(0) * call.queries[0].count * heads * q.size(3)

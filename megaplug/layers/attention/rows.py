@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from megaplug.layers.attention.calls import Rows
 from megaplug.layers.attention.pattern import HeadSet
-from megaplug.layers.attention.share import Rows
 
 
 def view_rows(x_BS: Tensor, rows: Rows) -> Tensor:

@@ -12,38 +12,10 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from megaplug.layers.attention.calls import Call, Rows
+from megaplug.layers.attention.nesting import nested_calls
 from megaplug.layers.attention.pattern import Branch, Heads, HeadSet, head_sets, num_rows
 from megaplug.layers.attention.token_layout import TokenLayout
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Places ``base + n length + offset + l rate`` of a rank: ``count`` rows in each of n segments."""
-
-    base: int
-    offset: int
-    count: int
-    rate: int
-    segments: int = 1
-    length: int = 0
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a kernel: query rows one after another against key rows one after another.
-
-    Attributes:
-        heads: The heads that are computed.
-        queries: Rows of this rank.
-        keys: Rows of this rank; in a step, numbers of entries of the message instead.
-        causal: Whether it is a square on the diagonal; else every query reads every key.
-    """
-
-    heads: HeadSet
-    queries: tuple[Rows, ...]
-    keys: tuple[Rows, ...]
-    causal: bool
-    entries: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +55,18 @@ class Share:
     steps: tuple[Step, ...]
     num_covering: int
 
+    @property
+    def takes_over(self) -> bool:
+        """Whether what one call gives is that of all rows and heads, and may be kept as it is.
+
+        Not where a kernel weighs the heads of a group one after another: put together at once, they would
+        need the memory twice.
+        """
+        first = self.own[0] if self.num_covering == 1 else None
+        return first is not None and not (
+            first.repeats and first.repeats.shift and first.heads.heads.count > 1
+        )
+
     def elements_received(self, head_dim: int) -> int:
         """Elements of keys and values that arrive in a forward pass, for each sequence of the batch."""
         entries = [entry for step in self.steps for entry in step.received]
@@ -100,7 +84,13 @@ class _Piece:
 
 @functools.lru_cache(maxsize=64)
 def share_of_rank(
-    pattern: tuple[Branch, ...], layout: TokenLayout, rank: int, heads: Heads, rule: str, causal: bool
+    pattern: tuple[Branch, ...],
+    layout: TokenLayout,
+    rank: int,
+    heads: Heads,
+    rule: str,
+    causal: bool,
+    most_weighed: int = 0,
 ) -> Share:
     """The share of one rank, branch after branch, its own rows before those of others.
 
@@ -111,12 +101,16 @@ def share_of_rank(
         heads: The heads of this rank's tensors; the same on all ranks of the layout.
         rule: How heads get their offsets.
         causal: Whether a token sees only those before it and itself.
+        most_weighed: Pairs of a head and segment up to which those that several branches have may be
+            computed once, where ``nesting`` can; 0 for kernels that do not weigh pairs.
     """
+    nested = nested_calls(pattern, layout, rank, heads, rule, causal, most_weighed)
     own: list[Call] = []
     split: list[tuple[HeadSet, dict[int, list[_Piece]]]] = []
     num_covering = 0
     for number, branch in enumerate(pattern):
-        for head_set in head_sets(heads, rule, branch.rate):
+        own += nested.get(number, ())
+        for head_set in () if number in nested else head_sets(heads, rule, branch.rate):
             own += [
                 Call(head_set, (r,), (r,), causal) for r in _whole_segments(branch, layout, rank, head_set)
             ]
@@ -139,18 +133,6 @@ def _cover_all(calls: Sequence[Call], layout: TokenLayout, heads: Heads) -> bool
         for rows in call.queries
     )
     return found == layout.num_tokens // layout.num_ranks * heads.num_heads
-
-
-def split_call(call: Call, most_segments: int) -> Iterator[Call]:
-    """A call on a rank's own rows as calls of at most so many segments each."""
-    (rows,) = call.queries[:1]
-    if len(call.queries) > 1 or rows.segments <= most_segments:
-        yield call
-        return
-    for first in range(0, rows.segments, most_segments):
-        count = min(most_segments, rows.segments - first)
-        part = replace(rows, base=rows.base + first * rows.length, segments=count)
-        yield replace(call, queries=(part,), keys=(part,))
 
 
 def _whole_segments(branch: Branch, layout: TokenLayout, rank: int, heads: HeadSet) -> Iterator[Rows]:

@@ -10,8 +10,9 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from megaplug.layers.attention.calls import Call
 from megaplug.layers.attention.pattern import Branch, Heads, head_sets
-from megaplug.layers.attention.share import Call, Entry, Share, Step, share_of_rank
+from megaplug.layers.attention.share import Entry, Share, Step, share_of_rank
 from megaplug.layers.attention.token_layout import TokenLayout
 
 
@@ -24,13 +25,14 @@ def share_in_blocks(
     rule: str,
     causal: bool,
     block_size: int | None,
+    most_weighed: int = 0,
 ) -> Share:
     """As ``share_of_rank``; no message holds more than the keys and values of ``block_size`` tokens.
 
     A message that would is sent as several, each computed with while the next is under way. None leaves all
     messages whole.
     """
-    share = share_of_rank(pattern, layout, rank, heads, rule, causal)
+    share = share_of_rank(pattern, layout, rank, heads, rule, causal, most_weighed)
     if block_size is None:
         return share
     room = block_size * heads.num_groups

@@ -20,6 +20,10 @@ class CudaFlash:
     most_elements: int | None = None
     wide_gradients = False
 
+    def most_weighed(self, dtype: torch.dtype) -> int:
+        """As ``BlockKernel``."""
+        return 0
+
     def forward(self, block: Block) -> tuple[Tensor, Tensor]:
         """As ``BlockKernel``."""
         found = _aten._scaled_dot_product_flash_attention(
@@ -45,6 +49,10 @@ class CudaCudnn:
     name = "torch's cudnn_attention"
     most_elements: int | None = None
     wide_gradients = False
+
+    def most_weighed(self, dtype: torch.dtype) -> int:
+        """As ``BlockKernel``."""
+        return 0
 
     def forward(self, block: Block) -> tuple[Tensor, Tensor]:
         """As ``BlockKernel``."""
@@ -73,6 +81,10 @@ class CudaEfficient:
     name = "torch's efficient_attention"
     most_elements: int | None = None
     wide_gradients = False
+
+    def most_weighed(self, dtype: torch.dtype) -> int:
+        """As ``BlockKernel``."""
+        return 0
 
     def forward(self, block: Block) -> tuple[Tensor, Tensor]:
         """As ``BlockKernel``."""

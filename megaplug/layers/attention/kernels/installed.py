@@ -62,6 +62,10 @@ class InstalledKernel(ABC):
             if function is None or "window_size_left" not in _parameters(function):
                 raise UserError(f"{self.modules[0]} has no {name} with window_size_left", hint=hint)
 
+    def most_weighed(self, dtype: torch.dtype) -> int:
+        """As ``BlockKernel``."""
+        return 0
+
     @abstractmethod
     def forward(self, block: Block) -> tuple[Tensor, Tensor]:
         """As ``BlockKernel``."""

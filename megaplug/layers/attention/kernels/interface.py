@@ -15,7 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+
+from megaplug.layers.attention.calls import Repeats
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Block:
         v: As k.
         causal: Whether a query reads the keys up to its own number; else it reads all.
         scale: Factor on the scores.
+        repeats: How often pairs count, as ``log M`` on the score of one that counts M times; None for once.
+            For kernels that weigh pairs.
     """
 
     q: Tensor
@@ -35,6 +40,7 @@ class Block:
     v: Tensor
     causal: bool
     scale: float
+    repeats: Repeats | None = None
 
 
 class BlockKernel(Protocol):
@@ -51,6 +57,10 @@ class BlockKernel(Protocol):
     name: str
     wide_gradients: bool
     most_elements: int | None
+
+    def most_weighed(self, dtype: torch.dtype) -> int:
+        """How many pairs a block with repeats may have for one head; 0 where it takes none in that dtype."""
+        ...
 
     def forward(self, block: Block) -> tuple[Tensor, Tensor]:
         """The output ``[B, S, H, D]`` and the natural log-sum-exp ``[B, S, H]``, fp32 or fp64."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from megaplug.layers.attention.kernels.interface import Block
+from megaplug.layers.attention.kernels.weighing import repeats_of_rows
 
 
 class Reference:
@@ -14,6 +15,10 @@ class Reference:
     name = "reference"
     most_elements: int | None = None
     wide_gradients = False
+
+    def most_weighed(self, dtype: torch.dtype) -> int:
+        """As ``BlockKernel``."""
+        return 1 << 24
 
     def forward(self, block: Block) -> tuple[Tensor, Tensor]:
         """As ``BlockKernel``."""
@@ -45,6 +50,10 @@ def _scores(block: Block) -> Tensor:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     grouped = q.to(wide).unflatten(2, (k.size(2), -1))
     scores = torch.einsum("bsgnd,btgd->bgnst", grouped, k.to(wide)) * block.scale
+    if block.repeats:
+        of_queries, of_keys = (repeats_of_rows(block.repeats, x, k.size(2)) for x in (q, k))
+        fewest = torch.minimum(of_queries[:, :, None], of_keys[:, None, :])
+        scores += fewest.to(scores).log1p().unsqueeze(1)
     if block.causal:
         size = (q.size(1), k.size(1))
         scores.masked_fill_(torch.ones(size, dtype=torch.bool, device=q.device).triu(1), -torch.inf)
