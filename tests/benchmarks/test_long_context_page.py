@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -90,11 +91,13 @@ def test_what_cannot_be_drawn_is_refused_in_words(words, said, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-def test_no_ranks_are_no_number_of_ranks():
-    script = ROOT / "benchmarks" / "context_parallel_memory.py"
-    done = subprocess.run([sys.executable, script, "--ranks", "0"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "--ranks 0: give numbers of at least 1" in done.stderr
+def test_no_ranks_are_no_number_of_ranks(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(sys, "argv", ["context_parallel_memory.py", "--ranks", "0"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("context_parallel_memory").main()
+    assert ended.value.code == 2
+    assert "--ranks 0: give numbers of at least 1" in capsys.readouterr().err
 
 
 def test_the_picture_has_the_numbers_of_today():

@@ -255,21 +255,28 @@ def test_a_reader_that_leaves_early_is_no_fault():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_plan_takes_half_a_second():
+def test_a_plan_costs_no_more_than_a_few_imports_of_hydra():
+    """0.6 s of a core in which Hydra's modules take 0.2 s; both grow on a busy machine."""
     words = [
         *("model=llama3_405b", "topology=tp8_pp16_llama3_405b", "topology.dp=64", "cluster=h100"),
         *("precision=bf16", "train=pretrain", "train.recompute_granularity=full"),
         *("train.recompute_method=uniform", "train.recompute_num_layers=1", "tokens=15T"),
     ]
-    seconds = []
+    hydra = [sys.executable, "-c", "import hydra.core.config_store, hydra._internal.config_loader_impl"]
+    plans, imports = [], []
     for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = ask(*words)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert "works: " in done.stdout, done.stderr
-        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    # 0.38 s of a quiet core; slower cores have room, and modules that are compiled at each start.
-    assert min(seconds) < 0.8
+        imports.append(core_seconds(lambda: subprocess.run(hydra, check=True, timeout=180)))
+        plans.append(core_seconds(lambda: ask(*words)))
+    assert "works: " in ask(*words).stdout
+    assert min(plans) < 6 * min(imports)
+
+
+def core_seconds(work):
+    """Seconds of a core of the processes that it starts and awaits."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    work()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 def test_pictures_are_drawn_where_the_user_says_and_listed(tmp_path, capsys):

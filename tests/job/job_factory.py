@@ -52,7 +52,8 @@ def resolved(
 ) -> tuple[Job, Topology, Derived, DataFacts]:
     """A checked job with what follows from it."""
     job = small_job(*words)
-    assert check(job) == []
+    problems = check(job)
+    assert problems == [], problems
     facts = facts or data_facts()
     topology = resolve_topology(job)
     backend = None if job.backend != "auto" else "native"

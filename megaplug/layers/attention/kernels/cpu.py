@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megaplug.layers.attention.kernels.interface import Block, by_head
+from megaplug.layers.attention.kernels.interface import Block, BlockKernel, by_head
 from megaplug.layers.attention.kernels.weighing import apart, mask_of, together
 
 _aten = torch.ops.aten
@@ -20,11 +20,11 @@ _MASK = 1 << 24
 _PAGE = 4096
 
 
-class CpuFlash:
+class CpuFlash(BlockKernel):
     """fp64, fp32, bf16 and fp16, groups, any strides."""
 
     name = "torch's cpu flash_attention"
-    most_elements: int | None = _ELEMENTS
+    most_elements = _ELEMENTS
     wide_gradients = True
 
     def most_weighed(self, dtype: torch.dtype) -> int:

@@ -8,21 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megaplug.layers.attention.kernels.interface import Block, by_head
+from megaplug.layers.attention.kernels.interface import Block, BlockKernel, by_head
 
 _aten = torch.ops.aten
 
 
-class CudaFlash:
+class CudaFlash(BlockKernel):
     """torch's FlashAttention-2: bf16 and fp16, groups, from Ampere on."""
 
     name = "torch's cuda flash_attention"
-    most_elements: int | None = None
-    wide_gradients = False
-
-    def most_weighed(self, dtype: torch.dtype) -> int:
-        """As ``BlockKernel``."""
-        return 0
 
     def forward(self, block: Block) -> tuple[Tensor, Tensor]:
         """As ``BlockKernel``."""
@@ -43,16 +37,10 @@ class CudaFlash:
         return by_head(*grads)
 
 
-class CudaCudnn:
+class CudaCudnn(BlockKernel):
     """cuDNN's: bf16 and fp16, groups; the fastest in torch's wheels from Hopper on."""
 
     name = "torch's cudnn_attention"
-    most_elements: int | None = None
-    wide_gradients = False
-
-    def most_weighed(self, dtype: torch.dtype) -> int:
-        """As ``BlockKernel``."""
-        return 0
 
     def forward(self, block: Block) -> tuple[Tensor, Tensor]:
         """As ``BlockKernel``."""
@@ -75,16 +63,10 @@ class CudaCudnn:
         return by_head(*grads)
 
 
-class CudaEfficient:
+class CudaEfficient(BlockKernel):
     """The memory-efficient kernel, the only fused one with fp32; K and V are repeated."""
 
     name = "torch's efficient_attention"
-    most_elements: int | None = None
-    wide_gradients = False
-
-    def most_weighed(self, dtype: torch.dtype) -> int:
-        """As ``BlockKernel``."""
-        return 0
 
     def forward(self, block: Block) -> tuple[Tensor, Tensor]:
         """As ``BlockKernel``."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor
 
 from megaplug.errors import UserError
-from megaplug.layers.attention.kernels.interface import Block
+from megaplug.layers.attention.kernels.interface import Block, BlockKernel
 
 
-class InstalledKernel(ABC):
+class InstalledKernel(BlockKernel):
     """What the three have in common.
 
     Attributes:
@@ -31,9 +30,6 @@ class InstalledKernel(ABC):
         functions: Names of the forward and the backward function.
     """
 
-    name: str
-    most_elements: int | None = None
-    wide_gradients = False
     package: str
     modules: tuple[str, ...]
     functions: tuple[str, str]
@@ -61,20 +57,6 @@ class InstalledKernel(ABC):
             # Both have this parameter since they are called as here.
             if function is None or "window_size_left" not in _parameters(function):
                 raise UserError(f"{self.modules[0]} has no {name} with window_size_left", hint=hint)
-
-    def most_weighed(self, dtype: torch.dtype) -> int:
-        """As ``BlockKernel``."""
-        return 0
-
-    @abstractmethod
-    def forward(self, block: Block) -> tuple[Tensor, Tensor]:
-        """As ``BlockKernel``."""
-
-    @abstractmethod
-    def backward(
-        self, block: Block, d_out: Tensor, out: Tensor, lse: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``BlockKernel``."""
 
     def _call(self, which: int, *args: Any, **kwargs: Any) -> Any:
         return getattr(importlib.import_module(self.modules[0]), self.functions[which])(*args, **kwargs)

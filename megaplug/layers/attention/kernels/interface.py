@@ -12,8 +12,9 @@ starts; and no block is empty: torch's CPU kernel divides by its number of keys.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Block:
     repeats: Repeats | None = None
 
 
-class BlockKernel(Protocol):
+class BlockKernel(ABC):
     """A kernel.
 
     Attributes:
@@ -55,22 +56,22 @@ class BlockKernel(Protocol):
     """
 
     name: str
-    wide_gradients: bool
-    most_elements: int | None
+    wide_gradients = False
+    most_elements: int | None = None
 
     def most_weighed(self, dtype: torch.dtype) -> int:
         """How many pairs a block with repeats may have for one head; 0 where it takes none in that dtype."""
-        ...
+        return 0
 
+    @abstractmethod
     def forward(self, block: Block) -> tuple[Tensor, Tensor]:
         """The output ``[B, S, H, D]`` and the natural log-sum-exp ``[B, S, H]``, fp32 or fp64."""
-        ...
 
+    @abstractmethod
     def backward(
         self, block: Block, d_out: Tensor, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of q, k and v, given the output and log-sum-exp of the whole softmax."""
-        ...
 
 
 def by_head(*tensors: Tensor) -> Any:

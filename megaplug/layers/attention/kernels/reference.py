@@ -5,16 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megaplug.layers.attention.kernels.interface import Block
+from megaplug.layers.attention.kernels.interface import Block, BlockKernel
 from megaplug.layers.attention.kernels.weighing import repeats_of_rows
 
 
-class Reference:
+class Reference(BlockKernel):
     """For fp64, to compare with, and where there is no other."""
 
     name = "reference"
-    most_elements: int | None = None
-    wide_gradients = False
 
     def most_weighed(self, dtype: torch.dtype) -> int:
         """As ``BlockKernel``."""
