@@ -6,33 +6,26 @@ every other step: whatever does not come back exactly after a restart is seen in
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import itertools
 import json
 import os
 import random
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import environment  # noqa: E402
 from benchmarks.run_figures import only_run  # noqa: E402
-from megaplug.runs.atomic import write_json_atomic  # noqa: E402
 from megaplug.runs.folder import RunFolder  # noqa: E402
 
 # Every process of a command inherits it, whatever it does with its name, its parent or its group.
@@ -238,86 +231,3 @@ def _lives(pid: int) -> bool:
 def counted(names: Iterable[str]) -> dict[str, int]:
     """How often each name comes, by name."""
     return dict(sorted(Counter(names).items()))
-
-
-def go_through(
-    one: Callable[[int], None], is_enough: Callable[[], bool], only: int | None = None, at_once: int = 1
-) -> None:
-    """Call ``one`` with 0, 1, 2 and so on until it is enough, or with ``only`` that number.
-
-    Args:
-        one: A run of the campaign, given its number; what it raises ends the campaign.
-        is_enough: Asked before each.
-        only: The number of the only run.
-        at_once: How many are under way at a time, each in a thread; Ctrl-C waits for those.
-    """
-    if only is not None:
-        one(only)
-        return
-    numbers, turn, is_over = itertools.count(), threading.Lock(), threading.Event()
-
-    def work() -> None:
-        while True:
-            with turn:
-                if is_over.is_set() or is_enough():
-                    return
-                number = next(numbers)
-            one(number)
-
-    if at_once == 1:
-        work()
-        return
-    with ThreadPoolExecutor(at_once) as pool:
-        workers = [pool.submit(work) for _ in range(at_once)]
-        try:
-            for worker in workers:
-                worker.result()
-        finally:
-            is_over.set()
-
-
-def from_command_line[Run](
-    what: str,
-    number: int,
-    ranks: str,
-    campaign: Callable[[Path, int, float, list[int], int, int | None, int], list[Run]],
-    report: Callable[[list[Run], int, float], dict[str, Any]],
-    description: str | None,
-) -> int:
-    """Run a campaign as its words ask, print what it found, write it.
-
-    Args:
-        what: What disturbs the runs; ``--<what>`` says how many.
-        number: Of them, if nothing is said.
-        ranks: Numbers of ranks, likewise, separated by commas.
-        campaign: Given a folder, how many, the most seconds, numbers of ranks, a seed, the number of the only
-            run, or None, and how many runs go on at once.
-        report: Given the runs, the seed and the seconds they took; ``failures`` names those that failed.
-        description: For ``--help``.
-
-    Returns:
-        The exit code: 1 if anything has failed.
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(f"--{what}", type=int, default=number, dest="number", help="how many have to come")
-    parser.add_argument("--minutes", type=float, default=600.0, help="after that, only finish what is begun")
-    parser.add_argument("--ranks", default=ranks, help="numbers of ranks, in turns")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", type=int, help="one run of the campaign, by its number")
-    parser.add_argument("--at-once", type=int, default=1, help="runs that go on side by side")
-    parser.add_argument("--folder", type=Path, help="where the runs are made, and failed ones stay")
-    parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
-    place = asked.folder or Path(tempfile.mkdtemp(prefix=f"{what}-"))
-    place.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    sizes = [int(word) for word in asked.ranks.split(",")]
-    seconds = asked.minutes * 60
-    runs = campaign(place, asked.number, seconds, sizes, asked.seed, asked.only, asked.at_once)
-    found = report(runs, asked.seed, time.monotonic() - began)
-    print(json.dumps(found, indent=2))
-    if asked.json:
-        write_json_atomic(asked.json, {**found, "machine": environment("cpu")})
-    if not found["failures"] and asked.folder is None:
-        shutil.rmtree(place)
-    return 1 if found["failures"] else 0

@@ -6,7 +6,9 @@ A run is started, killed at a random moment, started again by the same command, 
 finish after a few times. Runs save beside training and while training waits, in turns. After every kill its
 processes must be gone, its lock free, its folder in order; after every start it must go on from the last save
 that was completed; at the end its figures must be those of the undisturbed run. What fails says its seed and
-keeps its folder. ``--only N`` repeats one run.
+keeps its folder. ``--only N`` repeats one run. A thousand kills take hours, which need not be in one piece:
+
+    python benchmarks/kill_campaign.py --kills 1000 --at-once 2 --record kills.jsonl
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.campaigns import Command, counted, from_command_line, go_through, small_job
+from benchmarks.campaigns import Command, counted, small_job
 from benchmarks.kills import Life, Strike
 from benchmarks.run_figures import (
     Figures,
@@ -34,6 +36,7 @@ from benchmarks.run_figures import (
     newest_whole,
     tracked,
 )
+from benchmarks.sittings import Asked, from_command_line
 from megaplug.runs.checkpoints import SAVING, list_checkpoints
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.state import read_state
@@ -95,6 +98,11 @@ class Run:
     starts: int = 0
     difference: float = 0.0
     failure: str = ""
+
+    @classmethod
+    def of_fields(cls, fields: dict[str, Any]) -> Run:
+        """As it was recorded."""
+        return cls(**{**fields, "kills": [Kill(**kill) for kill in fields["kills"]]})
 
 
 def undisturbed(place: Path, world_size: int) -> Undisturbed:
@@ -211,59 +219,50 @@ def finished(runs_dir: Path, wanted: Undisturbed) -> float:
     return difference
 
 
-def campaign(
-    place: Path,
-    kills: int,
-    seconds: float,
-    world_sizes: list[int],
-    seed: int,
-    only: int | None,
-    at_once: int = 1,
-) -> list[Run]:
+def campaign(asked: Asked, before: Sequence[Run] = ()) -> list[Run]:
     """Runs until so many kills have landed or the time is up; the failed ones keep their folders."""
-    runs: list[Run] = []
+    runs, place, sizes = list(before), asked.place, asked.world_sizes
     known: dict[int, Undisturbed] = {}
-    for size in dict.fromkeys(world_sizes if only is None else [world_sizes[only % len(world_sizes)]]):
+    for size in dict.fromkeys(sizes if asked.only is None else [sizes[asked.only % len(sizes)]]):
         known[size] = undisturbed(place, size)
         print(f"{size} ranks, undisturbed: {known[size].life}", flush=True)
-    end = time.monotonic() + seconds
+    end = time.monotonic() + asked.seconds
 
     def is_enough() -> bool:
-        return sum(len(run.kills) for run in runs) >= kills or time.monotonic() > end
+        return sum(len(run.kills) for run in runs) >= asked.number or time.monotonic() > end
 
-    def one(number: int) -> None:
-        turn, place_in_turn = divmod(number, len(world_sizes))
-        run = Run(number, world_sizes[place_in_turn], async_save=turn % 2 == 0)
+    def one(number: int) -> Run:
+        turn, place_in_turn = divmod(number, len(sizes))
+        run = Run(number, sizes[place_in_turn], async_save=turn % 2 == 0)
         runs.append(run)
         began = time.monotonic()
         try:
-            chance = random.Random(f"{seed} {number}")
+            chance = random.Random(f"{asked.seed} {number}")
             kill_and_restart(place, run, known[run.world_size], chance, is_enough)
             shutil.rmtree(place / f"run{number}")
         except (AssertionError, OSError, ValueError, subprocess.SubprocessError):
             run.failure = traceback.format_exc(limit=-2)
-            print(f"FAILED: --seed {seed} --only {number}, see {place / f'run{number}'}\n{run.failure}")
+            print(f"FAILED: --seed {asked.seed} --only {number}, see {place / f'run{number}'}\n{run.failure}")
         told = ", ".join(f"{kill.victim} while {kill.found} (aim {kill.aim})" for kill in run.kills)
         total = sum(len(run.kills) for run in runs)
         print(
             f"run {number}: {run.world_size} ranks, {'saves beside training, ' if run.async_save else ''}"
             f"{run.starts} starts, {time.monotonic() - began:.0f} s, "
-            f"differs by {run.difference:g}; {total} of {kills} kills: {told}",
+            f"differs by {run.difference:g}; {total} of {asked.number} kills: {told}",
             flush=True,
         )
+        return run
 
-    go_through(one, is_enough, only, at_once)
+    asked.go_through(one, is_enough)
     return runs
 
 
-def report(runs: list[Run], seed: int, seconds: float) -> dict[str, Any]:
+def report(runs: list[Run]) -> dict[str, Any]:
     """What is written: the campaign's sums, and every failure in full."""
     kills = [kill for run in runs for kill in run.kills]
     gone = sorted(kill.gone_s for kill in kills)
     return {
         "what": "runs that were killed with SIGKILL and started again until they were finished; measured",
-        "seed": seed,
-        "seconds": round(seconds),
         "kills": len(kills),
         "runs": len(runs),
         "starts": sum(run.starts for run in runs),
@@ -285,4 +284,4 @@ def report(runs: list[Run], seed: int, seconds: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(from_command_line("kills", 50, "1,2,4", campaign, report, __doc__))
+    sys.exit(from_command_line("kills", 50, "1,2,4", Run, campaign, report, __doc__))

@@ -18,14 +18,16 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.campaigns import Command, counted, from_command_line, go_through, small_job
+from benchmarks.campaigns import Command, counted, small_job
 from benchmarks.run_figures import Figures, being_saved, leftovers, lock_is_free, newest_whole, tracked
+from benchmarks.sittings import Asked, from_command_line
 from megaplug.runs.state import RunState, read_state
 
 ITERS, VALIDATED_EVERY = 120, 24
@@ -83,6 +85,11 @@ class Run:
     starts: int = 0
     difference: float = 0.0
     failure: str = ""
+
+    @classmethod
+    def of_fields(cls, fields: dict[str, Any]) -> Run:
+        """As it was recorded."""
+        return cls(**{**fields, "blows": [Blow(**blow) for blow in fields["blows"]]})
 
 
 def words_of(place: Path, world_size: int) -> list[str]:
@@ -279,55 +286,47 @@ def stop_and_go_on(
     assert run.difference <= TOLERANCE, f"figures differ by {run.difference}"
 
 
-def campaign(
-    place: Path,
-    num_signals: int,
-    seconds: float,
-    world_sizes: list[int],
-    seed: int,
-    only: int | None = None,
-    at_once: int = 1,
-) -> list[Run]:
+def campaign(asked: Asked, before: Sequence[Run] = ()) -> list[Run]:
     """Runs until so many signals have come or the time is up; the failed ones keep their folders."""
-    known = {size: undisturbed(place, size) for size in world_sizes}
+    place, sizes = asked.place, asked.world_sizes
+    known = {size: undisturbed(place, size) for size in sizes}
     for size, one_run in known.items():
         print(f"{size} ranks: {one_run.start_s:.1f} s to the first step", flush=True)
-    runs: list[Run] = []
-    end = time.monotonic() + seconds
+    runs = list(before)
+    end = time.monotonic() + asked.seconds
 
     def left() -> int:
-        return num_signals - sum(len(run.blows) for run in runs)
+        return asked.number - sum(len(run.blows) for run in runs)
 
-    def one(number: int) -> None:
-        chance = random.Random(f"{seed} {number}")
+    def one(number: int) -> Run:
+        chance = random.Random(f"{asked.seed} {number}")
         first = number * A_RUN
         names = [SIGNALS[place_ % 3].name for place_ in range(first, first + min(A_RUN, left()))]
-        run = Run(number, world_sizes[number % len(world_sizes)])
+        run = Run(number, sizes[number % len(sizes)])
         runs.append(run)
         try:
             stop_and_go_on(place, run, known[run.world_size], names, chance)
             shutil.rmtree(place / f"run{number}")
         except (AssertionError, OSError, ValueError, subprocess.SubprocessError):
             run.failure = traceback.format_exc(limit=-2)
-            print(f"FAILED: --seed {seed} --only {number}, see {place / f'run{number}'}\n{run.failure}")
+            print(f"FAILED: --seed {asked.seed} --only {number}, see {place / f'run{number}'}\n{run.failure}")
         print(f"run {number}: {run.world_size} ranks, {run.starts} starts, differs by {run.difference:g}")
         for blow in run.blows:
             twice = f" and again after {blow.again_s} s" if blow.again_s is not None else ""
             print(f"  {blow.name}{twice} while {blow.found}: {blow.code} in {blow.ended_s} s, {blow.reason}")
         sys.stdout.flush()
+        return run
 
-    go_through(one, lambda: left() <= 0 or time.monotonic() > end, only, at_once)
+    asked.go_through(one, lambda: left() <= 0 or time.monotonic() > end)
     return runs
 
 
-def report(runs: list[Run], seed: int, seconds: float) -> dict[str, Any]:
+def report(runs: list[Run]) -> dict[str, Any]:
     """What is written: the campaign's sums, and every failure in full."""
     blows = [blow for run in runs for blow in run.blows]
     at_once = [blow.ended_s for blow in blows if "at once" in blow.reason]
     return {
         "what": "runs that got signals at random moments and went on until they were finished; measured",
-        "seed": seed,
-        "seconds": round(seconds),
         "signals": len(blows),
         "by_signal": counted(blow.name for blow in blows),
         "twice_in_a_row": sum(blow.again_s is not None for blow in blows),
@@ -351,4 +350,4 @@ def report(runs: list[Run], seed: int, seconds: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(from_command_line("signals", 60, "1,2", campaign, report, __doc__))
+    sys.exit(from_command_line("signals", 60, "1,2", Run, campaign, report, __doc__))

@@ -33,7 +33,7 @@ JOBS = {
     "biases": "model.add_bias_linear=true model.normalization=LayerNorm model.swiglu=false lr=wsd",
     "squared relu": "model.swiglu=false model.squared_relu=true",
     "constant": "lr=constant logging.wandb_project=mine train.deterministic_mode=true",
-    "passthrough": "megatron.num_workers=3 megatron.bias_dropout_fusion=true megatron.iterations_to_skip=[3,4]",
+    "passthrough": "megatron.num_workers=3 megatron.bias_dropout_fusion=true megatron.iterations_to_skip=[3]",
 }
 
 
