@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,25 @@ def newest_whole(folder: RunFolder) -> int:
     return named[-1].iteration if named else 0
 
 
-def lock_is_free(folder: RunFolder) -> bool:
-    """Whether another job could start there now."""
+def lock_is_free(folder: RunFolder, within_s: float = 0.0) -> bool:
+    """Whether another job could start there, now or soon.
+
+    Args:
+        folder: The run.
+        within_s: A process that ends has let go of what it is known by before it lets go of its files.
+    """
     if not folder.lock_file.exists():
         return True
+    began = time.monotonic()
     with folder.lock_file.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() - began >= within_s:
+                    return False
+            time.sleep(0.01)
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,7 @@ def judged(command: Command, name: str, code: int) -> tuple[str, int]:
     if folder is None:
         assert code != 0
         return "before there was a folder", 0
-    assert lock_is_free(folder), "the lock is held by nobody"
+    assert lock_is_free(folder, AT_ONCE_S), "the lock is held by nobody"
     whole, state = newest_whole(folder), read_state(folder.state_file)
     started = bool(command.of("phase") or command.of("summary"))
     if not started and (state is None or state.signal != name):
