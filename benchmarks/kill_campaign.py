@@ -45,6 +45,8 @@ ITERS = 30
 TOLERANCE = 1e-6
 # So long after a kill no process of the run may live: a rank's death lets the others say why they fail, too.
 GONE_S = 20.0
+# A process that was never seen may end unseen: it still has files for a moment.
+FREE_S = 1.0
 MOST_KILLS_A_RUN = 12
 
 
@@ -166,7 +168,7 @@ def after(command: Command, strike: Strike, whole: int) -> Kill:
         return Kill(strike.aim, strike.victim, "no folder yet", gone_s, 0, 0)
     # Heard from the ranks through the launcher's own words; what nobody has heard of need not be there.
     saved = max([whole, *(event["iteration"] for event in command.of("saved"))])
-    assert lock_is_free(folder), "the lock is held by nobody"
+    assert lock_is_free(folder, FREE_S), "the lock is held by nobody"
     state = read_state(folder.state_file)
     assert state is None or state.saved_iteration <= newest_whole(folder), f"{state} promises too much"
     found = newest_whole(folder)

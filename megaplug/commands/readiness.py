@@ -38,8 +38,17 @@ def make_ready(resolved: Resolved, folder: RunFolder, report: RepairReport | Non
         remove_unfinished(place)
     # What was measured beyond the checkpoint will be measured again.
     metrics.cut_metrics(folder.metrics_file, iteration)
-    metrics.cut_tensorboard(folder.tensorboard, iteration, iteration * resolved.job.train.global_batch_size)
+    samples = iteration * resolved.job.train.global_batch_size
+    metrics.cut_tensorboard(folder.tensorboard, iteration, samples, _validations_kept(resolved, iteration))
     _freeze(resolved, folder, resuming=report.newest is not None)
+
+
+def _validations_kept(resolved: Resolved, iteration: int) -> int | None:
+    """Validations of a run's last step that the interval has asked for; the one at its end comes again."""
+    derived = resolved.derived
+    if iteration < derived.iters:
+        return None
+    return int(derived.eval_iters > 0 and iteration % derived.eval_interval == 0)
 
 
 def repair_notes(report: RepairReport, source: Source | None) -> list[str]:

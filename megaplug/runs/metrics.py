@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from megaplug.runs.atomic import disk_errors, strict_json, write_bytes_atomic
 
+_VALIDATION = " validation"  # Megatron's series: of a loss, a perplexity, each perhaps of one source
 _VS_SAMPLES = " vs samples"  # Megatron logs these a second time over the number of samples, not of steps
 
 
@@ -59,13 +61,17 @@ def cut_metrics(metrics_file: Path, iteration: int) -> int:
     return total - len(kept)
 
 
-def cut_tensorboard(directory: Path, iteration: int, samples: int | None = None) -> int:
+def cut_tensorboard(
+    directory: Path, iteration: int, samples: int | None = None, validations: int | None = None
+) -> int:
     """Rewrite event files, atomically, without what lies after a step.
 
     Args:
         directory: Where the event files are; they are found in folders below it, too.
         iteration: The last step that stays.
         samples: The last sample count that stays, for Megatron's "... vs samples" series; None leaves these.
+        validations: How often each of Megatron's validation series may have the last step; None leaves all. A
+            run whose steps are all done validates once more at its end, whatever was cut short there before.
 
     Returns:
         The number of events dropped, not counting a torn last one.
@@ -73,13 +79,16 @@ def cut_tensorboard(directory: Path, iteration: int, samples: int | None = None)
     if not directory.is_dir():
         return 0
     dropped = 0
+    seen: Counter[str] = Counter()
     for path in sorted(directory.rglob("events.out.tfevents.*")):
         with disk_errors(path, "read"):
             content = path.read_bytes()
         kept = []
         later = 0
         for record, event in _records(content):
-            if _is_later(event, iteration, samples):
+            if _is_later(event, iteration, samples) or _is_repeated(
+                event, iteration, samples, validations, seen
+            ):
                 later += 1
             else:
                 kept.append(record)
@@ -114,3 +123,20 @@ def _is_later(payload: bytes, iteration: int, samples: int | None) -> bool:
     if event.summary.value and all(value.tag.endswith(_VS_SAMPLES) for value in event.summary.value):
         return samples is not None and event.step > samples
     return bool(event.step > iteration)
+
+
+def _is_repeated(
+    payload: bytes, iteration: int, samples: int | None, validations: int | None, seen: Counter[str]
+) -> bool:
+    """Whether a validation series has had its last step often enough; counts it otherwise."""
+    if validations is None:
+        return False
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    event = Event.FromString(payload)
+    tags = [value.tag for value in event.summary.value if _VALIDATION in value.tag]
+    last = samples if tags and tags[0].endswith(_VS_SAMPLES) else iteration
+    if not tags or event.step != last:
+        return False
+    seen.update(tags)
+    return any(seen[tag] > validations for tag in tags)

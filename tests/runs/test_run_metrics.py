@@ -80,6 +80,38 @@ def test_event_files_are_cut_by_step_and_by_sample(events):
     assert cut_tensorboard(events, 4, samples=32) == 0
 
 
+@pytest.mark.parametrize("validations", [None, 1, 0])
+def test_validations_of_the_last_step_are_kept_as_often_as_is_said(tmp_path, validations):
+    """The one at a run's end comes again when the run goes on from its last step."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.utils.tensorboard import SummaryWriter
+    folder = tmp_path / "tensorboard"
+    for _ in range(2):  # a run that was started twice has two files
+        with SummaryWriter(str(folder), filename_suffix=f".{len(list(tmp_path.rglob('events*')))}") as writer:
+            for step in (5, 10):
+                writer.add_scalar("lm loss", 1.0, step)
+                writer.add_scalar("lm loss validation", 2.0, step)
+                writer.add_scalar("lm loss validation vs samples", 2.0, step * 8)
+                writer.add_scalar("valid_loss", 2.0, step)
+    dropped = 0 if validations is None else 2 * (2 - validations)
+    assert cut_tensorboard(folder, 10, 80, validations) == dropped
+    kept = 2 if validations is None else validations
+    found = {tag: [step for step, _ in values] for tag, values in _all_scalars(folder).items()}
+    assert found["lm loss"] == found["valid_loss"] == [5, 5, 10, 10]
+    assert found["lm loss validation"] == [5, 5, *[10] * kept]
+    assert found["lm loss validation vs samples"] == [40, 40, *[80] * kept]
+
+
+def _all_scalars(folder):
+    """Those of every file, in the order of steps."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        for tag, values in _scalars(path).items():
+            found[tag] = sorted([*found.get(tag, []), *values])
+    return found
+
+
 def test_a_torn_event_is_dropped(events):
     (path,) = events.iterdir()
     path.write_bytes(path.read_bytes()[:-7])
