@@ -44,10 +44,10 @@ CASES = {
 
 
 def pattern(attention: str, num_tokens: int) -> tuple[list[int], list[int]]:
-    """The whole for ``ring``; the eighth to the whole of the sequence at the rates 1 to 8 for the other."""
+    """The whole for ``ring``; a 64th to the whole of the sequence at the rates 1 to 8 for the other."""
     if attention == "ring":
         return [num_tokens], [1]
-    return [num_tokens // part for part in (8, 4, 2, 1)], [1, 2, 4, 8]
+    return [num_tokens // part for part in (64, 16, 4, 1)], [1, 2, 4, 8]
 
 
 def attend(options: argparse.Namespace, num_tokens: int, group: dist.ProcessGroup | None) -> None:
