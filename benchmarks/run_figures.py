@@ -66,6 +66,7 @@ def lock_is_free(folder: RunFolder, within_s: float = 0.0) -> bool:
             except BlockingIOError:
                 if time.monotonic() - began >= within_s:
                     return False
+            # flock waits for ever or not at all.
             time.sleep(0.01)
 
 

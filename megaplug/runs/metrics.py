@@ -76,16 +76,20 @@ def cut_tensorboard(
     Returns:
         The number of events dropped, not counting a torn last one.
     """
-    if not directory.is_dir():
+    paths = sorted(directory.rglob("events.out.tfevents.*"))
+    if not paths:
         return 0
+    from tensorboard.compat.proto.event_pb2 import Event
+
     dropped = 0
     seen: Counter[str] = Counter()
-    for path in sorted(directory.rglob("events.out.tfevents.*")):
+    for path in paths:
         with disk_errors(path, "read"):
             content = path.read_bytes()
         kept = []
         later = 0
-        for record, event in _records(content):
+        for record, payload in _records(content):
+            event = Event.FromString(payload)
             if _is_later(event, iteration, samples) or _is_repeated(
                 event, iteration, samples, validations, seen
             ):
@@ -116,27 +120,19 @@ def _records(content: bytes) -> list[tuple[bytes, bytes]]:
     return records
 
 
-def _is_later(payload: bytes, iteration: int, samples: int | None) -> bool:
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    event = Event.FromString(payload)
+def _is_later(event: Any, iteration: int, samples: int | None) -> bool:
     if event.summary.value and all(value.tag.endswith(_VS_SAMPLES) for value in event.summary.value):
         return samples is not None and event.step > samples
     return bool(event.step > iteration)
 
 
 def _is_repeated(
-    payload: bytes, iteration: int, samples: int | None, validations: int | None, seen: Counter[str]
+    event: Any, iteration: int, samples: int | None, validations: int | None, seen: Counter[str]
 ) -> bool:
     """Whether a validation series has had its last step often enough; counts it otherwise."""
-    if validations is None:
-        return False
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    event = Event.FromString(payload)
     tags = [value.tag for value in event.summary.value if _VALIDATION in value.tag]
     last = samples if tags and tags[0].endswith(_VS_SAMPLES) else iteration
-    if not tags or event.step != last:
+    if validations is None or not tags or event.step != last:
         return False
     seen.update(tags)
     return any(seen[tag] > validations for tag in tags)
