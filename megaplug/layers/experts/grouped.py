@@ -1,0 +1,175 @@
+"""Experts computed together, in the place of Megatron's one after another.
+
+Shape letters: T rows that the dispatcher has sent to this rank, H hidden size, E experts of this rank.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
+from torch import Tensor
+
+from megaplug.errors import UserError
+from megaplug.layers.experts.activation import activate
+from megaplug.layers.experts.stacked import StackedLinear, sharded_experts
+
+
+class GroupedExperts(MegatronModule):
+    """The experts of a rank: two grouped linear layers and one activation for all rows.
+
+    It takes the place of Megatron's ``SequentialMLP``: same initial values from the same seed, same results,
+    same checkpoint keys, so that checkpoints of one are read into the other.
+
+    Args:
+        num_local_experts: E.
+        config: Of the model.
+        submodules: The linear layers that ``SequentialMLP`` would build each expert of.
+        pg_collection: Process groups; ``ep``, ``expt_tp`` and ``expt_dp`` are used.
+        name: Unused.
+        kernel: See ``grouped_linear``.
+
+    Raises:
+        UserError: The config asks for number formats that these experts do not have.
+    """
+
+    def __init__(
+        self,
+        num_local_experts: int,
+        config: TransformerConfig,
+        submodules: MLPSubmodules,
+        pg_collection: ProcessGroupCollection,
+        name: str | None = None,
+        *,
+        kernel: str = "auto",
+    ) -> None:
+        super().__init__(config=config)
+        wanted = {
+            "fp8": config.fp8,
+            "fp4": config.fp4,
+            "use_te_activation_func": config.use_te_activation_func,
+            "moe_latent_size": config.moe_latent_size,
+        }
+        if refused := [key for key, value in wanted.items() if value]:
+            raise UserError(
+                f"grouped experts have no {', '.join(refused)}", hint="use moe.experts=sequential, or leave it out"
+            )
+        self.num_local_experts = num_local_experts
+        self.ep_group, self.tp_group = pg_collection.ep, pg_collection.expt_tp
+        self.dp_group = pg_collection.expt_dp
+        width = config.moe_ffn_hidden_size
+        common: dict[str, Any] = {
+            "config": config,
+            "bias": config.add_bias_linear,
+            "skip_bias_add": True,
+            "is_expert": True,
+            "tp_group": self.tp_group,
+        }
+        fc1 = partial(
+            submodules.linear_fc1,
+            config.hidden_size,
+            width * 2 if config.gated_linear_unit else width,
+            init_method=config.init_method,
+            gather_output=False,
+            stride=2 if config.gated_linear_unit else 1,
+            tp_comm_buffer_name="fc1",
+            **common,
+        )
+        fc2 = partial(
+            submodules.linear_fc2,
+            width,
+            config.hidden_size,
+            init_method=config.output_layer_init_method,
+            input_is_parallel=True,
+            tp_comm_buffer_name="fc2",
+            **common,
+        )
+        self.linear_fc1 = StackedLinear(num_local_experts, kernel)
+        self.linear_fc2 = StackedLinear(num_local_experts, kernel)
+        # In the order in which SequentialMLP draws them.
+        for expert in range(num_local_experts):
+            self.linear_fc1.put(expert, fc1())
+            self.linear_fc2.put(expert, fc2())
+        self.recomputes_activation = (
+            config.recompute_granularity == "selective" and "moe_act" in config.recompute_modules
+        )
+
+    def forward(
+        self,
+        permuted_local_hidden_states: Tensor,
+        tokens_per_expert: Tensor,
+        permuted_probs: Tensor,
+    ) -> tuple[Tensor, None]:
+        """Send every row through its expert.
+
+        Args:
+            permuted_local_hidden_states: ``[T, H]``, the rows of the first expert first.
+            tokens_per_expert: ``[E]``, integers that sum to T.
+            permuted_probs: ``[T]``, by what each row's result is multiplied.
+
+        Returns:
+            ``[T, H]``, biases added; and None, for there is no bias left to be added.
+        """
+        x, probs = permuted_local_hidden_states, permuted_probs
+        if self.config.moe_apply_probs_on_input:
+            x, probs = (probs.unsqueeze(-1) * x).to(x.dtype), torch.ones_like(probs)
+        counts = tokens_per_expert.tolist()
+        wide = self.linear_fc1(x, counts)
+        if (bias := self.linear_fc1.bias) is not None:
+            wide = wide + _of_rows(bias, counts)
+        if self.recomputes_activation:
+            checkpoint = tensor_parallel.CheckpointWithoutOutput()
+            hidden = checkpoint.checkpoint(partial(activate, config=self.config), wide, probs)
+            out = self.linear_fc2(hidden, counts)
+            checkpoint.discard_output_and_register_recompute(out)
+        else:
+            out = self.linear_fc2(activate(wide, probs, self.config), counts)
+        if (bias := self.linear_fc2.bias) is not None:
+            out = (out + _of_rows(bias, counts) * probs.unsqueeze(-1)).to(x.dtype)
+        return out, None
+
+    def backward_dw(self) -> None:
+        """Nothing is left to do: weight gradients are not put off."""
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> ShardedStateDict:
+        """As ``SequentialMLP``'s: keys ``experts.linear_fc1.weight`` and so on, an axis of experts before."""
+        metadata = ensure_metadata_has_dp_cp_group(metadata)
+        if metadata.get("singleton_local_shards"):
+            raise UserError("grouped experts are not saved with a key for each expert")
+        total, first = self.ep_group.size() * self.num_local_experts, self.ep_group.rank() * self.num_local_experts
+        offsets = [
+            (*sharded_offsets, (len(sharded_offsets), first + expert, total))
+            for expert in range(self.num_local_experts)
+        ]
+        shard = (self.tp_group.rank(), self.tp_group.size())
+        found: ShardedStateDict = {}
+        # The bias of the second layer is whole on every rank of expert-tensor parallelism.
+        axes = {"linear_fc1.weight": 0, "linear_fc1.bias": 0, "linear_fc2.weight": 1, "linear_fc2.bias": None}
+        for name, parameter in self.named_parameters():
+            axis = axes[name]
+            is_copy = 0 if axis is not None else shard[0]
+            found[f"{prefix}{name}"] = sharded_experts(
+                parameter,
+                f"{prefix}experts.{name}",
+                offsets,
+                axis,
+                shard,
+                (0, is_copy, self.dp_group.rank()),
+                self.config.gated_linear_unit and name.startswith("linear_fc1"),
+            )
+        return found
+
+
+def _of_rows(bias_EN: Tensor, counts: list[int]) -> Tensor:
+    """``[T, N]``, each row that of its expert."""
+    return bias_EN.repeat_interleave(torch.tensor(counts, device=bias_EN.device), 0, output_size=sum(counts))

@@ -1,0 +1,102 @@
+"""The linear layers of all experts of a rank as one, with Megatron's own initial values and checkpoint keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.mapping import (
+    ReplicaId,
+    ShardedStateDict,
+    ShardedTensor,
+    ShardedTensorFactory,
+)
+from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
+from torch import Tensor, nn
+
+from megaplug.layers.experts.grouped_linear import grouped_linear
+
+# What Megatron's optimizer, gradient reduction and checkpoints ask of a parameter.
+_ATTRIBUTES = ("allreduce", "tensor_model_parallel", "partition_stride", "sequence_parallel")
+
+
+class StackedLinear(nn.Module):
+    """One weight ``[E, N, K]`` (and bias ``[E, N]``) for the experts of a rank.
+
+    Args:
+        num_experts: E, of this rank.
+        kernel: See ``grouped_linear``.
+    """
+
+    def __init__(self, num_experts: int, kernel: str = "auto") -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.kernel = kernel
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", None)
+
+    def put(self, expert: int, linear: nn.Module) -> None:
+        """Take over the parameters that one expert's linear layer begins with; the layer is needed no more."""
+        for name, value in linear.named_parameters(recurse=False):
+            if expert == 0:
+                self.register_parameter(name, self._stacked(value, self.num_experts))
+            with torch.no_grad():
+                getattr(self, name)[expert].copy_(value)
+
+    @staticmethod
+    def _stacked(value: nn.Parameter, num_experts: int) -> nn.Parameter:
+        stacked = nn.Parameter(value.new_empty(num_experts, *value.shape), requires_grad=value.requires_grad)
+        for name in _ATTRIBUTES:
+            if hasattr(value, name):
+                setattr(stacked, name, getattr(value, name))
+        if hasattr(value, "partition_dim"):
+            stacked.partition_dim = value.partition_dim + 1 if value.partition_dim >= 0 else -1
+        return stacked
+
+    def forward(self, x_TK: Tensor, counts: Sequence[int]) -> Tensor:
+        """``[T, N]`` of the rows of all experts, those of the first expert first; without the bias."""
+        return grouped_linear(x_TK, self.weight, counts, self.kernel)
+
+
+def sharded_experts(
+    parameter: nn.Parameter,
+    key: str,
+    offsets: Sequence[tuple[tuple[int, int, int], ...]],
+    shard_axis: int | None,
+    shard: tuple[int, int],
+    replica_id: ReplicaId,
+    is_gated: bool,
+) -> ShardedTensorFactory:
+    """How a stacked parameter is saved: an entry for each expert, as ``SequentialMLP`` has them.
+
+    Args:
+        parameter: ``[E, ...]``.
+        key: Of the checkpoint, the same for all experts.
+        offsets: For each expert, where it lies among layers and experts.
+        shard_axis: The axis of one expert's parameter that expert-tensor parallelism cuts; None if none.
+        shard: This rank's number and the number of ranks that it is cut over.
+        replica_id: Of this rank's copy.
+        is_gated: Whether the first axis holds gate and up, which are cut each for itself.
+    """
+
+    def of_expert(data: Tensor, at: tuple[tuple[int, int, int], ...], name: str, replica: ReplicaId) -> Any:
+        cut = [] if shard_axis is None else [(len(at) + shard_axis, *shard)]
+        return ShardedTensor.from_rank_offsets(
+            name, data, *at, *cut, replica_id=replica, prepend_axis_num=len(at)
+        )
+
+    @torch.no_grad()
+    def build(name: str, data: Tensor, replica: ReplicaId, flattened_range: slice | None) -> ShardedStateDict:
+        if flattened_range is not None:
+            raise ValueError(f"{name}: a flattened part of stacked experts has no entries of its own")
+        entries = [of_expert(one, at, name, replica) for one, at in zip(data.unbind(), offsets, strict=True)]
+        if not is_gated:
+            return entries
+        return [apply_swiglu_sharded_factory(one, at).build() for one, at in zip(entries, offsets, strict=True)]
+
+    @torch.no_grad()
+    def merge(loaded: list[Any]) -> Tensor:
+        return torch.stack([torch.cat(one) if is_gated else one for one in loaded])
+
+    return ShardedTensorFactory(key, parameter, build, merge, replica_id)
