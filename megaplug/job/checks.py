@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from megaplug import topology as meshes
 from megaplug.errors import Problem, UserError
 from megaplug.job.checks_attention import attention_problems
+from megaplug.job.checks_experts import experts_problems
 from megaplug.job.checks_graphs import cuda_graph_problems
 from megaplug.job.checks_loss import loss_problems
 from megaplug.job.checks_model import model_problems
@@ -62,8 +63,9 @@ def check(job: Job, *, device: str | None = None, suggest: bool = True) -> list[
         *sharding_problems(job, device),
         *async_problems(job, device),
         *model_problems(job),
+        *experts_problems(job, device, backend),
         *training_problems(job),
-        *recompute_problems(job),
+        *recompute_problems(job, backend),
         *loss_problems(job),
         *offload_problems(job, device, backend),
         *(precision_problems(job, device, backend) if sizes_hold else ()),

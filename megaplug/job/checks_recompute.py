@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megaplug.errors import Problem
+from megaplug.job.experts import are_grouped
 from megaplug.job.recompute import granularity
 from megaplug.job.schema import Job, TrainConfig
 
@@ -12,12 +13,17 @@ from megaplug.job.schema import Job, TrainConfig
 MODULES = frozenset({"core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe", "shared_experts"})
 
 
-def recompute_problems(job: Job) -> list[Problem]:
-    """Everything that is wrong with what is to be computed again."""
+def recompute_problems(job: Job, backend: str | None = None) -> list[Problem]:
+    """Everything that is wrong with what is to be computed again.
+
+    Args:
+        job: As composed.
+        backend: ``native`` or ``te`` where it is known.
+    """
     train = job.train
     if granularity(train) == "full":
         return [*_full(job)]
-    return [*_only_with_full(train), *_modules(job)]
+    return [*_only_with_full(train), *_modules(job, backend or "native")]
 
 
 def _full(job: Job) -> Iterator[Problem]:
@@ -38,7 +44,7 @@ def _only_with_full(train: TrainConfig) -> Iterator[Problem]:
             )
 
 
-def _modules(job: Job) -> Iterator[Problem]:
+def _modules(job: Job, backend: str) -> Iterator[Problem]:
     """Megatron's own rules for modules, and those that it computes as ever without a word."""
     key, modules = "train.recompute_modules", job.train.recompute_modules or []
     unknown = sorted(set(modules) - MODULES)
@@ -50,7 +56,7 @@ def _modules(job: Job) -> Iterator[Problem]:
     if "shared_experts" in modules and not (experts and job.moe.moe_shared_expert_intermediate_size):
         message = "the model has no shared experts"
         yield Problem(key, message, "leave it out, or set moe.moe_shared_expert_intermediate_size")
-    if "moe_act" in modules and not (experts and job.megatron.get("moe_grouped_gemm")):
+    if "moe_act" in modules and not (experts and are_grouped(job, backend)):
         yield Problem(key, "moe_act is the activation of grouped experts, and there are none", "leave it out")
     if "mlp" in modules and job.model.add_bias_linear:
         # CheckpointFunction returns the bias beside the output, and by that makes the parameter an output of

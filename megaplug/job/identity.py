@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from megaplug.job.checks_model import uses_yarn
-from megaplug.job.schema import AttentionConfig, Job
+from megaplug.job.schema import AttentionConfig, Job, MoeConfig
 
 if TYPE_CHECKING:
     from megaplug.job.derive import Derived
@@ -47,6 +47,7 @@ _MOE_WEIGHT_KEYS = (
     "num_experts", "moe_ffn_hidden_size", "moe_router_topk", "moe_router_pre_softmax",
     "moe_shared_expert_intermediate_size", "moe_layer_freq",
 )  # fmt: skip
+_NEWER_MOE_KEYS = ("experts", "experts_params")
 # Left out of a fingerprint where they are as here, which is what older checkpoints were written with.
 _MOE_KEYS_WITH_DEFAULT = {
     "moe_router_score_function": "softmax", "moe_router_topk_scaling_factor": None,
@@ -77,7 +78,7 @@ def identity(
         "model": model | {"vocab_size": derived.vocab_size},
         "topology": dataclasses.asdict(topology) | {"zero": job.topology.zero, "fsdp": job.topology.fsdp},
         "attention": _attention(job.attention),
-        "moe": dataclasses.asdict(job.moe) if job.moe.num_experts else None,
+        "moe": _experts(job.moe) if job.moe.num_experts else None,
         # Covers content, tokenizer and split.
         "data": facts.fingerprint,
         "train": train | {"iters": derived.iters},
@@ -91,6 +92,13 @@ def identity(
         "megatron": megatron,
         "load": _loaded(job, source),
     }
+
+
+def _experts(config: MoeConfig) -> dict[str, Any]:
+    """Without newer keys that are as they are by default: so a run keeps its folder when there are more."""
+    default = dataclasses.asdict(MoeConfig())
+    values = dataclasses.asdict(config)
+    return {k: v for k, v in values.items() if k not in _NEWER_MOE_KEYS or v != default[k]}
 
 
 def _attention(config: AttentionConfig) -> dict[str, Any]:

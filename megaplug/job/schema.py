@@ -95,6 +95,8 @@ class MoeConfig:
     """Mixture of experts; ``num_experts: null`` means a dense model."""
 
     num_experts: int | None = None
+    experts: str = "auto"
+    experts_params: dict[str, Any] = field(default_factory=dict)
     moe_ffn_hidden_size: int | None = None
     moe_router_topk: int = 2
     moe_router_load_balancing_type: str = "aux_loss"

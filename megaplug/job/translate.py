@@ -107,6 +107,9 @@ def _constants(job: Job, derived: Derived) -> dict[str, Any]:
             "masked_softmax_fusion": False,
             "apply_rope_fusion": False,
         }
+    if native and "moe_act" in (job.train.recompute_modules or ()):
+        # Megatron's own checks ask for it there.
+        values["moe_grouped_gemm"] = True
     if job.cuda_graph.cuda_graph_impl == "full_iteration":
         # To look at a number is to wait for the GPU, which a captured step cannot.
         values["check_for_nan_in_loss_and_grad"] = False

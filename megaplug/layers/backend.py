@@ -7,27 +7,42 @@ from functools import partial
 from typing import Any
 
 from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.torch_norm import LayerNormBuilder
 
 from megaplug.errors import UserError
 from megaplug.layers.norm import LayerNorm, RMSNorm
-from megaplug.layers.registry import CORE_ATTENTION, load_target, lookup, resolve_params
+from megaplug.layers.registry import (
+    CORE_ATTENTION,
+    EXPERTS,
+    ExpertsChoice,
+    load_target,
+    lookup,
+    resolve_params,
+)
 
 
 class NativeSpecProvider(LocalSpecProvider):
     """Needs neither Transformer Engine nor Apex, on CPU and CUDA.
 
-    Linear layers and experts (``SequentialMLP``) are Megatron's local ones; norms are ours, since
-    Megatron's torch norm asserts that sequence parallelism is off.
+    Linear layers are Megatron's local ones; norms are ours, since Megatron's torch norm asserts that
+    sequence parallelism is off.
 
     Args:
         core_attention: What builds a core attention.
         normalization: ``RMSNorm`` or ``LayerNorm``, for callers that do not say which they want.
+        experts: What builds the experts of a layer; None for Megatron's, one after the other.
     """
 
-    def __init__(self, core_attention: Callable[..., Any], normalization: str = "LayerNorm") -> None:
+    def __init__(
+        self,
+        core_attention: Callable[..., Any],
+        normalization: str = "LayerNorm",
+        experts: Callable[..., Any] | None = None,
+    ) -> None:
         self._core_attention = core_attention
         self._normalization = normalization
+        self._experts = experts
 
     def layer_norm(
         self, rms_norm: bool = False, for_qk: bool = False, has_residual: bool = False
@@ -38,6 +53,15 @@ class NativeSpecProvider(LocalSpecProvider):
     def core_attention(self) -> Any:
         """The attention that was chosen by name."""
         return self._core_attention
+
+    def grouped_mlp_modules(self, moe_use_grouped_gemm: bool) -> Any:
+        """The experts that were chosen by name."""
+        if self._experts is None:
+            return super().grouped_mlp_modules(moe_use_grouped_gemm)
+        linears = MLPSubmodules(
+            linear_fc1=self.column_parallel_linear(), linear_fc2=self.row_parallel_linear()
+        )
+        return partial(self._experts, submodules=linears)
 
 
 def core_attention_builder(
@@ -62,14 +86,32 @@ def core_attention_builder(
     return partial(target, **bound) if bound else target
 
 
+def experts_builder(experts: ExpertsChoice) -> Callable[..., Any] | None:
+    """What builds the experts of a layer, with the user's parameters bound; None for the backend's own.
+
+    Raises:
+        UserError: The name or a parameter is unknown, or the target cannot be imported.
+    """
+    if experts.name is None:
+        return None
+    plugin = lookup(EXPERTS, experts.name)
+    bound = resolve_params(plugin, experts.params)
+    return partial(load_target(plugin), **bound)
+
+
 def native_provider(
-    name: str, params: Mapping[str, Any], normalization: str, num_query_groups: int | None = None
+    name: str,
+    params: Mapping[str, Any],
+    normalization: str,
+    num_query_groups: int | None = None,
+    experts: Callable[..., Any] | None = None,
 ) -> BackendSpecProvider:
-    """The native backend around a core attention.
+    """The native backend around a core attention and experts.
 
     Raises:
         UserError: The norm is neither ``RMSNorm`` nor ``LayerNorm``, or from ``core_attention_builder``.
     """
     if normalization not in ("RMSNorm", "LayerNorm"):
         raise UserError(f"the native backend has no norm {normalization!r}", hint="use RMSNorm or LayerNorm")
-    return NativeSpecProvider(core_attention_builder(name, params, num_query_groups), normalization)
+    attention = core_attention_builder(name, params, num_query_groups)
+    return NativeSpecProvider(attention, normalization, experts)

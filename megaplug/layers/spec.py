@@ -30,8 +30,8 @@ from megaplug.errors import UserError
 from megaplug.layers.attention.latent import core_attention_spec, latent_attention_spec
 from megaplug.layers.attention.rotary import RotarySelfAttention
 from megaplug.layers.attention.sub_norm import RingMultiheadDilatedAttention, xavier_projections
-from megaplug.layers.backend import core_attention_builder, native_provider
-from megaplug.layers.registry import AttentionLayers
+from megaplug.layers.backend import core_attention_builder, experts_builder, native_provider
+from megaplug.layers.registry import AttentionLayers, ExpertsChoice
 from megaplug.layers.swiglu import SwiGLUMLP
 
 # The checkpoint keys of a norm that Transformer Engine fuses with the linear layer after it: with them
@@ -43,13 +43,15 @@ _FUSED_NORM_KEYS = {
 
 
 def transformer_layer_spec(
-    attention: AttentionLayers, backend: str
+    attention: AttentionLayers, backend: str, experts: ExpertsChoice | None = None
 ) -> Callable[..., TransformerBlockSubmodules]:
     """What ``GPTModelConfig.transformer_layer_spec`` takes.
 
     Args:
         attention: The core attention of each layer of the whole model.
         backend: ``native`` or ``te``.
+        experts: Of the layers that are mixtures of experts; the default's where it is None. The backend
+            ``te`` has its own.
 
     Returns:
         A function of a ``GPTModelConfig`` (or ``TransformerConfig``) and a virtual pipeline stage, which
@@ -62,6 +64,7 @@ def transformer_layer_spec(
         raise UserError(f"layers are built for the backends native and te, not {backend!r}")
     for name in attention.names:
         core_attention_builder(name, attention.params_of(name))
+    build_experts = experts_builder(experts or ExpertsChoice())
 
     def build(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
         transformer: TransformerConfig = getattr(config, "transformer", config)
@@ -72,7 +75,9 @@ def transformer_layer_spec(
             return _te_block(transformer, vp_stage, attention)
         norm = transformer.normalization
         providers = {
-            name: native_provider(name, attention.params_of(name), norm, transformer.num_query_groups)
+            name: native_provider(
+                name, attention.params_of(name), norm, transformer.num_query_groups, build_experts
+            )
             for name in attention.names
         }
         is_moe = moe_pattern(transformer.num_layers, transformer.num_moe_experts, transformer.moe_layer_freq)
@@ -159,7 +164,7 @@ def _attention_spec(
 
 
 def _mlp(config: TransformerConfig, backend: BackendSpecProvider, num_experts: int | None) -> Any:
-    """Ours for a dense layer; Megatron's for a mixture of experts, which builds its own MLPs."""
+    """Ours for a dense layer; Megatron's for a mixture of experts, with the backend's experts."""
     if num_experts is not None:
         return get_mlp_module_spec_for_backend(
             backend=backend, num_experts=num_experts, moe_grouped_gemm=config.moe_grouped_gemm

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from megaplug.job.attention import attention_layers
 from megaplug.job.checks import job_batch
 from megaplug.job.core_attention import CoreAttention
+from megaplug.job.experts import are_grouped
 from megaplug.job.packages import resolve_backend
 from megaplug.job.recompute import granularity, method_and_layers
 from megaplug.job.schema import Job
@@ -276,8 +277,7 @@ def workload_of(job: Job, topology: Topology, shape: ModelShape) -> Workload:
             loss_chunk=train.loss_chunk_tokens,
             loss_gradient_in_bf16=bool(job.megatron.get("cross_entropy_loss_fusion"))
             and not job.precision.bf16,
-            # Without Transformer Engine the argument is taken, and experts still come one by one.
-            grouped_experts=backend == "te" and bool(job.megatron.get("moe_grouped_gemm")),
+            grouped_experts=are_grouped(job, backend),
             hidden_dropout=job.model.hidden_dropout,
             attention_dropout=job.model.attention_dropout,
             fused_softmax=backend == "te" or job.kernels.apex == "require",

@@ -13,6 +13,7 @@ from typing import Any
 
 from megaplug.errors import UserError
 from megaplug.job.attention import attention_layers
+from megaplug.job.experts import experts_choice
 from megaplug.job.freeze import FrozenJob, read_frozen
 from megaplug.job.plain_command import JOB_VARIABLE
 
@@ -30,7 +31,8 @@ def layer_spec(config: Any, vp_stage: int | None = None) -> Any:
     from megaplug.layers.spec import transformer_layer_spec
 
     frozen = frozen_job()
-    build = transformer_layer_spec(attention_layers(frozen.job.attention), frozen.derived.backend)
+    job, backend = frozen.job, frozen.derived.backend
+    build = transformer_layer_spec(attention_layers(job.attention), backend, experts_choice(job, backend))
     return build(config, vp_stage=vp_stage)
 
 
@@ -56,7 +58,8 @@ def main() -> int:
         from megaplug.layers.spec import transformer_layer_spec
 
         layers = attention_layers(frozen.job.attention)
-        transformer_layer_spec(layers, frozen.derived.backend)
+        backend = frozen.derived.backend
+        transformer_layer_spec(layers, backend, experts_choice(frozen.job, backend))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

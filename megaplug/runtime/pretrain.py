@@ -16,6 +16,7 @@ import torch
 
 from megaplug.errors import UserError
 from megaplug.job.attention import attention_layers
+from megaplug.job.experts import experts_choice
 from megaplug.job.freeze import FrozenJob, read_frozen
 from megaplug.job.retention import retention
 from megaplug.runs.atomic import write_json_atomic
@@ -160,7 +161,9 @@ class _Run:
         job = self.frozen.job
         attention = attention_layers(job.attention)
         spread_as(attention.token_layout())
-        model_config.transformer_layer_spec = transformer_layer_spec(attention, self.frozen.derived.backend)
+        backend = self.frozen.derived.backend
+        experts = experts_choice(job, backend)
+        model_config.transformer_layer_spec = transformer_layer_spec(attention, backend, experts)
         sources = SourceLosses(self.frozen.facts)
         chunk = job.train.loss_chunk_tokens
         step = heartbeat.counting(partial(forward_step, sources=sources, loss_chunk_tokens=chunk))

@@ -13,9 +13,11 @@ import torch
 from megatron.core.models.common.language_module import language_module
 from megatron.core.optimizer import clip_grads
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.moe.moe_layer import BaseMoELayer
 from torch.optim.optimizer import _default_to_fused_or_foreach
 
 from megaplug.layers import chunked_loss, cross_entropy
+from megaplug.layers.experts.stacked import StackedLinear
 from megaplug.runtime import fused_adam
 
 # By the first words of a module's name, longest first.
@@ -66,13 +68,14 @@ def kernels(
 
     Returns:
         ``attention``, ``norm``, ``linear``, ``cross_entropy``, ``weight_gradients``, ``optimizer`` and
-        ``clipping``, each as ``<whose> <what>``.
+        ``clipping``, each as ``<whose> <what>``; ``experts`` where a layer has some.
     """
     modules = [(name, module) for chunk in model for name, module in chunk.named_modules()]
     return {
         "attention": _attentions(model),
         "norm": _joined(_norms(modules)),
-        "linear": _joined(_named(type(module)) for name, module in modules if _last(name) in _LINEARS),
+        "linear": _joined(_named(type(module)) for name, module in modules if _is_linear(name, module)),
+        **_experts(modules),
         "cross_entropy": _cross_entropy(modules, loss_chunk_tokens),
         "weight_gradients": _weight_gradients(modules),
         **_optimizer_kernels(optimizer),
@@ -124,6 +127,21 @@ def _attention(module: torch.nn.Module) -> str:
     return name
 
 
+def _is_linear(name: str, module: torch.nn.Module) -> bool:
+    return _last(name) in _LINEARS and not isinstance(module, StackedLinear)
+
+
+def _experts(modules: list[tuple[str, torch.nn.Module]]) -> dict[str, str]:
+    """Each kind on this stage; nothing where all layers are dense."""
+    layers = [module for _, module in modules if isinstance(module, BaseMoELayer)]
+    names = []
+    for layer in layers:
+        name = _named(type(layer.experts))
+        described = getattr(layer.experts, "kernel_name", None)
+        names.append(f"{name} ({described()})" if described else name)
+    return {"experts": _joined(names)} if names else {}
+
+
 def _norms(modules: list[tuple[str, torch.nn.Module]]) -> Iterator[str]:
     for name, module in modules:
         if "norm" in _last(name) and not isinstance(module, IdentityOp):
@@ -154,6 +172,9 @@ def _cross_entropy(modules: list[tuple[str, torch.nn.Module]], chunk: int | None
 def _weight_gradients(modules: list[tuple[str, torch.nn.Module]]) -> str:
     fused = []
     for name, module in modules:
+        if isinstance(module, StackedLinear):
+            fused.append(module.weight_gradients())
+            continue
         if _last(name) not in _LINEARS:
             continue
         if getattr(module, "fuse_wgrad_accumulation", False):

@@ -14,8 +14,9 @@ from megaplug.layers import spec
 from megaplug.layers.attention.flash import FlashAttention
 from megaplug.layers.attention.ring import RingAttention, RingDilatedAttention
 from megaplug.layers.attention.rotary import RotarySelfAttention
+from megaplug.layers.experts.grouped import GroupedExperts
 from megaplug.layers.norm import LayerNorm, RMSNorm
-from megaplug.layers.registry import AttentionLayers
+from megaplug.layers.registry import AttentionLayers, ExpertsChoice
 from megaplug.layers.spec import moe_pattern, transformer_layer_spec
 from megaplug.layers.swiglu import SwiGLUMLP
 
@@ -38,9 +39,9 @@ def alike(name, params):
     return AttentionLayers.alike(name, params)
 
 
-def build(config, vp_stage=None, attention=None):
+def build(config, vp_stage=None, attention=None, experts=None):
     layers = attention or alike("flash", {})
-    return transformer_layer_spec(layers, "native")(SimpleNamespace(transformer=config), vp_stage)
+    return transformer_layer_spec(layers, "native", experts)(SimpleNamespace(transformer=config), vp_stage)
 
 
 def core_of(layer):
@@ -85,12 +86,19 @@ def test_every_call_and_every_layer_has_a_spec_of_its_own(config):
     assert len({id(one.sharded_state_dict_keys_map) for one in submodules}) == 8
 
 
-def test_mixture_layers_follow_the_frequency_and_hold_sequential_experts(config):
+def test_mixture_layers_follow_the_frequency_and_hold_the_named_experts(config):
     moe = {"num_moe_experts": 4, "moe_ffn_hidden_size": 32, "add_bias_linear": False}
-    block = build(config(moe_layer_freq=[0, 1, 1, 0], **moe))
-    assert [is_moe(layer) for layer in block.layer_specs] == [False, True, True, False]
-    experts = block.layer_specs[1].submodules.mlp.keywords["submodules"].experts
-    assert experts.func is SequentialMLP
+    named = {
+        GroupedExperts: None,
+        SequentialMLP: ExpertsChoice("sequential"),
+    }
+    for kind, choice in named.items():
+        block = build(config(moe_layer_freq=[0, 1, 1, 0], **moe), experts=choice)
+        assert [is_moe(layer) for layer in block.layer_specs] == [False, True, True, False]
+        experts = block.layer_specs[1].submodules.mlp.keywords["submodules"].experts
+        assert experts.func is kind
+    chosen = build(config(**moe), experts=ExpertsChoice("grouped", {"kernel": "loop"}))
+    assert chosen.layer_specs[1].submodules.mlp.keywords["submodules"].experts.keywords["kernel"] == "loop"
     assert moe_pattern(5, 4, 2) == [True, False, True, False, True]
     assert moe_pattern(3, None, 1) == [False] * 3
     with pytest.raises(UserError, match="for 3 layers"):
@@ -174,6 +182,10 @@ def test_mistakes_are_found_before_a_model_is_built():
         transformer_layer_spec(AttentionLayers(("flash", "flahs"), {}), "native")
     with pytest.raises(UserError, match="no parameter 'window'"):
         transformer_layer_spec(alike("flash", {"window": 3}), "native")
+    with pytest.raises(UserError, match="no experts called 'gruoped'"):
+        transformer_layer_spec(alike("flash", {}), "native", ExpertsChoice("gruoped"))
+    with pytest.raises(UserError, match="'fast' is not possible"):
+        transformer_layer_spec(alike("flash", {}), "native", ExpertsChoice("grouped", {"kernel": "fast"}))
     with pytest.raises(UserError, match="not 'auto'"):
         transformer_layer_spec(alike("flash", {}), "auto")
 

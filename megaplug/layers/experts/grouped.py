@@ -60,7 +60,8 @@ class GroupedExperts(MegatronModule):
         }
         if refused := [key for key, value in wanted.items() if value]:
             raise UserError(
-                f"grouped experts have no {', '.join(refused)}", hint="use moe.experts=sequential, or leave it out"
+                f"grouped experts have no {', '.join(refused)}",
+                hint="use moe.experts=sequential, or leave it out",
             )
         self.num_local_experts = num_local_experts
         self.ep_group, self.tp_group = pg_collection.ep, pg_collection.expt_tp
@@ -126,7 +127,7 @@ class GroupedExperts(MegatronModule):
         if (bias := self.linear_fc1.bias) is not None:
             wide = wide + _of_rows(bias, counts)
         if self.recomputes_activation:
-            checkpoint = tensor_parallel.CheckpointWithoutOutput()
+            checkpoint = tensor_parallel.CheckpointWithoutOutput(fp8=None)
             hidden = checkpoint.checkpoint(partial(activate, config=self.config), wide, probs)
             out = self.linear_fc2(hidden, counts)
             checkpoint.discard_output_and_register_recompute(out)
@@ -135,6 +136,10 @@ class GroupedExperts(MegatronModule):
         if (bias := self.linear_fc2.bias) is not None:
             out = (out + _of_rows(bias, counts) * probs.unsqueeze(-1)).to(x.dtype)
         return out, None
+
+    def kernel_name(self) -> str:
+        """Which kernel computes the linear layers."""
+        return self.linear_fc1.kernel_name()
 
     def backward_dw(self) -> None:
         """Nothing is left to do: weight gradients are not put off."""
@@ -146,7 +151,10 @@ class GroupedExperts(MegatronModule):
         metadata = ensure_metadata_has_dp_cp_group(metadata)
         if metadata.get("singleton_local_shards"):
             raise UserError("grouped experts are not saved with a key for each expert")
-        total, first = self.ep_group.size() * self.num_local_experts, self.ep_group.rank() * self.num_local_experts
+        total, first = (
+            self.ep_group.size() * self.num_local_experts,
+            self.ep_group.rank() * self.num_local_experts,
+        )
         offsets = [
             (*sharded_offsets, (len(sharded_offsets), first + expert, total))
             for expert in range(self.num_local_experts)

@@ -55,13 +55,21 @@ def choose_kernel(x_TK: Tensor, weight_ENK: Tensor, kernel: str = "auto") -> str
         raise UserError(f"there is no kernel {kernel!r} of grouped linear layers", hint=", ".join(KERNELS))
     if kernel != "auto":
         return kernel
-    fits = x_TK.is_cuda and x_TK.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x_TK.device) >= (8, 0)
+    fits = (
+        x_TK.is_cuda
+        and x_TK.dtype == torch.bfloat16
+        and torch.cuda.get_device_capability(x_TK.device) >= (8, 0)
+    )
     aligned = all(size * x_TK.element_size() % _ALIGNMENT_BYTES == 0 for size in weight_ENK.shape[1:])
     return "grouped_mm" if fits and aligned else "loop"
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """Gradients of all groups are written where they belong: nothing is split, stacked or joined."""
+    """Gradients of all groups are written where they belong: nothing is split, stacked or joined.
+
+    Where Megatron's DDP keeps a buffer for the gradient (``main_grad``), a loop adds each group's to it while
+    that is in the cache, and says so in Megatron's way: groups without rows cost nothing.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, counts: tuple[int, ...], kernel: str) -> Tensor:
@@ -74,8 +82,14 @@ class _GroupedLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         (d_out,) = grads
         d_x = _products(d_out, weight, ctx.counts, ctx.kernel) if ctx.needs_input_grad[0] else None
-        d_weight = _weight_gradient(d_out, x, ctx.counts, ctx.kernel) if ctx.needs_input_grad[1] else None
-        return d_x, d_weight, None, None
+        if not ctx.needs_input_grad[1]:
+            return d_x, None, None, None
+        if ctx.kernel == "loop" and getattr(weight, "grad_added_to_main_grad", None) is False:
+            _add_weight_gradient(weight.main_grad, d_out, x, ctx.counts)
+            weight.grad_added_to_main_grad = True
+            # It is only looked for: the hook that reduces gradients follows one.
+            return d_x, torch.empty_like(weight), None, None
+        return d_x, _weight_gradient(d_out, x, ctx.counts, ctx.kernel), None, None
 
 
 def _products(x: Tensor, matrices: Tensor, counts: tuple[int, ...], kernel: str) -> Tensor:
@@ -104,6 +118,18 @@ def _weight_gradient(d_out: Tensor, x: Tensor, counts: tuple[int, ...], kernel: 
             grad.zero_()
         begin += count
     return found
+
+
+def _add_weight_gradient(sums: Tensor, d_out: Tensor, x: Tensor, counts: tuple[int, ...]) -> None:
+    """As ``_weight_gradient``, added to ``sums`` of perhaps another dtype."""
+    begin = 0
+    for total, count in zip(sums.unbind(), counts, strict=True):
+        rows = slice(begin, begin + count)
+        if count and sums.dtype == x.dtype:
+            total.addmm_(d_out[rows].t(), x[rows])
+        elif count:
+            total.add_(d_out[rows].t() @ x[rows])
+        begin += count
 
 
 def _ends(counts: tuple[int, ...], device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""The linear layers of all experts of a rank as one, with Megatron's own initial values and checkpoint keys."""
+"""The linear layers of all experts of a rank as one, with Megatron's initial values and checkpoint keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron.core.dist_checkpointing.mapping import (
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from torch import Tensor, nn
 
-from megaplug.layers.experts.grouped_linear import grouped_linear
+from megaplug.layers.experts.grouped_linear import choose_kernel, grouped_linear
 
 # What Megatron's optimizer, gradient reduction and checkpoints ask of a parameter.
 _ATTRIBUTES = ("allreduce", "tensor_model_parallel", "partition_stride", "sequence_parallel")
@@ -37,7 +37,7 @@ class StackedLinear(nn.Module):
         self.register_parameter("bias", None)
 
     def put(self, expert: int, linear: nn.Module) -> None:
-        """Take over the parameters that one expert's linear layer begins with; the layer is needed no more."""
+        """Take over the parameters that one expert's linear layer begins with; it is needed no more."""
         for name, value in linear.named_parameters(recurse=False):
             if expert == 0:
                 self.register_parameter(name, self._stacked(value, self.num_experts))
@@ -53,6 +53,16 @@ class StackedLinear(nn.Module):
         if hasattr(value, "partition_dim"):
             stacked.partition_dim = value.partition_dim + 1 if value.partition_dim >= 0 else -1
         return stacked
+
+    def kernel_name(self) -> str:
+        """Which kernel of ``grouped_linear`` computes with these weights."""
+        return choose_kernel(self.weight, self.weight, self.kernel)
+
+    def weight_gradients(self) -> str:
+        """How they come to where they are summed up."""
+        if self.kernel_name() == "loop":
+            return "those of grouped experts added to the buffer one by one"
+        return "torch grouped_mm, added to the buffer afterwards"
 
     def forward(self, x_TK: Tensor, counts: Sequence[int]) -> Tensor:
         """``[T, N]`` of the rows of all experts, those of the first expert first; without the bias."""
@@ -93,7 +103,9 @@ def sharded_experts(
         entries = [of_expert(one, at, name, replica) for one, at in zip(data.unbind(), offsets, strict=True)]
         if not is_gated:
             return entries
-        return [apply_swiglu_sharded_factory(one, at).build() for one, at in zip(entries, offsets, strict=True)]
+        return [
+            apply_swiglu_sharded_factory(one, at).build() for one, at in zip(entries, offsets, strict=True)
+        ]
 
     @torch.no_grad()
     def merge(loaded: list[Any]) -> Tensor:

@@ -13,12 +13,21 @@ the plugin's ``target`` may.
 from __future__ import annotations
 
 from megaplug.layers.registry.builtin import BUILT_IN
+from megaplug.layers.registry.experts import ExpertsChoice
 from megaplug.layers.registry.installed import ENTRY_POINT_GROUP
 from megaplug.layers.registry.layers import AttentionLayers
 from megaplug.layers.registry.limits import limits_problems
 from megaplug.layers.registry.needs import needs_problems
 from megaplug.layers.registry.params import resolve_params, validate_params
-from megaplug.layers.registry.plugin import CORE_ATTENTION, AttentionSizes, Limits, Need, Parameter, Plugin
+from megaplug.layers.registry.plugin import (
+    CORE_ATTENTION,
+    EXPERTS,
+    AttentionSizes,
+    Limits,
+    Need,
+    Parameter,
+    Plugin,
+)
 from megaplug.layers.registry.store import (
     load_target,
     lookup,
@@ -30,8 +39,10 @@ from megaplug.layers.registry.store import (
 __all__ = [
     "CORE_ATTENTION",
     "ENTRY_POINT_GROUP",
+    "EXPERTS",
     "AttentionLayers",
     "AttentionSizes",
+    "ExpertsChoice",
     "Limits",
     "Need",
     "Parameter",

@@ -1,9 +1,10 @@
-"""The core attentions that come with megaplug."""
+"""The layers that come with megaplug, core attentions first."""
 
 from __future__ import annotations
 
 from megaplug.layers.registry.cost import causal_flops, full_flops, fused_bytes, unfused_bytes
 from megaplug.layers.registry.dilated import LONG
+from megaplug.layers.registry.experts import BUILT_IN_EXPERTS
 from megaplug.layers.registry.plugin import CORE_ATTENTION, Limits, Parameter, Plugin
 
 _SOFTMAX_TYPES = ("vanilla", "off-by-one", "learnable")
@@ -80,4 +81,4 @@ TE = Plugin(
     saved_bytes_per_token=fused_bytes,
 )
 
-BUILT_IN = (FLASH, LOCAL, TE, *LONG)
+BUILT_IN = (FLASH, LOCAL, TE, *LONG, *BUILT_IN_EXPERTS)

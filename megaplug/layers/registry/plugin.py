@@ -10,6 +10,7 @@ from megaplug.errors import Problem
 from megaplug.layers.registry.sequence_cost import SequenceCost, SequenceSizes
 
 CORE_ATTENTION = "core_attention"
+EXPERTS = "experts"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Limits:
-    """What an attention can do. Devices are ``cpu`` and ``cuda``, dtypes ``fp64 fp32 bf16 fp16``.
+    """What a layer can do. Devices are ``cpu`` and ``cuda``, dtypes ``fp64 fp32 bf16 fp16``.
+
+    Of experts only ``devices``, ``dtypes`` and ``requires`` are asked.
 
     Attributes:
         devices: Where it runs.
@@ -122,7 +125,7 @@ class Plugin:
 
     Attributes:
         name: What a user writes in a config.
-        kind: What it takes the place of, such as ``core_attention``.
+        kind: What it takes the place of: ``core_attention`` or ``experts``.
         target: ``module:attribute`` of the class; imported only when a model is built.
         doc: One line for the user.
         parameters: What the user may set, by name; handed to the class as keywords.

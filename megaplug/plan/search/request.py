@@ -7,6 +7,8 @@ from dataclasses import fields
 
 from megaplug.errors import Problem, UserError
 from megaplug.job.attention import attention_layers
+from megaplug.job.experts import are_grouped
+from megaplug.job.packages import resolve_backend
 from megaplug.job.recompute import granularity, method_and_layers
 from megaplug.job.schema import Job, TopologyConfig
 from megaplug.plan.search.space import Layout, Space, micro_batches, recomputes
@@ -103,6 +105,6 @@ def _recomputes(job: Job, shape: ModelShape, typed: Set[str]) -> tuple[Recompute
     if said or any(f"train.recompute_{key}" in typed for key in _RECOMPUTE):
         modules = tuple(train.recompute_modules or ())
         return (Recompute(granularity(train), *method_and_layers(train), modules=modules),)
-    grouped = bool(job.megatron.get("moe_grouped_gemm"))
+    grouped = are_grouped(job, resolve_backend(job.backend, "cuda", job.kernels.te))
     fused = "local" not in attention_layers(job.attention).names
     return recomputes(shape, fused_attention=fused, grouped_experts=grouped)

@@ -17,6 +17,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from megaplug.job.attention import attention_layers
+from megaplug.job.experts import experts_choice
 from megaplug.job.freeze import FrozenJob
 from megaplug.runtime import cpu, fused_adam, packages, repairs
 from megaplug.runtime.rehearsal import balanced, world
@@ -169,7 +170,9 @@ def _initialize(frozen: FrozenJob, rank: int) -> tuple[Any, Any]:
     model_config = argument_utils.gpt_config_from_args(args)
     attention = attention_layers(job.attention)
     spread_as(attention.token_layout())
-    model_config.transformer_layer_spec = transformer_layer_spec(attention, frozen.derived.backend)
+    backend = frozen.derived.backend
+    experts = experts_choice(job, backend)
+    model_config.transformer_layer_spec = transformer_layer_spec(attention, backend, experts)
     return args, model_config
 
 
