@@ -18,7 +18,7 @@ from megaplug.job.conf_text import default_options
 from megaplug.job.describe import KeyInfo, describe_section, option_header
 from megaplug.job.megatron_table import load_table
 from megaplug.job.suggest import did_you_mean
-from megaplug.layers.registry.builtin import BUILT_IN
+from megaplug.layers.registry.builtin import ATTENTIONS
 
 SHELLS = ("bash", "fish", "zsh")
 # In the place of proposals: the shell's own file names.
@@ -167,7 +167,7 @@ def _plugin_parameters(before: Sequence[str], source: ConfigSource) -> list[tupl
     name = typed.get("attention.name", chosen)
     return [
         (parameter, [str(choice) for choice in declared.choices])
-        for plugin in BUILT_IN
+        for plugin in ATTENTIONS
         if plugin.name == name
         for parameter, declared in plugin.parameters.items()
     ]

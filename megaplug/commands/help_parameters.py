@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megaplug.job.parameters import PARAMS, owners_of
 from megaplug.layers.registry import Parameter
-from megaplug.layers.registry.builtin import BUILT_IN
+from megaplug.layers.registry.builtin import ATTENTIONS
 
 
 def parameter_rows(name: str) -> list[tuple[str, list[str]]]:
@@ -15,7 +15,7 @@ def parameter_rows(name: str) -> list[tuple[str, list[str]]]:
     """
     names = [name.removeprefix(f"{PARAMS}.")]
     if name == PARAMS:
-        names = list(dict.fromkeys(each for plugin in BUILT_IN for each in plugin.parameters))
+        names = list(dict.fromkeys(each for plugin in ATTENTIONS for each in plugin.parameters))
     rows = []
     for each in names:
         if found := owners_of(each):

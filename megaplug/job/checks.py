@@ -19,6 +19,7 @@ from megaplug.job.checks_sharding import sharding_problems
 from megaplug.job.checks_training import end_problems, training_problems
 from megaplug.job.checks_values import value_problems
 from megaplug.job.checks_watching import watching_problems
+from megaplug.job.experts import layer_freq
 from megaplug.job.overlap import overlap_problems
 from megaplug.job.packages import package_problems, resolve_backend
 from megaplug.job.passthrough import passthrough_problems
@@ -143,7 +144,7 @@ def job_shape(job: Job, vocab_size: int | None = None) -> ModelShape:
         position_embedding_type=model.position_embedding_type,
         rotary_percent=model.rotary_percent,
         moe_shared_expert_intermediate_size=moe.moe_shared_expert_intermediate_size if experts else None,
-        moe_layer_freq=moe.moe_layer_freq,
+        moe_layer_freq=layer_freq(moe, model.num_layers),
         moe_router_pre_softmax=moe.moe_router_pre_softmax if by_softmax else None,
         max_position_embeddings=model.seq_length,
         multi_latent_attention=model.multi_latent_attention,

@@ -108,14 +108,12 @@ def _experts(job: Job) -> Iterator[Problem]:
         yield Problem(_PARTS, "moe holds moe_router", "name one of them")
     if "moe_preprocess" in parts and "moe_router" not in parts:
         yield Problem(_PARTS, "moe_preprocess goes with moe_router only", "add moe_router")
-    counts_are_fixed = bool(job.moe.moe_expert_capacity_factor) and bool(
-        job.megatron.get("moe_pad_expert_input_to_capacity")
-    )
+    counts_are_fixed = job.moe.moe_pad_expert_input_to_capacity
     everything = impl == "full_iteration" or not parts or "moe" in parts
     if everything and not counts_are_fixed:
         message = "experts take as many tokens as they are given, and a graph cannot ask how many"
         hint = (
             "use cuda_graph=local cuda_graph.cuda_graph_modules=[attn,moe_router], or "
-            "moe.moe_expert_capacity_factor=... with megatron.moe_pad_expert_input_to_capacity=true"
+            "moe.moe_expert_capacity_factor=... with moe.moe_pad_expert_input_to_capacity=true"
         )
         yield Problem(_PARTS, message, hint)

@@ -38,7 +38,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "launch.output": ("text", "json"),
     "checkpoint.async_strategy": ("mcore", "nvrx"),
     "model.position_embedding_type": ("rope", "yarn", "learned_absolute", "none"),
-    "moe.moe_token_dispatcher_type": ("alltoall", "allgather"),
+    "moe.moe_token_dispatcher_type": ("alltoall", "allgather", "flex"),
+    "moe.moe_flex_dispatcher_backend": ("deepep", "hybridep"),
+    "moe.moe_token_drop_policy": ("probs", "position"),
 }
 
 _POSITIVE = (
@@ -63,7 +65,8 @@ _POSITIVE = (
     "tokenizer.tiktoken_num_special_tokens",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "moe.num_experts", "moe.moe_aux_loss_coeff", "train.eval_iters", "train.seed", "optimizer.weight_decay",
+    "moe.num_experts", "moe.moe_aux_loss_coeff", "moe.moe_z_loss_coeff", "train.eval_iters", "train.seed",
+    "optimizer.weight_decay",
     "optimizer.clip_grad", "lr.min_lr", "lr.lr_warmup_iters", "lr.lr_warmup_fraction",
     "model.init_method_std", "profile.wait", "profile.warmup", "train.cpu_offloading_num_layers",
     "optimizer.optimizer_offload_fraction", "model.mscale", "model.mscale_all_dim",

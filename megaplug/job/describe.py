@@ -18,8 +18,7 @@ from megaplug.job.conf_text import ConfText, default_options, option_text, read_
 from megaplug.job.megatron_table import load_table
 from megaplug.job.names import argument_keys
 from megaplug.job.schema import Job
-from megaplug.layers.registry import CORE_ATTENTION
-from megaplug.layers.registry.builtin import BUILT_IN
+from megaplug.layers.registry.builtin import ATTENTIONS, BUILT_IN_EXPERTS
 
 # Flags of Megatron's that follow from a key, with others or in another form.
 FOLLOWING: dict[str, tuple[str, ...]] = {
@@ -119,7 +118,9 @@ def choices_of(key: str) -> tuple[str, ...]:
     if key in CHOICES:
         return CHOICES[key]
     if key == "attention.name":
-        return tuple(plugin.name for plugin in BUILT_IN if plugin.kind == CORE_ATTENTION)
+        return tuple(plugin.name for plugin in ATTENTIONS)
+    if key == "moe.experts":
+        return ("auto", *(plugin.name for plugin in BUILT_IN_EXPERTS))
     argument = _arguments().get(key)
     found = load_table()[argument].choices if argument is not None else None
     return tuple(map(str, found or ()))

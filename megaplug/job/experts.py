@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megaplug.job.schema import Job
+from megaplug.job.schema import Job, MoeConfig
 from megaplug.layers.registry import ExpertsChoice
 
 
@@ -12,6 +12,14 @@ def experts_choice(job: Job, backend: str) -> ExpertsChoice:
     if config.experts != "auto":
         return ExpertsChoice(config.experts, config.experts_params)
     return ExpertsChoice(None if backend == "te" else ExpertsChoice().name, config.experts_params)
+
+
+def layer_freq(config: MoeConfig, num_layers: int) -> str | None:
+    """Which layers are mixtures of experts, as Megatron's ``--moe-layer-freq`` has it; None for all."""
+    if config.layers is None:
+        return config.moe_layer_freq
+    named = set(config.layers)
+    return str([int(number in named) for number in range(1, num_layers + 1)])
 
 
 def are_grouped(job: Job, backend: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from megaplug.job.checks_model import uses_yarn
+from megaplug.job.experts import layer_freq
 from megaplug.job.schema import AttentionConfig, Job, MoeConfig
 
 if TYPE_CHECKING:
@@ -47,11 +48,15 @@ _MOE_WEIGHT_KEYS = (
     "num_experts", "moe_ffn_hidden_size", "moe_router_topk", "moe_router_pre_softmax",
     "moe_shared_expert_intermediate_size", "moe_layer_freq",
 )  # fmt: skip
-_NEWER_MOE_KEYS = ("experts", "experts_params")
+_NEWER_MOE_KEYS = (
+    "experts", "experts_params", "moe_z_loss_coeff", "moe_flex_dispatcher_backend", "moe_token_drop_policy",
+    "moe_pad_expert_input_to_capacity", "moe_shared_expert_gate", "moe_shared_expert_overlap", "layers",
+)  # fmt: skip
 # Left out of a fingerprint where they are as here, which is what older checkpoints were written with.
 _MOE_KEYS_WITH_DEFAULT = {
     "moe_router_score_function": "softmax", "moe_router_topk_scaling_factor": None,
     "moe_router_num_groups": None, "moe_router_group_topk": None, "moe_router_enable_expert_bias": False,
+    "moe_shared_expert_gate": False,
 }  # fmt: skip
 
 
@@ -151,6 +156,7 @@ def model_fingerprint(job: Job, derived: Derived, facts: DataFacts) -> dict[str,
         values |= {f"moe.{key}": getattr(job.moe, key) for key in _MOE_WEIGHT_KEYS}
         routing = {key: getattr(job.moe, key) for key in _MOE_KEYS_WITH_DEFAULT}
         values |= {f"moe.{k}": v for k, v in routing.items() if v != _MOE_KEYS_WITH_DEFAULT[k]}
+        values["moe.moe_layer_freq"] = layer_freq(job.moe, job.model.num_layers)
         values["moe.moe_ffn_hidden_size"] = job.moe.moe_ffn_hidden_size or job.model.ffn_hidden_size
     else:
         values["moe.num_experts"] = None

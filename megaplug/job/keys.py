@@ -12,6 +12,7 @@ from megaplug.job.schema import Job
 OPEN_KEYS = (
     "attention.params",
     "attention.pattern_params",
+    "moe.experts_params",
     "megatron",
     "data.path",
     "data.valid_path",

@@ -31,7 +31,7 @@ OURS = frozenset(
         "logging.progress", "logging.tensorboard", "logging.level", "logging.mlflow_tracking_uri",
         "logging.mlflow_experiment", "logging.communication", "logging.peak_tflops",
         "train.early_stop_patience", "train.early_stop_min_delta",
-        "train.loss_chunk_tokens", "moe.experts", "moe.experts_params",
+        "train.loss_chunk_tokens", "moe.experts", "moe.experts_params", "moe.layers",
     }
 )  # fmt: skip
 

@@ -7,14 +7,14 @@ import typing
 from megaplug.job import keys
 from megaplug.job.suggest import closest
 from megaplug.layers.registry import Parameter, Plugin
-from megaplug.layers.registry.builtin import BUILT_IN
+from megaplug.layers.registry.builtin import ATTENTIONS
 
 PARAMS = "attention.params"
 
 
 def owners_of(name: str) -> list[tuple[Plugin, Parameter]]:
     """The attentions that have a parameter of that name, and what each says of it."""
-    return [(plugin, plugin.parameters[name]) for plugin in BUILT_IN if name in plugin.parameters]
+    return [(plugin, plugin.parameters[name]) for plugin in ATTENTIONS if name in plugin.parameters]
 
 
 def parameter_meant(key: str) -> str:
@@ -25,7 +25,7 @@ def parameter_meant(key: str) -> str:
     section, _, name = key.rpartition(".")
     if section not in ("", "attention"):
         return ""
-    known = {name for plugin in BUILT_IN for name in plugin.parameters}
+    known = {name for plugin in ATTENTIONS for name in plugin.parameters}
     if section:
         name = closest(name, known | set(keys.section_keys(section))) or ""
     return f"{PARAMS}.{name}" if name in known else ""

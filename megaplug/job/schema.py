@@ -101,6 +101,7 @@ class MoeConfig:
     moe_router_topk: int = 2
     moe_router_load_balancing_type: str = "aux_loss"
     moe_aux_loss_coeff: float = 0.01
+    moe_z_loss_coeff: float | None = None
     moe_router_pre_softmax: bool = False
     moe_router_score_function: str = "softmax"
     moe_router_topk_scaling_factor: float | None = None
@@ -110,8 +111,14 @@ class MoeConfig:
     moe_router_bias_update_rate: float = 1e-3
     moe_router_dtype: str | None = None
     moe_token_dispatcher_type: str = "alltoall"
+    moe_flex_dispatcher_backend: str = "deepep"
     moe_expert_capacity_factor: float | None = None
+    moe_token_drop_policy: str = "probs"
+    moe_pad_expert_input_to_capacity: bool = False
     moe_shared_expert_intermediate_size: int | None = None
+    moe_shared_expert_gate: bool = False
+    moe_shared_expert_overlap: bool = False
+    layers: list[int] | None = None
     moe_layer_freq: str | None = None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from megaplug.job.attention import attention_layers
+from megaplug.job.experts import layer_freq
 from megaplug.job.megatron_table import load_table
 from megaplug.job.names import ALIASES, OURS, SECTIONS
 from megaplug.job.overlap import ON
@@ -57,6 +58,7 @@ def megatron_arguments(
         **sharding_arguments(job),
         **_memory(job),
         **_lengths(job, derived),
+        **_expert_layers(job),
         **_latent_attention(job),
         **_paths(job, facts, folder),
         **_watching(job),
@@ -137,6 +139,13 @@ def _layers(job: Job, derived: Derived) -> dict[str, Any]:
     """Where a layer is ours, what makes Megatron-LM's own ``pretrain_gpt.py`` build it."""
     ours = derived.backend == "native" or attention_layers(job.attention).names != ("te",)
     return {"spec": list(SPEC)} if ours else {}
+
+
+def _expert_layers(job: Job) -> dict[str, Any]:
+    """Layers that are named by their numbers."""
+    if not job.moe.num_experts or job.moe.layers is None:
+        return {}
+    return {"moe_layer_freq": layer_freq(job.moe, job.model.num_layers)}
 
 
 def _latent_attention(job: Job) -> dict[str, Any]:

@@ -81,4 +81,5 @@ TE = Plugin(
     saved_bytes_per_token=fused_bytes,
 )
 
-BUILT_IN = (FLASH, LOCAL, TE, *LONG, *BUILT_IN_EXPERTS)
+ATTENTIONS = (FLASH, LOCAL, TE, *LONG)
+BUILT_IN = (*ATTENTIONS, *BUILT_IN_EXPERTS)

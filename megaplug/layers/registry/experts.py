@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from megaplug.layers.registry.plugin import EXPERTS, Limits, Need, Parameter, Plugin
+from megaplug.layers.registry.plugin import EXPERTS, Limits, Parameter, Plugin
 
 GROUPED = Plugin(
     name="grouped",
@@ -19,7 +19,6 @@ GROUPED = Plugin(
             "auto",
             "torch's grouped_mm, or a loop of matrix products; auto takes the faster one",
             ("auto", "grouped_mm", "loop"),
-            {"grouped_mm": Need(dtypes=("fp32", "bf16", "fp16"))},
         )
     },
     limits=Limits(dtypes=dict.fromkeys(("cpu", "cuda"), ("fp64", "fp32", "bf16", "fp16"))),
