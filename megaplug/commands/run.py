@@ -206,26 +206,34 @@ def _header(
     return Header(rows)
 
 
+def _pictures(folder: RunFolder, unigram: float | None, progress: Progress) -> list[tuple[str, str]]:
+    """Draw what has been recorded; what was drawn, with its path."""
+    from megaplug.runs.curve import draw_loss_curve
+    from megaplug.runs.expert_map import draw_expert_map
+
+    line = None if unigram is None else ("unigram model", unigram)
+    files = []
+    try:
+        if draw_loss_curve(folder.metrics_file, folder.loss_curve, folder.name, line):
+            files.append(("loss curve", str(folder.loss_curve)))
+        if draw_expert_map(folder.metrics_file, folder.expert_map, folder.name):
+            files.append(("experts", str(folder.expert_map)))
+    except UserError as error:  # a full disk, as a rule; what has become of the run counts more
+        progress.note(f"no pictures: {error}")
+    return files
+
+
 def _summary(
     resolved: Resolved, folder: RunFolder, course: Course, progress: Progress, command: CommandLine
 ) -> Summary:
-    from megaplug.runs.curve import draw_loss_curve
-
     outcome, restarts = course.outcome, course.restarts
     comes_again = restarts.comes_again
     changed = changed_command(resolved, folder, outcome, command)
     way_on = "" if comes_again else changed  # otherwise it is what comes next
     unigram = resolved.facts.unigram_loss
-    line = None if unigram is None else ("unigram model", unigram)
-    drawn = False
-    try:
-        if outcome.kind != AT_ONCE:
-            drawn = draw_loss_curve(folder.metrics_file, folder.loss_curve, folder.name, line)
-    except UserError as error:  # a full disk, as a rule; what has become of the run counts more
-        progress.note(f"no loss curve: {error}")
     files = [("folder", str(folder.path)), ("logs", str(folder.logs))]
-    if drawn:
-        files.append(("loss curve", str(folder.loss_curve)))
+    if outcome.kind != AT_ONCE:
+        files += _pictures(folder, unigram, progress)
     if resolved.job.logging.tensorboard:
         files.append(("TensorBoard", f"tensorboard --logdir {folder.tensorboard}"))
     return Summary(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from megaplug.runs.atomic import disk_errors
+from megaplug.runs.atomic import disk_errors, replaced
 from megaplug.runs.metrics import read_metrics
 
 
@@ -57,12 +56,6 @@ def draw_loss_curve(
     axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    beside = png.with_name(f".{png.name}.{os.getpid()}.tmp")
-    with disk_errors(png, "draw"):
-        try:
-            with beside.open("wb") as file:
-                canvas.print_png(file)
-            beside.replace(png)
-        finally:
-            beside.unlink(missing_ok=True)
+    with disk_errors(png, "draw"), replaced(png) as file:
+        canvas.print_png(file)
     return True

@@ -61,6 +61,11 @@ class RunFolder:
         return self.path / "loss.png"
 
     @property
+    def expert_map(self) -> Path:
+        """The picture of how evenly experts are used; only where there are some."""
+        return self.path / "experts.png"
+
+    @property
     def profile(self) -> Path:
         """Traces of profiled steps."""
         return self.path / "profile"

@@ -18,6 +18,7 @@ from megaplug.job.freeze import FrozenJob
 from megaplug.runs.events import EventWriter
 from megaplug.runs.metrics import append_metrics, read_metrics
 from megaplug.runtime import source_losses
+from megaplug.runtime.expert_load import ExpertLoad, Starvation, load_figures
 from megaplug.runtime.pace import Pace
 from megaplug.runtime.rank_figures import RankFigures, merged
 from megaplug.runtime.saving import holds_a_step
@@ -51,6 +52,10 @@ class MetricsRecorder:
         self._recorded = {_evaluation(line) for line in lines if "valid_loss" in line}
         self._of_sources: dict[str, float | None] = {}
         self._loaded_iteration: int | None = None
+        job = frozen.job
+        experts = job.moe.num_experts
+        self._load = ExpertLoad(job.model.num_layers, experts) if experts else None
+        self._starvation = Starvation()
 
     def watch(self, training: Any) -> None:
         """Stand between ``megatron.training.training`` and its own helpers.
@@ -62,6 +67,8 @@ class MetricsRecorder:
         asked = self._frozen.job.logging.communication
         self.figures = RankFigures(on_cpu=on_cpu, communication=on_cpu if asked is None else asked)
         self.figures.watch(training)
+        if self._load is not None:
+            self._load.watch(training)
         self._watch_steps(training)
         self._watch_validation(training)
         self._watch_saving(training)
@@ -135,12 +142,17 @@ class MetricsRecorder:
 
         training.train, training.training_log = train, training_log
 
-    def _of_ranks(self) -> dict[str, float | int]:
+    def _of_ranks(self) -> dict[str, Any]:
         """What the ranks measure for themselves; every rank calls it, and says what memory it has used."""
         assert self.figures is not None
         rows = self.figures.gather()
+        loads = self._load.gather() if self._load is not None else {}
         self._events.write("memory", iteration=self.iteration, peak=self.figures.peak)
-        return merged(rows) if _is_last_rank() else {}
+        if not _is_last_rank():
+            return {}
+        for line in self._starvation.told_of(loads):
+            self._events.write("note", text=f"step {self.iteration}: {line}")
+        return {**merged(rows), **load_figures(loads, self._frozen.topology.ep)}
 
     def _line(
         self,
@@ -165,7 +177,10 @@ class MetricsRecorder:
     def _step(self, line: dict[str, Any]) -> None:
         append_metrics(self._folder.metrics_file, line)
         self._to_sinks(line)
-        self._events.write("step", iters=self._frozen.derived.iters, **line)
+        told = {
+            name: value for name, value in line.items() if name != "tokens_per_expert" and "/" not in name
+        }
+        self._events.write("step", iters=self._frozen.derived.iters, **told)
 
     def _to_sinks(self, line: dict[str, Any]) -> None:
         figures = {
@@ -175,6 +190,8 @@ class MetricsRecorder:
         }
         for sink in self._sinks:
             sink.write(figures, line["iteration"])
+            for layer, counts in line.get("tokens_per_expert", {}).items():
+                sink.write_counts(f"tokens_per_expert/layer_{layer}", counts, line["iteration"])
 
     def _watch_validation(self, training: Any) -> None:
         real_evaluate, real_print = training.evaluate, training.evaluate_and_print_results

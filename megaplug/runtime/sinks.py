@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
@@ -26,6 +26,9 @@ class Sink(Protocol):
 
     def write(self, figures: Figures, iteration: int) -> None:
         """Take the figures of one step; does not wait for a network."""
+
+    def write_counts(self, name: str, counts: Sequence[int], iteration: int) -> None:
+        """Take how often each of several things came in one step, such as tokens to each expert."""
 
     def close(self, good: bool) -> None:
         """Send what is still kept, and whether the run has ended in good order."""
@@ -63,6 +66,23 @@ class TensorBoard:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
         self._writer.file_writer.add_summary(Summary(value=values), iteration)
 
+    def write_counts(self, name: str, counts: Sequence[int], iteration: int) -> None:
+        """As `Sink.write_counts`: a histogram with a bucket for each thing, from its number to the next."""
+        from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+
+        numbers = [(number + 0.5, count) for number, count in enumerate(counts)]
+        histogram = HistogramProto(
+            min=0,
+            max=len(counts),
+            num=sum(counts),
+            sum=sum(number * count for number, count in numbers),
+            sum_squares=sum(number**2 * count for number, count in numbers),
+            bucket_limit=[number + 1 for number in range(len(counts))],
+            bucket=counts,
+        )
+        value = Summary.Value(tag=name, histo=histogram)
+        self._writer.file_writer.add_summary(Summary(value=[value]), iteration)
+
     def close(self, good: bool) -> None:
         """Megatron closes its writer."""
         self._writer.flush()
@@ -77,6 +97,11 @@ class WeightsAndBiases:
     def write(self, figures: Figures, iteration: int) -> None:
         """As `Sink.write`."""
         self._wandb.log(dict(figures), iteration)
+
+    def write_counts(self, name: str, counts: Sequence[int], iteration: int) -> None:
+        """As `Sink.write_counts`: a histogram with a bucket for each thing."""
+        edges = list(range(len(counts) + 1))
+        self._wandb.log({name: self._wandb.Histogram(np_histogram=(list(counts), edges))}, iteration)
 
     def close(self, good: bool) -> None:
         """Megatron ends its run where it leaves in good order, and wandb itself at exit."""
@@ -138,6 +163,9 @@ class MLflow:
         self._pending.append(self._client.log_batch(self._run, metrics, synchronous=False))
         if len(self._pending) > _PENDING:
             self._await(self._pending.popleft())
+
+    def write_counts(self, name: str, counts: Sequence[int], iteration: int) -> None:
+        """Nothing: MLflow has numbers only, and ``metrics.jsonl`` has the counts."""
 
     def close(self, good: bool) -> None:
         """As `Sink.close`."""
