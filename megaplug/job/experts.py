@@ -19,7 +19,8 @@ def layer_freq(config: MoeConfig, num_layers: int) -> str | None:
     if config.layers is None:
         return config.moe_layer_freq
     named = set(config.layers)
-    return str([int(number in named) for number in range(1, num_layers + 1)])
+    flags = ("1" if number in named else "0" for number in range(1, num_layers + 1))
+    return f"[{','.join(flags)}]"
 
 
 def are_grouped(job: Job, backend: str) -> bool:
