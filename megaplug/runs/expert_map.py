@@ -39,8 +39,10 @@ def draw_expert_map(metrics_file: Path, png: Path, title: str) -> bool:
     image = left.imshow(shares, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2, interpolation="nearest")
     steps = f"steps {last[0]['iteration']:,} to {last[-1]['iteration']:,}"
     left.set(title=f"tokens of an expert over an even share, {steps}", xlabel="expert", ylabel="layer")
-    every = -(-len(layers) // _MOST_LABELS)
-    left.set_yticks(range(0, len(layers), every), layers[::every])
+    rows = range(0, len(layers), -(-len(layers) // _MOST_LABELS))
+    left.set_yticks(rows, [layers[row] for row in rows])
+    num_experts = max(map(len, shares))
+    left.set_xticks(range(0, num_experts, -(-num_experts // _MOST_LABELS)))
     figure.colorbar(image, ax=left, extend="max")
     numbers = [line["iteration"] for line in lines]
     marker = "." if len(lines) < 40 else ""
