@@ -71,8 +71,11 @@ def _compare(job_file: str, file: str, config: Any, faults: Faults) -> dict[str,
     found = {}
     for name, (layout, changes) in {"": ({}, {}), **faults}.items():
         model = build(changes)
-        model.load_state_dict(to_megatron(kept["weights"], config, **layout), strict=False)
-        missing = {key for key, _ in model.named_parameters()} - set(to_megatron(kept["weights"], config))
+        keys = {key for key, _ in model.named_parameters()}
+        grouped = not any("local_experts" in key for key in keys)
+        weights = to_megatron(kept["weights"], config, grouped=grouped, **layout)
+        model.load_state_dict(weights, strict=False)
+        missing = keys - set(weights)
         assert not missing, f"not filled: {sorted(missing)}"
         found[name] = (_logits(model, kept["tokens"]) - kept["logits"]).abs().max().item()
     return found
@@ -88,6 +91,7 @@ def _builder(job_file: Path) -> Callable[[Mapping[str, Any]], Any]:
     from megatron.training.models.gpt import GPTModelBuilder
 
     from megaplug.job.attention import attention_layers
+    from megaplug.job.experts import experts_choice
     from megaplug.job.freeze import read_frozen
     from megaplug.layers.spec import transformer_layer_spec
 
@@ -101,7 +105,9 @@ def _builder(job_file: Path) -> Callable[[Mapping[str, Any]], Any]:
     def build(changes: Mapping[str, Any]) -> Any:
         config = argument_utils.gpt_config_from_args(args)
         layers = attention_layers(frozen.job.attention)
-        config.transformer_layer_spec = transformer_layer_spec(layers, "native")
+        config.transformer_layer_spec = transformer_layer_spec(
+            layers, "native", experts_choice(frozen.job, "native")
+        )
         for key, value in changes.items():
             holder = config.transformer if hasattr(config.transformer, key) else config
             assert hasattr(holder, key), key

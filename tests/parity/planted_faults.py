@@ -71,22 +71,28 @@ def rotated_keys_are_not_summed() -> None:
 
 def experts_are_swapped() -> None:
     """Each expert-parallel rank computes its experts in the wrong order."""
+    from megaplug.layers.experts import stacked
+
+    def swapped(self: Any, x: torch.Tensor, counts: Any) -> torch.Tensor:
+        return stacked.grouped_linear(x, self.weight.flip(0), counts, self.kernel)
+
+    stacked.StackedLinear.forward = swapped  # type: ignore[method-assign]
+
+
+def sequential_experts_are_swapped() -> None:
+    """As ``experts_are_swapped``, of Megatron's experts."""
     from megatron.core.transformer.moe import experts
 
-    real_init = experts.SequentialMLP.__init__
+    real = experts.SequentialMLP.__init__
 
     def swapped(self: Any, *args: Any, **kwargs: Any) -> None:
-        real_init(self, *args, **kwargs)
-        real_forward = self.forward
-        self.forward = lambda *inner, **more: _with_reversed_experts(self, real_forward, inner, more)
+        real(self, *args, **kwargs)
+        self.register_forward_pre_hook(lambda module, inner: _reverse(module))
+        self.register_forward_hook(lambda module, inner, output: _reverse(module))
 
     experts.SequentialMLP.__init__ = swapped
 
 
-def _with_reversed_experts(module: Any, forward: Any, args: Any, kwargs: Any) -> Any:
-    real = module.local_experts
-    module._modules["local_experts"] = torch.nn.ModuleList(reversed(list(real)))
-    try:
-        return forward(*args, **kwargs)
-    finally:
-        module._modules["local_experts"] = real
+def _reverse(module: Any) -> None:
+    in_order = list(module.local_experts)
+    module._modules["local_experts"] = torch.nn.ModuleList(reversed(in_order))

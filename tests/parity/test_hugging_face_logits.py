@@ -175,6 +175,33 @@ CASES = {
             "another expert's up in the place of the gate": ({"fc1": up_then_gate}, {}),
         },
     ),
+    "mixtral_one_after_the_other": Case(
+        "Mixtral",
+        {"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 48, "sliding_window": None},
+        [*EXPERTS, "moe.experts=sequential"],
+    ),
+    "qwen2_moe": Case(
+        "Qwen2Moe",
+        {
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 80,
+            "norm_topk_prob": False,
+            "rms_norm_eps": 1e-5,
+        },
+        [
+            "model.add_qkv_bias=true",
+            *EXPERTS,
+            "moe.moe_router_pre_softmax=true",
+            "moe.moe_shared_expert_intermediate_size=80",
+            "moe.moe_shared_expert_gate=true",
+        ],
+        {
+            "the gate of the shared expert is open": ({}, {"moe_shared_expert_gate": False}),
+            "softmax over the chosen experts only": ({}, {"moe_router_pre_softmax": False}),
+        },
+    ),
     "deepseek_v3": Case(
         "DeepseekV3",
         {

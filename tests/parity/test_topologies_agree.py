@@ -68,12 +68,52 @@ CASES: dict[str, tuple[list[str], list[str], Callable[[], None]]] = {
         ["topology.ep=2", "topology.dp=2", "moe.moe_token_dispatcher_type=alltoall"],
         faults.experts_are_swapped,
     ),
+    "moe_ep4": (MOE, ["topology.ep=4", "topology.dp=4"], faults.experts_are_swapped),
+    "moe_ep4_allgather": (
+        MOE,
+        ["topology.ep=4", "topology.dp=4", "moe.moe_token_dispatcher_type=allgather"],
+        faults.experts_are_swapped,
+    ),
+    "moe_etp2": (
+        MOE,
+        ["topology.tp=2", "topology.etp=2", "topology.sequence_parallel=true"],
+        faults.experts_are_swapped,
+    ),
+    "moe_etp2_allgather": (
+        MOE,
+        ["topology.dp=2", "topology.etp=2", "moe.moe_token_dispatcher_type=allgather"],
+        faults.experts_are_swapped,
+    ),
+    "moe_tp2_ep2": (
+        MOE,
+        ["topology.tp=2", "topology.ep=2", "topology.etp=1", "topology.sequence_parallel=true"],
+        faults.experts_are_swapped,
+    ),
+    "moe_pp2_ep2": (MOE, ["topology.pp=2", "topology.dp=2", "topology.ep=2"], faults.experts_are_swapped),
+    "moe_sequential": (
+        MOE,
+        ["moe.experts=sequential", "topology.ep=2", "topology.dp=2"],
+        faults.sequential_experts_are_swapped,
+    ),
+    "moe_activation_again": (
+        MOE,
+        ["train.recompute_granularity=selective", "train.recompute_modules=[moe_act]"],
+        faults.experts_are_swapped,
+    ),
     "latent_tp2_sp": (
         LATENT,
         ["topology.tp=2", "topology.sequence_parallel=true"],
         faults.rotated_keys_are_not_summed,
     ),
 }
+
+
+QUICK = (
+    "tp2", "tp2_sp", "pp2", "pp2_vpp2", "dp2", "dp2_without_overlap", "tp2_pp2_sp", "full_recompute",
+    "moe_ep2_allgather", "moe_ep2_alltoall",
+)  # fmt: skip
+# One of a kind is enough for a fault.
+PLANTED = (*QUICK, "latent_tp2_sp", "moe_etp2", "moe_sequential")
 
 
 @pytest.fixture(scope="session")
@@ -99,8 +139,7 @@ def largest_difference(found: list[tuple[float, float]], expected: list[tuple[fl
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name.startswith("latent") else name for name in CASES],
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )
 def test_loss_and_gradient_norm_equal_those_of_one_rank(
     name: str, small_jobs: SmallJobs, start: Callable
@@ -111,17 +150,26 @@ def test_loss_and_gradient_norm_equal_those_of_one_rank(
     assert largest_difference(curve(run), expected) < TOLERANCE
 
 
-def test_the_distributed_optimizer_equals_megatrons_plain_one(small_jobs: SmallJobs, start: Callable) -> None:
-    first, expected = start(DENSE)
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        pytest.param(DENSE, ["topology.dp=2"], id="dense"),
+        pytest.param(MOE, ["topology.dp=2", "topology.ep=2"], id="experts", marks=pytest.mark.slow),
+    ],
+)
+def test_the_distributed_optimizer_equals_megatrons_plain_one(
+    model: list[str], words: list[str], small_jobs: SmallJobs, start: Callable
+) -> None:
+    first, expected = start(model)
     run = small_jobs.run(
-        [*FIVE_STEPS, "name=dp2_plain", "topology.dp=2", "overlap=off", f"load={first.path}"],
+        [*model, *FIVE_STEPS, "name=plain_optimizer", *words, "overlap=off", f"load={first.path}"],
         without=["--use-distributed-optimizer", "--dist-ckpt-optim-fully-reshardable"],
     )
     assert largest_difference(curve(run), expected) < TOLERANCE
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_fault_is_not_missed(name: str, small_jobs: SmallJobs, start: Callable) -> None:
     model, topology, fault = CASES[name]
     first, expected = start(model)
