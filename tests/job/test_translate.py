@@ -35,7 +35,8 @@ JOBS = {
     "constant": "lr=constant logging.wandb_project=mine train.deterministic_mode=true",
     "layers of experts": "moe=small moe.layers=[2,3] moe.moe_z_loss_coeff=1e-3 "
     "moe.moe_expert_capacity_factor=1.5 moe.moe_token_drop_policy=position "
-    "moe.moe_pad_expert_input_to_capacity=true moe.moe_shared_expert_intermediate_size=64 moe.moe_shared_expert_gate=true",
+    "moe.moe_pad_expert_input_to_capacity=true "
+    "moe.moe_shared_expert_intermediate_size=64 moe.moe_shared_expert_gate=true",
     "passthrough": "megatron.num_workers=3 megatron.bias_dropout_fusion=true megatron.iterations_to_skip=[3]",
 }
 

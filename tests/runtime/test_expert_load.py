@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megaplug.runs.expert_map import draw_expert_map, shares_of_experts
 from megaplug.runtime.expert_load import STARVED_STEPS, ExpertLoad, Load, Starvation, load_figures
@@ -60,6 +61,45 @@ def test_what_an_expert_is_filled_up_with_does_not_count(one_rank):
     full = torch.ones(4, 2, dtype=torch.bool)
     router(one_hot([0, 0, 0, 1], 2).float(), full)
     assert load.gather() == {1: Load((3, 1), 4)}
+
+
+def formula(tokens: int, experts: int, factor: float) -> float:
+    """Share of tokens that a uniform router loses: of a normal distribution, beyond the capacity."""
+    mean = tokens / experts
+    deviation = math.sqrt(mean * (1 - 1 / experts))
+    z = (math.ceil(mean * factor) - mean) / deviation
+    density = math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    return deviation / mean * (density - z * math.erfc(z / math.sqrt(2)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"), [(1024, 0.0488), (4096, 0.0129), (8192, 0.0054)], ids="{}".format
+)
+def test_drop_rates_of_a_uniform_router_are_those_of_the_formula(tokens, expected, one_rank):
+    """Top 1 of 64 experts with room for 1.1 of an even share. Tolerance 7 %: chance, in 64 batches."""
+    assert formula(tokens, 64, 1.1) == pytest.approx(expected, abs=5e-5)
+    router, load = megatrons_router(num_moe_experts=64, moe_expert_capacity_factor=1.1), ExpertLoad(1, 64)
+    load.observe([router])
+    chance = torch.Generator().manual_seed(0)
+    for _ in range(64):
+        router(torch.randn(tokens, 1, 64, generator=chance))
+    measured = load.gather()[1].drop_rate
+    assert measured == pytest.approx(expected, rel=0.07)
+
+
+def megatrons_router(**changes: Any) -> TopKRouter:
+    """One that takes its inputs as scores."""
+    group = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
+    groups: Any = SimpleNamespace(tp=group, cp=group, tp_cp=group, tp_dp_cp=group)
+    values: dict[str, Any] = {
+        "num_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "add_bias_linear": False,
+        "moe_router_topk": 1, "moe_router_pre_softmax": True, "moe_router_load_balancing_type": "none",
+        "use_cpu_initialization": True,
+    }  # fmt: skip
+    router = TopKRouter(TransformerConfig(**(values | changes)), groups)
+    router.set_layer_number(1)
+    router.gating = lambda scores: scores  # type: ignore[method-assign]
+    return router
 
 
 def test_balance_is_that_of_ranks_and_entropy_that_of_experts():
