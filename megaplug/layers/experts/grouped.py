@@ -9,17 +9,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from megatron.core import tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
+from megatron.core.transformer.utils import (
+    ensure_metadata_has_dp_cp_group,
+    make_sharded_object_for_checkpoint,
+)
 from torch import Tensor
 
 from megaplug.errors import UserError
 from megaplug.layers.experts.activation import activate
+from megaplug.layers.experts.recomputed import activated_linear
 from megaplug.layers.experts.stacked import StackedLinear, sharded_experts
 
 
@@ -127,10 +130,8 @@ class GroupedExperts(MegatronModule):
         if (bias := self.linear_fc1.bias) is not None:
             wide = wide + _of_rows(bias, counts)
         if self.recomputes_activation:
-            checkpoint = tensor_parallel.CheckpointWithoutOutput(fp8=None)
-            hidden = checkpoint.checkpoint(partial(activate, config=self.config), wide, probs)
-            out = self.linear_fc2(hidden, counts)
-            checkpoint.discard_output_and_register_recompute(out)
+            weight, kernel = self.linear_fc2.weight, self.linear_fc2.kernel_name()
+            out = activated_linear(wide, probs, weight, tuple(counts), kernel, self.config)
         else:
             out = self.linear_fc2(activate(wide, probs, self.config), counts)
         if (bias := self.linear_fc2.bias) is not None:
@@ -151,30 +152,31 @@ class GroupedExperts(MegatronModule):
         metadata = ensure_metadata_has_dp_cp_group(metadata)
         if metadata.get("singleton_local_shards"):
             raise UserError("grouped experts are not saved with a key for each expert")
-        total, first = (
-            self.ep_group.size() * self.num_local_experts,
-            self.ep_group.rank() * self.num_local_experts,
-        )
-        offsets = [
-            (*sharded_offsets, (len(sharded_offsets), first + expert, total))
-            for expert in range(self.num_local_experts)
-        ]
+        axis, local = len(sharded_offsets), self.num_local_experts
+        total, first = self.ep_group.size() * local, self.ep_group.rank() * local
+        offsets = [(*sharded_offsets, (axis, first + expert, total)) for expert in range(local)]
         shard = (self.tp_group.rank(), self.tp_group.size())
         found: ShardedStateDict = {}
         # The bias of the second layer is whole on every rank of expert-tensor parallelism.
         axes = {"linear_fc1.weight": 0, "linear_fc1.bias": 0, "linear_fc2.weight": 1, "linear_fc2.bias": None}
         for name, parameter in self.named_parameters():
-            axis = axes[name]
-            is_copy = 0 if axis is not None else shard[0]
+            is_copy = 0 if axes[name] is not None else shard[0]
             found[f"{prefix}{name}"] = sharded_experts(
                 parameter,
                 f"{prefix}experts.{name}",
                 offsets,
-                axis,
+                axes[name],
                 shard,
                 (0, is_copy, self.dp_group.rank()),
                 self.config.gated_linear_unit and name.startswith("linear_fc1"),
             )
+        # Megatron's layers keep a place for what Transformer Engine's have besides, and look for it.
+        replica = (0, shard[0], self.dp_group.rank())
+        for name in ("linear_fc1._extra_state", "linear_fc2._extra_state"):
+            found[f"{prefix}{name}"] = [
+                make_sharded_object_for_checkpoint(None, f"{prefix}experts.{name}", at, replica)
+                for at in offsets
+            ]
         return found
 
 

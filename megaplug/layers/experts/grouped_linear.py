@@ -65,34 +65,46 @@ def choose_kernel(x_TK: Tensor, weight_ENK: Tensor, kernel: str = "auto") -> str
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """Gradients of all groups are written where they belong: nothing is split, stacked or joined.
-
-    Where Megatron's DDP keeps a buffer for the gradient (``main_grad``), a loop adds each group's to it while
-    that is in the cache, and says so in Megatron's way: groups without rows cost nothing.
-    """
+    """Gradients of all groups are written where they belong: nothing is split, stacked or joined."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, counts: tuple[int, ...], kernel: str) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.counts, ctx.kernel = counts, kernel
-        return _products(x, weight.transpose(1, 2), counts, kernel)
+        return products(x, weight.transpose(1, 2), counts, kernel)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         (d_out,) = grads
-        d_x = _products(d_out, weight, ctx.counts, ctx.kernel) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return d_x, None, None, None
-        if ctx.kernel == "loop" and getattr(weight, "grad_added_to_main_grad", None) is False:
-            _add_weight_gradient(weight.main_grad, d_out, x, ctx.counts)
-            weight.grad_added_to_main_grad = True
-            # It is only looked for: the hook that reduces gradients follows one.
-            return d_x, torch.empty_like(weight), None, None
-        return d_x, _weight_gradient(d_out, x, ctx.counts, ctx.kernel), None, None
+        d_x = products(d_out, weight, ctx.counts, ctx.kernel) if ctx.needs_input_grad[0] else None
+        wanted = ctx.needs_input_grad[1]
+        return d_x, weight_gradient(weight, d_out, x, ctx.counts, ctx.kernel) if wanted else None, None, None
 
 
-def _products(x: Tensor, matrices: Tensor, counts: tuple[int, ...], kernel: str) -> Tensor:
+def weight_gradient(weight: Tensor, d_out: Tensor, x: Tensor, counts: tuple[int, ...], kernel: str) -> Tensor:
+    """The gradient of ``[E, N, K]``, as a backward pass of autograd returns it.
+
+    Where Megatron's DDP keeps a buffer for it (``main_grad``), a loop adds each group's to that while it is
+    in the cache, and says so in Megatron's way: groups without rows cost nothing.
+
+    Args:
+        weight: The parameter.
+        d_out: ``[T, N]``.
+        x: ``[T, K]``.
+        counts: Rows of each group.
+        kernel: ``grouped_mm`` or ``loop``.
+    """
+    if kernel == "loop" and getattr(weight, "grad_added_to_main_grad", None) is False:
+        parameter: Any = weight
+        _add_weight_gradient(parameter.main_grad, d_out, x, counts)
+        parameter.grad_added_to_main_grad = True
+        # It is only looked for: the hook that reduces gradients follows one.
+        return torch.empty_like(weight)
+    return _weight_gradient(d_out, x, counts, kernel)
+
+
+def products(x: Tensor, matrices: Tensor, counts: tuple[int, ...], kernel: str) -> Tensor:
     """``[T, N]`` of ``[T, K]`` and ``[E, K, N]``."""
     if kernel == "grouped_mm":
         return torch.nn.functional.grouped_mm(x, matrices, offs=_ends(counts, x.device))

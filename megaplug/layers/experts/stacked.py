@@ -54,6 +54,12 @@ class StackedLinear(nn.Module):
             stacked.partition_dim = value.partition_dim + 1 if value.partition_dim >= 0 else -1
         return stacked
 
+    def get_extra_state(self) -> None:
+        """Nothing: it keeps a key in checkpoints, as Megatron's own linear layers do."""
+
+    def set_extra_state(self, state: Any) -> None:
+        """Of Transformer Engine's layers; not used."""
+
     def kernel_name(self) -> str:
         """Which kernel of ``grouped_linear`` computes with these weights."""
         return choose_kernel(self.weight, self.weight, self.kernel)
