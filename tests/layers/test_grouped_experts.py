@@ -208,10 +208,11 @@ def test_gradients_go_into_megatrons_buffer_as_they_come(make):
     weights = [experts.linear_fc1.weight, experts.linear_fc2.weight]
     for dtype in (torch.float32, torch.float64):
         for weight in weights:
-            weight.grad, weight.main_grad = None, torch.zeros(weight.shape, dtype=dtype)
+            weight.main_grad = torch.zeros(weight.shape, dtype=dtype)
+            weight.grad_added_to_main_grad = False  # once for a step
         for _ in range(2):
             for weight in weights:
-                weight.grad, weight.grad_added_to_main_grad = None, False
+                weight.grad = None
             results(experts, counts, given)
             assert all(weight.grad_added_to_main_grad and weight.grad is not None for weight in weights)
         assert max(errors([weight.main_grad for weight in weights], [2 * each for each in wanted])) < 1e-6

@@ -95,7 +95,7 @@ def weight_gradient(weight: Tensor, d_out: Tensor, x: Tensor, counts: tuple[int,
         counts: Rows of each group.
         kernel: ``grouped_mm`` or ``loop``.
     """
-    if kernel == "loop" and getattr(weight, "grad_added_to_main_grad", None) is False:
+    if kernel == "loop" and hasattr(weight, "grad_added_to_main_grad"):
         parameter: Any = weight
         _add_weight_gradient(parameter.main_grad, d_out, x, counts)
         parameter.grad_added_to_main_grad = True
