@@ -152,7 +152,7 @@ def _experts(chance: random.Random, experts: int, tp: int, layers: int) -> Words
     if layers > 1 and chance.random() < 0.3:
         words["moe.moe_layer_freq"] = chance.choice(("2", f'"([0]*1+[1]*{layers - 1})"'))
     if chance.random() < 0.3:
-        words["+megatron.moe_grouped_gemm"] = True
+        words["moe.experts"] = "sequential"
     return words
 
 

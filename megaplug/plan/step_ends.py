@@ -129,6 +129,9 @@ def optimizer_step(workload: Workload, held: RankParameters, stage: int, chunks:
     if not shape.is_moe:
         return _FP32 * dense
     of_expert = gates * shape.expert_ffn_size / topology.etp * hidden
+    if workload.code.grouped_experts and workload.code.backend == "native":
+        # Ours are one parameter; Transformer Engine's product takes one of each expert.
+        of_expert *= (shape.num_experts or 0) / topology.ep
     return _FP32 * most(dense, _piece(workload, of_expert, held.expert * share, topology.expert_dp))
 
 
