@@ -1,22 +1,26 @@
 """Grouped experts against Megatron's SequentialMLP: forward and backward, in turns, in one run.
 
     python benchmarks/experts.py [--json FILE]
+    python benchmarks/experts.py --device cuda --tokens 16384 --hidden 2048 --width 1024 --experts 64
 
-2,048 tokens, hidden size 256, expert width 512, SwiGLU; a uniform router sends each token to one or two of 16
-or 64 experts. ``training`` is as in a training step: both are wrapped in Megatron's DistributedDataParallel,
-which sums gradients in its buffer. ``alone`` leaves the gradients in the parameters. The seconds are the
-process's own, with one thread.
+SwiGLU; a uniform router sends each token to one or two experts. ``training`` is as in a training step: all
+are wrapped in Megatron's DistributedDataParallel, which sums gradients in its buffer. ``alone`` leaves the
+gradients in the parameters. Transformer Engine's grouped MLP stands beside them on CUDA where it is
+installed. On a CPU the seconds are the process's own, with one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
+import logging
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +30,43 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 warnings.filterwarnings("ignore")
-TOKENS, HIDDEN, WIDTH = 2048, 256, 512
-EXPERTS, TOPK = (16, 64), (1, 2)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one case: ``topk`` copies of each token, of ``hidden`` elements, over experts of ``width``."""
+
+    device: str
+    tokens: int
+    hidden: int
+    width: int
+    experts: int
+    topk: int
+
+    @property
+    def rows(self) -> int:
+        """Copies of tokens."""
+        return self.tokens * self.topk
+
+    @property
+    def flops(self) -> int:
+        """Of the matrix products, forward and backward: three of each, a multiply-add counts two."""
+        return 3 * 2 * self.rows * self.hidden * 3 * self.width
+
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-KINDS = ("grouped", "sequential")
+TE = "Transformer Engine"
 
 
-def build(kind: str, num_experts: int, dtype: torch.dtype, in_training: bool) -> Any:
-    """Experts of that kind on one rank, with the same weights for all kinds."""
+def kinds(device: str) -> tuple[str, ...]:
+    """What is compared: ours first."""
+    if device == "cuda" and importlib.util.find_spec("transformer_engine") is not None:
+        return ("grouped", "sequential", TE)
+    return ("grouped", "sequential")
+
+
+def build(kind: str, sizes: Sizes, dtype: torch.dtype, in_training: bool) -> Any:
+    """Experts of that kind on one rank, with the same weights for ours and Megatron's."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -43,23 +76,30 @@ def build(kind: str, num_experts: int, dtype: torch.dtype, in_training: bool) ->
 
     config = TransformerConfig(
         num_layers=1,
-        hidden_size=HIDDEN,
+        hidden_size=sizes.hidden,
         num_attention_heads=4,
-        num_moe_experts=num_experts,
-        moe_ffn_hidden_size=WIDTH,
-        ffn_hidden_size=WIDTH,
+        num_moe_experts=sizes.experts,
+        moe_ffn_hidden_size=sizes.width,
+        ffn_hidden_size=sizes.width,
         add_bias_linear=False,
         gated_linear_unit=True,
         activation_func=F.silu,
         bias_activation_fusion=False,
-        use_cpu_initialization=True,
+        use_cpu_initialization=sizes.device == "cpu",
+        moe_grouped_gemm=kind == TE,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
     )
     torch.manual_seed(0)
-    provider = native_provider("flash", {}, "RMSNorm", experts=experts_builder(ExpertsChoice(kind)))
-    make = provider.grouped_mlp_modules(False)
-    experts = make(num_experts, config, pg_collection=ProcessGroupCollection.use_mpu_process_groups())
+    if kind == TE:
+        from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
+
+        make = TESpecProvider().grouped_mlp_modules(True)
+    else:
+        provider = native_provider("flash", {}, "RMSNorm", experts=experts_builder(ExpertsChoice(kind)))
+        make = provider.grouped_mlp_modules(False)
+    experts = make(sizes.experts, config, pg_collection=ProcessGroupCollection.use_mpu_process_groups())
+    experts = experts.to(sizes.device)
     if not in_training:
         return experts
     sums = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=False)
@@ -88,40 +128,64 @@ def forget(experts: Any) -> None:
 
 
 def seconds_in_turns(
-    both: dict[str, Any], runs: dict[str, Callable[[], None]], repeats: int
+    both: dict[str, Any], runs: dict[str, Callable[[], None]], repeats: int, device: str
 ) -> dict[str, list[float]]:
-    """CPU seconds of each, taken in turns."""
+    """Seconds of each, taken in turns: of the CPU, or until the GPU is done."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
             forget(both[name])
-            start = time.process_time()
+            _wait(device)
+            start = clock()
             run()
+            _wait(device)
             if repeat:  # the first round warms up
-                seconds[name].append(time.process_time() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
-def measure(repeats: int) -> dict[str, Any]:
-    """Median CPU seconds of each case."""
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def case(sizes: Sizes, dtype: torch.dtype, in_training: bool, repeats: int) -> dict[str, Any]:
+    """One row: median seconds, TFLOP/s and the ratio to what Megatron has."""
+    chance = torch.Generator().manual_seed(1)
+    counts = torch.randint(sizes.experts, (sizes.rows,), generator=chance).bincount(minlength=sizes.experts)
+    x, grad = (
+        torch.randn(sizes.rows, sizes.hidden, generator=chance).to(sizes.device, dtype) for _ in range(2)
+    )
+    given = [x, torch.rand(sizes.rows, generator=chance).to(sizes.device), grad]
+    both = {kind: build(kind, sizes, dtype, in_training) for kind in kinds(sizes.device)}
+    runs = {kind: contender(experts, counts, given) for kind, experts in both.items()}
+    seconds = seconds_in_turns(both, runs, repeats, sizes.device)
+    row: dict[str, Any] = {kind: median(values) for kind, values in seconds.items()}
+    row["tflops"] = {kind: sizes.flops / median(values) / 1e12 for kind, values in seconds.items()}
+    pairs = zip(seconds["sequential"], seconds["grouped"], strict=True)
+    ratios = sorted(theirs / ours for theirs, ours in pairs)
+    row |= {"sequential_over_grouped": median(ratios), "lowest": ratios[0], "highest": ratios[-1]}
+    if TE in seconds:
+        row["te_over_grouped"] = row[TE] / row["grouped"]
+    return row
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """A row of each case, printed as it comes."""
     results: dict[str, Any] = {}
-    cases = itertools.product(("training", "alone"), DTYPES, EXPERTS, TOPK)
-    for setting, dtype_name, num_experts, topk in cases:
-        dtype, rows = DTYPES[dtype_name], TOKENS * topk
-        chance = torch.Generator().manual_seed(1)
-        counts = torch.randint(num_experts, (rows,), generator=chance).bincount(minlength=num_experts)
-        x, grad = (torch.randn(rows, HIDDEN, generator=chance).to(dtype) for _ in range(2))
-        given = [x, torch.rand(rows, generator=chance), grad]
-        both = {kind: build(kind, num_experts, dtype, setting == "training") for kind in KINDS}
-        runs = {kind: contender(experts, counts, given) for kind, experts in both.items()}
-        seconds = seconds_in_turns(both, runs, repeats)
-        row: dict[str, float] = {kind: median(values) for kind, values in seconds.items()}
-        pairs = zip(seconds["sequential"], seconds["grouped"], strict=True)
-        ratios = sorted(theirs / ours for theirs, ours in pairs)
-        row["sequential_over_grouped"] = median(ratios)
-        key = f"{setting}, {dtype_name}, {num_experts} experts, top {topk}"
-        results[key] = row | {"lowest": ratios[0], "highest": ratios[-1]}
-        print(f"{key:36} {row['grouped'] * 1e3:8.1f} ms   {row['sequential_over_grouped']:5.2f}x", flush=True)
+    cases = itertools.product(("training", "alone"), options.dtypes, options.experts, options.topk)
+    for setting, dtype, num_experts, topk in cases:
+        sizes = Sizes(options.device, options.tokens, options.hidden, options.width, num_experts, topk)
+        row = case(sizes, DTYPES[dtype], setting == "training", options.repeats)
+        key = f"{setting}, {dtype}, {num_experts} experts, top {topk}"
+        results[key] = row
+        print(
+            f"{key:36} {row['grouped'] * 1e3:8.1f} ms  {row['tflops']['grouped']:8.3f} TFLOP/s  "
+            f"{row['sequential_over_grouped']:5.2f}x"
+            + (f"  {TE} {row['te_over_grouped']:5.2f}x" if "te_over_grouped" in row else ""),
+            flush=True,
+        )
     return results
 
 
@@ -130,25 +194,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--experts", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--topk", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     from megaplug.runtime import cpu
 
-    cpu.install()
+    if options.device == "cpu":
+        cpu.install()
+    elif TE not in kinds("cuda"):
+        print(f"SKIPPED {TE}: it is not installed", flush=True)
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
-    results = measure(options.repeats)
+    model_parallel_cuda_manual_seed(1)
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+    results = measure(options)
     torch.distributed.destroy_process_group()
     if options.json:
+        clock = {"clock": "cpu"} if options.device == "cpu" else {}
         content = {
-            "what": "experts, forward and backward; median CPU seconds, measured in turns",
-            "machine": environment("cpu") | {"clock": "cpu"},
-            "sizes": {"tokens": TOKENS, "hidden": HIDDEN, "width": WIDTH},
+            "what": "experts, forward and backward; median seconds, measured in turns",
+            "machine": environment(options.device) | clock,
+            "sizes": {name: getattr(options, name) for name in ("tokens", "hidden", "width")},
             "results": results,
         }
         options.json.write_text(json.dumps(content, indent=2) + "\n")

@@ -84,6 +84,17 @@ def steps(options: Sequence[str], device: str, rehearse: bool) -> list[Step]:
         *("--only", "sdpa", "sdpa flash", "ours", "ours flash", *([] if rehearse else ["ours triton"])),
     ]
     norm = ["--tokens", "64" if rehearse else "8192", "--hidden-size", "64" if rehearse else "4096"]
+    experts = [
+        *("--tokens", "64" if rehearse else "16384", "--hidden", "16" if rehearse else "2048"),
+        *(
+            "--width",
+            "16" if rehearse else "1024",
+            "--experts",
+            "8" if rehearse else "64",
+            "--dtypes",
+            "bf16",
+        ),
+    ]
     others = ["--device", device, "--repeats", "3" if rehearse else "11", "--json"]
 
     # A rehearsal shares two cores with whatever else they do.
@@ -112,6 +123,7 @@ def steps(options: Sequence[str], device: str, rehearse: bool) -> list[Step]:
         ours("run_parity_cases", 150),
         ours("resume", 90),
         other("attention", *attention, "--dtype", "bf16"),
+        other("experts", *experts),
         other("norm", *norm),
     ]
 
