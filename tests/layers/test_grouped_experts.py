@@ -7,7 +7,6 @@ that of SequentialMLP.
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -224,36 +223,42 @@ def test_torchs_grouped_mm_gives_what_a_loop_gives(make):
     assert max(errors(results(make(GroupedExperts, kernel="grouped_mm"), counts, given), loop)) < 1e-6
 
 
-def test_a_checkpoint_has_the_entries_of_sequential_experts(make):
-    """For the third of four ranks: keys, places, and values; so that one reads what the other has written."""
+def test_a_checkpoint_lies_as_that_of_sequential_experts(make):
+    """For the third of four ranks: keys, shapes, places, and values; so that each reads the other's."""
     ep = group(4, 2)
-    entries = []
-    for kind in (SequentialMLP, GroupedExperts):
-        state = make(kind, ep=ep).sharded_state_dict("decoder.mlp.experts.", ((0, 1, 3),))
-        entries.append(sorted(_entries(state), key=lambda entry: (entry[0], entry[1])))
-    theirs, ours = entries
-    assert [entry[:-1] for entry in ours] == [entry[:-1] for entry in theirs]
-    assert all(torch.equal(a[-1], b[-1]) for a, b in zip(ours, theirs, strict=True))
-    assert len(ours) == 5 * EXPERTS  # gate and up are two, and each layer has an extra state
+    theirs, ours = (
+        _entries(make(kind, ep=ep).sharded_state_dict("decoder.mlp.experts.", ((0, 1, 3),)))
+        for kind in (SequentialMLP, GroupedExperts)
+    )
+    assert _laid_out(ours).keys() == _laid_out(theirs).keys()
+    for key, (whole, replicas) in _laid_out(theirs).items():
+        mine, my_replicas = _laid_out(ours)[key]
+        assert torch.equal(mine, whole) and my_replicas == replicas, key
+    num_pieces = [sum(isinstance(entry, ShardedTensor) for entry in entries) for entries in (theirs, ours)]
+    assert num_pieces == [3 * EXPERTS, 3]  # gate and up are two
 
 
-def _entries(found: Any) -> list[tuple[Any, ...]]:
-    if isinstance(found, dict):
-        return [entry for value in found.values() for entry in _entries(value)]
-    if isinstance(found, list):
-        return [entry for value in found for entry in _entries(value)]
+def _laid_out(entries: list[ShardedTensor | ShardedObject]) -> dict[str, tuple[torch.Tensor, set[Any]]]:
+    """By key, the whole of it as far as this rank has it, and its replica numbers."""
+    found: dict[str, tuple[torch.Tensor, set[Any]]] = {}
+    for entry in entries:
+        whole, replicas = found.setdefault(entry.key, (torch.zeros(entry.global_shape), set()))
+        replicas.add(entry.replica_id)
+        if isinstance(entry, ShardedObject):
+            whole[entry.global_offset] = 1
+            continue
+        lengths = (1,) * entry.prepend_axis_num + entry.local_shape
+        places = zip(entry.global_offset, lengths, strict=True)
+        whole[tuple(slice(at, at + length) for at, length in places)] = entry.data
+    return found
+
+
+def _entries(found: Any) -> list[Any]:
     if isinstance(found, ShardedTensorFactory):
-        return _entries(found.build())
-    if isinstance(found, ShardedObject):
-        return [(found.key, found.global_offset, found.global_shape, found.replica_id, torch.zeros(()))]
-    assert isinstance(found, ShardedTensor)
-    named = {item.name: getattr(found, item.name) for item in dataclasses.fields(found)}
-    return [
-        (
-            found.key, found.global_offset, found.global_shape, found.local_shape, found.axis_fragmentations,
-            found.replica_id, found.prepend_axis_num, found.dtype, named["data"],
-        )
-    ]  # fmt: skip
+        found = found.build()
+    if isinstance(found, dict):
+        found = list(found.values())
+    return [entry for value in found for entry in _entries(value)] if isinstance(found, list) else [found]
 
 
 def test_what_was_saved_is_put_together_again(make):
@@ -261,10 +266,7 @@ def test_what_was_saved_is_put_together_again(make):
     state = experts.sharded_state_dict("experts.")
     for name, parameter in experts.named_parameters():
         factory = state[f"experts.{name}"]
-        loaded = [
-            [part.data for part in each] if isinstance(each, list) else each.data for each in factory.build()
-        ]
-        assert torch.equal(factory.merge_fn(loaded), parameter)
+        assert torch.equal(factory.merge_fn([part.data for part in factory.build()]), parameter)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ class GroupedExperts(MegatronModule):
         self.recomputes_activation = (
             config.recompute_granularity == "selective" and "moe_act" in config.recompute_modules
         )
+        self.register_load_state_dict_pre_hook(_stack_experts)
 
     def forward(
         self,
@@ -164,7 +165,8 @@ class GroupedExperts(MegatronModule):
             found[f"{prefix}{name}"] = sharded_experts(
                 parameter,
                 f"{prefix}experts.{name}",
-                offsets,
+                sharded_offsets,
+                (self.ep_group.rank(), self.ep_group.size()),
                 axes[name],
                 shard,
                 (0, is_copy, self.dp_group.rank()),
@@ -178,6 +180,14 @@ class GroupedExperts(MegatronModule):
                 for at in offsets
             ]
         return found
+
+
+def _stack_experts(module: GroupedExperts, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Take the plain state of ``SequentialMLP``, which has the parameters of each expert by themselves."""
+    for name, _parameter in module.named_parameters():
+        keys = [f"{prefix}local_experts.{expert}.{name}" for expert in range(module.num_local_experts)]
+        if keys[0] in state_dict:
+            state_dict[f"{prefix}{name}"] = torch.stack([state_dict.pop(key) for key in keys])
 
 
 def _of_rows(bias_EN: Tensor, counts: list[int]) -> Tensor:

@@ -12,7 +12,6 @@ from megatron.core.dist_checkpointing.mapping import (
     ShardedTensor,
     ShardedTensorFactory,
 )
-from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from torch import Tensor, nn
 
 from megaplug.layers.experts.grouped_linear import choose_kernel, grouped_linear
@@ -78,43 +77,50 @@ class StackedLinear(nn.Module):
 def sharded_experts(
     parameter: nn.Parameter,
     key: str,
-    offsets: Sequence[tuple[tuple[int, int, int], ...]],
+    offsets: Sequence[tuple[int, int, int]],
+    expert_rank: tuple[int, int],
     shard_axis: int | None,
     shard: tuple[int, int],
     replica_id: ReplicaId,
     is_gated: bool,
 ) -> ShardedTensorFactory:
-    """How a stacked parameter is saved: an entry for each expert, as ``SequentialMLP`` has them.
+    """How a stacked parameter is saved: where ``SequentialMLP``'s lie, and all of a rank in one piece.
+
+    Megatron plans for every piece of every rank, so that a piece for each expert takes long.
 
     Args:
         parameter: ``[E, ...]``.
         key: Of the checkpoint, the same for all experts.
-        offsets: For each expert, where it lies among layers and experts.
+        offsets: Where the layer lies among the axes before that of experts.
+        expert_rank: This rank's number and the number of ranks that experts are shared out over.
         shard_axis: The axis of one expert's parameter that expert-tensor parallelism cuts; None if none.
         shard: This rank's number and the number of ranks that it is cut over.
         replica_id: Of this rank's copy.
-        is_gated: Whether the first axis holds gate and up, which are cut each for itself.
+        is_gated: Whether the first axis of one expert's holds gate and up, which are cut each for itself.
     """
+    axis = len(offsets)
 
-    def of_expert(data: Tensor, at: tuple[tuple[int, int, int], ...], name: str, replica: ReplicaId) -> Any:
-        cut = [] if shard_axis is None else [(len(at) + shard_axis, *shard)]
-        return ShardedTensor.from_rank_offsets(
-            name, data, *at, *cut, replica_id=replica, prepend_axis_num=len(at)
-        )
+    def part(data: Tensor, cut: list[tuple[int, int, int]], name: str, replica: ReplicaId) -> ShardedTensor:
+        places = (*offsets, (axis, *expert_rank), *cut)
+        return ShardedTensor.from_rank_offsets(name, data, *places, replica_id=replica, prepend_axis_num=axis)
 
     @torch.no_grad()
     def build(name: str, data: Tensor, replica: ReplicaId, flattened_range: slice | None) -> ShardedStateDict:
         if flattened_range is not None:
             raise ValueError(f"{name}: a flattened part of stacked experts has no entries of its own")
-        entries = [of_expert(one, at, name, replica) for one, at in zip(data.unbind(), offsets, strict=True)]
         if not is_gated:
-            return entries
+            cut = [] if shard_axis is None else [(axis + 1 + shard_axis, *shard)]
+            return [part(data, cut, name, replica)]
+        rank, size = shard
+        halves = enumerate(data.chunk(2, 1))
+        # A view of a half would be written with the other one.
         return [
-            apply_swiglu_sharded_factory(one, at).build() for one, at in zip(entries, offsets, strict=True)
+            part(half.contiguous(), [(axis + 1, rank + number * size, 2 * size)], name, replica)
+            for number, half in halves
         ]
 
     @torch.no_grad()
-    def merge(loaded: list[Any]) -> Tensor:
-        return torch.stack([torch.cat(one) if is_gated else one for one in loaded])
+    def merge(loaded: list[Tensor]) -> Tensor:
+        return torch.cat(loaded, 1) if is_gated else loaded[0]
 
     return ShardedTensorFactory(key, parameter, build, merge, replica_id)
