@@ -27,6 +27,7 @@ from megaplug.job.packages import packages_line
 from megaplug.job.schema import Job
 from megaplug.job.sharding import described
 from megaplug.job.translate import megatron_arguments
+from megaplug.job.upcycling import UPCYCLE
 from megaplug.launchers.progress import Progress, make_progress
 from megaplug.launchers.screen import Header, Summary, count
 from megaplug.launchers.stops import StopSignals
@@ -192,7 +193,9 @@ def _header(
         ("training", f"{derived.iters:,} steps of {count(derived.tokens_per_iter)} tokens, {length}"),
     ]
     if resolved.source is not None:
-        what = "the weights" if resolved.source.weights_only else "the whole state"
+        what = {"weights": "the weights", "all": "the whole state", UPCYCLE: "experts made of the MLPs"}[
+            job.load_state
+        ]
         rows.append(("starts from", f"{what} of {resolved.source.checkpoint.path}"))
         rows += [("passed over", why) for why in resolved.source.passed_over]
     if overlap := overlap_line(derived.overlap):

@@ -73,7 +73,6 @@ def _early_stop(job: Job) -> Iterator[Problem]:
 
 
 def _loading(job: Job) -> Iterator[Problem]:
-    if job.load is None and job.load_state == "all":
-        yield Problem(
-            "load_state", "all says what to take over, but nothing is loaded", "give load=<run or checkpoint>"
-        )
+    if job.load is None and job.load_state != "weights":
+        message = f"{job.load_state} says what to take over, but nothing is loaded"
+        yield Problem("load_state", message, "give load=<run or checkpoint>")

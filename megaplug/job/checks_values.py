@@ -18,7 +18,7 @@ from megaplug.job.suggest import did_you_mean
 
 # What can be written for the keys that never reach Megatron, or that it takes more of than is supported here.
 CHOICES: dict[str, tuple[str, ...]] = {
-    "load_state": ("weights", "all"),
+    "load_state": ("weights", "all", "upcycle"),
     "backend": ("auto", "native", "te"),
     "device": ("auto", "cpu", "cuda"),
     "cluster.device": ("cuda", "cpu"),

@@ -13,6 +13,7 @@ from megaplug.job.freeze import FrozenJob, read_frozen
 from megaplug.job.identity import differing_keys, model_fingerprint
 from megaplug.job.schema import Job
 from megaplug.job.sharding import implementation
+from megaplug.job.upcycling import UPCYCLE, upcycling_problems
 from megaplug.runs.atomic import write_text_atomic
 from megaplug.runs.checkpoints import TRACKER, Checkpoint, faults_of, list_checkpoints
 from megaplug.runs.folder import RunFolder
@@ -81,7 +82,7 @@ def find_source(job: Job, tell: Callable[[Path, int], None] | None = None) -> So
     job_file = checkpoints_dir.parent / "job.yaml"
     frozen = read_frozen(job_file) if job_file.is_file() else None
     fingerprint = _fingerprint(found.path, frozen)
-    return Source(found, job.load_state == "weights", frozen, fingerprint, passed_over)
+    return Source(found, job.load_state != "all", frozen, fingerprint, passed_over)
 
 
 def _faults(path: Path, tell: Callable[[Path, int], None] | None) -> list[str]:
@@ -153,12 +154,16 @@ def source_problems(job: Job, source: Source, derived: Any, topology: Any, facts
         hint = "only checkpoints that megaplug wrote can be loaded: their manifest names the model"
         return [Problem("load", f"{source.checkpoint.path} does not say which model it holds", hint)]
     ours = model_fingerprint(job, derived, facts)
+    if job.load_state == UPCYCLE:
+        return upcycling_problems(job, source.fingerprint, ours)
     problems = [
         Problem("load", f"the checkpoint is of another model: {key} is {theirs!r} there and {mine!r} here")
         for key, theirs, mine in differing_keys(source.fingerprint, ours)
     ]
     if problems:
         hint = "set what differs as it is there, or leave load out"
+        if ours["moe.num_experts"] and not source.fingerprint.get("moe.num_experts"):
+            hint = "load_state=upcycle makes experts of a dense model"
         problems[-1] = Problem(problems[-1].key, problems[-1].message, hint)
     if source.frozen is not None:
         problems += _sharding_problems(job, source.frozen.job, whole=not source.weights_only)

@@ -14,6 +14,8 @@ RESERVED = {
     "save": "runs_dir",
     "pretrained_checkpoint": "load=<run or checkpoint>",
     "finetune": "load_state=weights",
+    "moe_use_upcycling": "load_state=upcycle",
+    "moe_upcycling_granularity": "nothing: it follows from model.ffn_hidden_size and moe.moe_ffn_hidden_size",
     "no_load_optim": "load_state",
     "no_load_rng": "load_state",
     "ckpt_step": "load=<run>/checkpoints/iter_...",

@@ -20,6 +20,7 @@ from megaplug.job.plain_command import SPEC
 from megaplug.job.recompute import granularity, method_and_layers
 from megaplug.job.schema import Job
 from megaplug.job.sharding import sharding_arguments
+from megaplug.job.upcycling import UPCYCLE
 
 if TYPE_CHECKING:
     from megaplug.job.derive import Derived
@@ -63,7 +64,7 @@ def megatron_arguments(
         **_paths(job, facts, folder),
         **_watching(job),
         **_saving(derived),
-        **_loading(folder, source, resuming),
+        **_loading(folder, source, resuming, job.load_state == UPCYCLE),
         **job.megatron,
     }
     table = load_table()
@@ -224,7 +225,7 @@ def _watching(job: Job) -> dict[str, Any]:
     return values
 
 
-def _loading(folder: RunFolder, source: Source | None, resuming: bool) -> dict[str, Any]:
+def _loading(folder: RunFolder, source: Source | None, resuming: bool, upcycles: bool) -> dict[str, Any]:
     """Which checkpoint the run begins with: its own newest, another run's, or none."""
     if source is None or resuming:
         own = str(folder.checkpoints.resolve())
@@ -232,6 +233,7 @@ def _loading(folder: RunFolder, source: Source | None, resuming: bool) -> dict[s
         return {"load": own, "exit_on_missing_checkpoint": True} if resuming else {"load": own}
     values: dict[str, Any] = {"load": str(source.staging(folder)), "exit_on_missing_checkpoint": True}
     if source.weights_only:
-        return values | {"finetune": True, "no_load_optim": True, "no_load_rng": True}
+        values |= {"finetune": True, "no_load_optim": True, "no_load_rng": True}
+        return values | ({"moe_use_upcycling": True} if upcycles else {})
     # The schedule of this job holds, not the one that the other run was given.
     return values | {"override_opt_param_scheduler": True}

@@ -147,7 +147,7 @@ class _Run:
 
         from megaplug.layers.attention.megatron_tokens import spread_as
         from megaplug.layers.spec import transformer_layer_spec
-        from megaplug.runtime import what_runs
+        from megaplug.runtime import upcycling, what_runs
         from megaplug.runtime.batch import forward_step
         from megaplug.runtime.source_losses import SourceLosses
 
@@ -164,6 +164,8 @@ class _Run:
         backend = self.frozen.derived.backend
         experts = experts_choice(job, backend)
         model_config.transformer_layer_spec = transformer_layer_spec(attention, backend, experts)
+        if args.moe_use_upcycling:
+            upcycling.watch(training, args, model_config.transformer_layer_spec)
         sources = SourceLosses(self.frozen.facts)
         chunk = job.train.loss_chunk_tokens
         step = heartbeat.counting(partial(forward_step, sources=sources, loss_chunk_tokens=chunk))

@@ -75,6 +75,7 @@ def test_topology_and_schedule_and_passthrough_faults_come_together() -> None:
         (["backend=tee"], "backend"),
         (["device=gpu"], "device"),
         (["load_state=all"], "load_state"),
+        (["load_state=upcycle"], "load_state"),
         (["launch.kind=slrum"], "launch.kind"),
         (["launch.master_port=70000"], "launch.master_port"),
         (["logging.progress=loud"], "logging.progress"),

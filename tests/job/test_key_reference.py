@@ -49,7 +49,7 @@ def test_the_defaults_are_those_that_are_composed() -> None:
         ("topology.tp", "whole number", "1", (), "--tensor-model-parallel-size"),
         ("train.tokens", "whole number, or null", "null", (), ""),
         ("train.recompute_method", "text, or null", "null", ("uniform", "block"), "--recompute-method"),
-        ("load_state", "text", "weights", ("weights", "all"), ""),
+        ("load_state", "text", "weights", ("weights", "all", "upcycle"), ""),
         ("train.recompute_modules", "list of texts, or null", "null", (), "--recompute-modules"),
         ("attention.params", "keys with values", "{}", (), ""),
         ("launch.distributed_timeout_minutes", "whole number", "10", (), "--distributed-timeout-minutes"),
