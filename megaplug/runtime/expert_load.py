@@ -171,5 +171,5 @@ def _told(layer: int, starved: Sequence[int]) -> str:
     which = f"expert {shown} gets" if len(starved) == 1 else f"experts {shown}{more} get"
     return (
         f"layer {layer}: {which} less than a tenth of an even share in {STARVED_STEPS} logged steps; "
-        "a larger moe.moe_aux_loss_coeff, or moe.moe_router_enable_expert_bias, spreads tokens more evenly"
+        "a larger moe.moe_aux_loss_coeff spreads tokens more evenly"
     )

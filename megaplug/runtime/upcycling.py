@@ -103,7 +103,7 @@ def _is_of_layer(name: str) -> bool:
 def _grouped_experts_are_known() -> Iterator[None]:
     """Megatron's function asks whether experts are its own; ours load what it makes for ``SequentialMLP``."""
     known: Any = upcycling_utils.SequentialMLP
-    upcycling_utils.SequentialMLP = (SequentialMLP, GroupedExperts)  # type: ignore[assignment]
+    upcycling_utils.SequentialMLP = (SequentialMLP, GroupedExperts)
     try:
         yield
     finally:

@@ -100,7 +100,7 @@ def test_the_rehearsal_runs_every_script_to_its_end(tmp_path):
     assert any("Transformer Engine" in line for line in stored["skipped"])
     names = ("environment", "cuda_parity", "attention_kernels", "resume", "parity_cases", "step_time")
     names = (*names, "block_kernels", "longest_sequence", "one_rank_share")
-    for name in (*names, "attention", "dilated_attention", "norm"):
+    for name in (*names, "attention", "dilated_attention", "experts", "norm"):
         assert (tmp_path / f"{name}_rehearsal.json").is_file(), name
     assert "rehearsal" in json.loads((tmp_path / "step_time_rehearsal.json").read_text())["machine"]
 

@@ -94,5 +94,7 @@ def sequential_experts_are_swapped() -> None:
 
 
 def _reverse(module: Any) -> None:
-    in_order = list(module.local_experts)
-    module._modules["local_experts"] = torch.nn.ModuleList(reversed(in_order))
+    # In the same list, which Megatron knows modules by.
+    children = module.local_experts._modules
+    for name, expert in zip(list(children), list(reversed(children.values())), strict=True):
+        children[name] = expert
