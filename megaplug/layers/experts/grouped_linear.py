@@ -110,14 +110,16 @@ def products(x: Tensor, matrices: Tensor, counts: tuple[int, ...], kernel: str) 
         return torch.nn.functional.grouped_mm(x, matrices, offs=_ends(counts, x.device))
     out = x.new_empty(x.size(0), matrices.size(2))
     rows = _computed_with(x)
-    begin = 0
-    for matrix, count in zip(matrices.unbind(), counts, strict=True):
-        here = slice(begin, begin + count)
-        if count and rows.dtype == x.dtype:
-            torch.mm(rows[here], matrix, out=out[here])
-        elif count:
-            out[here] = rows[here] @ matrix.to(rows.dtype)
-        begin += count
+    # Splitting all at once is several times as fast as slicing for each group.
+    for of_group, matrix, answer in zip(
+        rows.split(counts), matrices.unbind(), out.split(counts), strict=True
+    ):
+        if not of_group.size(0):
+            continue
+        if rows.dtype == x.dtype:
+            torch.mm(of_group, matrix, out=answer)
+        else:
+            answer.copy_(of_group @ matrix.to(rows.dtype))
     return out
 
 
@@ -126,31 +128,32 @@ def _weight_gradient(d_out: Tensor, x: Tensor, counts: tuple[int, ...], kernel: 
     if kernel == "grouped_mm":
         return torch.nn.functional.grouped_mm(d_out.t(), x, offs=_ends(counts, x.device))
     found = x.new_empty(len(counts), d_out.size(1), x.size(1))
-    d_rows, rows = _computed_with(d_out), _computed_with(x)
-    begin = 0
-    for grad, count in zip(found.unbind(), counts, strict=True):
-        here = slice(begin, begin + count)
-        if not count:
+    for grad, d_rows, rows in zip(found.unbind(), *_by_group(d_out, x, counts), strict=True):
+        if not rows.size(0):
             grad.zero_()
         elif rows.dtype == x.dtype:
-            torch.mm(d_rows[here].t(), rows[here], out=grad)
+            torch.mm(d_rows, rows, out=grad)
         else:
-            grad.copy_(d_rows[here].t() @ rows[here])
-        begin += count
+            grad.copy_(d_rows @ rows)
     return found
+
+
+def _by_group(d_out: Tensor, x: Tensor, counts: tuple[int, ...]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Of each group ``[N, t]`` and ``[t, K]``, whose product is the gradient of its weight."""
+    return _computed_with(d_out).t().split(counts, 1), _computed_with(x).split(counts)
 
 
 def _add_weight_gradient(sums: Tensor, d_out: Tensor, x: Tensor, counts: tuple[int, ...]) -> None:
     """As ``_weight_gradient``, added to ``sums`` of perhaps another dtype and never rounded to less."""
-    d_rows, rows = (each.to(sums.dtype) if sums.device.type == "cpu" else each for each in (d_out, x))
-    begin = 0
-    for total, count in zip(sums.unbind(), counts, strict=True):
-        here = slice(begin, begin + count)
-        if count and sums.dtype == rows.dtype:
-            total.addmm_(d_rows[here].t(), rows[here])
-        elif count:
-            total.add_(d_rows[here].t() @ rows[here])
-        begin += count
+    if sums.device.type == "cpu":
+        d_out, x = d_out.to(sums.dtype), x.to(sums.dtype)
+    for total, d_rows, rows in zip(sums.unbind(), *_by_group(d_out, x, counts), strict=True):
+        if not rows.size(0):
+            continue
+        if sums.dtype == rows.dtype:
+            total.addmm_(d_rows, rows)
+        else:
+            total.add_(d_rows @ rows)
 
 
 def _computed_with(x: Tensor) -> Tensor:
