@@ -99,6 +99,9 @@ def sharded_experts(
         is_gated: Whether the first axis of one expert's holds gate and up, which are cut each for itself.
     """
     axis = len(offsets)
+    rank, size = shard
+    # Where an expert is whole its gate and up lie one after the other, as they do in the checkpoint.
+    is_halved = is_gated and size > 1
 
     def part(data: Tensor, cut: list[tuple[int, int, int]], name: str, replica: ReplicaId) -> ShardedTensor:
         places = (*offsets, (axis, *expert_rank), *cut)
@@ -108,19 +111,16 @@ def sharded_experts(
     def build(name: str, data: Tensor, replica: ReplicaId, flattened_range: slice | None) -> ShardedStateDict:
         if flattened_range is not None:
             raise ValueError(f"{name}: a flattened part of stacked experts has no entries of its own")
-        if not is_gated:
-            cut = [] if shard_axis is None else [(axis + 1 + shard_axis, *shard)]
+        if not is_halved:
+            cut = [] if shard_axis is None else [(axis + 1 + shard_axis, rank, size)]
             return [part(data, cut, name, replica)]
-        rank, size = shard
-        halves = enumerate(data.chunk(2, 1))
-        # A view of a half would be written with the other one.
         return [
-            part(half.contiguous(), [(axis + 1, rank + number * size, 2 * size)], name, replica)
-            for number, half in halves
+            part(half, [(axis + 1, rank + number * size, 2 * size)], name, replica)
+            for number, half in enumerate(data.chunk(2, 1))
         ]
 
     @torch.no_grad()
     def merge(loaded: list[Tensor]) -> Tensor:
-        return torch.cat(loaded, 1) if is_gated else loaded[0]
+        return torch.cat(loaded, 1) if is_halved else loaded[0]
 
     return ShardedTensorFactory(key, parameter, build, merge, replica_id)
