@@ -29,6 +29,11 @@ def checkpoint() -> int:
     return _command("checkpoint")
 
 
+def runs() -> int:
+    """``megaplug-runs`` and ``launch/runs.py``; returns the exit code."""
+    return _command("runs")
+
+
 def _command(name: str) -> int:
     # Under nohup and in scripts' background it is ignored, and stays so.
     waiting = signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from megaplug.commands.readiness import first_iteration, make_ready, rank_environment, repair_notes
@@ -92,7 +93,8 @@ class Attempts:
         """
         if report is not None:
             self._record_damage(report, iteration)
-        self._record("start", iteration=iteration)
+        # What `launch/runs.py action=resume` types again.
+        self._record("start", iteration=iteration, command=self._lock.command, cwd=str(Path.cwd()))
         try:
             course = self._course(iteration, signals)
         except UserError as error:

@@ -6,7 +6,7 @@ import functools
 import time
 from pathlib import Path
 
-from megaplug.commands.checkpoint import Answer
+from megaplug.commands.actions import Answer
 from megaplug.commands.checkpoint_words import Asked
 from megaplug.commands.cli import sibling
 from megaplug.commands.reading import bytes_of, reading

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from megaplug.commands.checkpoint import Answer
-from megaplug.commands.checkpoint_words import Asked, Place, columns
+from megaplug.commands.actions import Answer, columns
+from megaplug.commands.checkpoint_words import Asked, Place
 from megaplug.errors import UserError
 from megaplug.job.freeze import read_frozen
 from megaplug.job.retention import retention

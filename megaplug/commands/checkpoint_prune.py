@@ -6,7 +6,7 @@ import contextlib
 import functools
 from typing import Any
 
-from megaplug.commands.checkpoint import Answer
+from megaplug.commands.actions import Answer
 from megaplug.commands.checkpoint_list import policy_of, policy_text
 from megaplug.commands.checkpoint_words import Asked, Place
 from megaplug.commands.reading import bytes_of, reading

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megaplug.commands.checkpoint import Answer
-from megaplug.commands.checkpoint_words import Asked, columns
+from megaplug.commands.actions import Answer, columns
+from megaplug.commands.checkpoint_words import Asked
 from megaplug.errors import UserError
 from megaplug.runs.atomic import size_text
 from megaplug.runs.checkpoints import Checkpoint, tracked_step

@@ -6,8 +6,8 @@ import functools
 import time
 from typing import Any
 
-from megaplug.commands.checkpoint import Answer
-from megaplug.commands.checkpoint_words import Asked, Place, columns
+from megaplug.commands.actions import Answer, columns
+from megaplug.commands.checkpoint_words import Asked, Place
 from megaplug.commands.reading import bytes_of, reading
 from megaplug.errors import UserError
 from megaplug.runs.atomic import size_text

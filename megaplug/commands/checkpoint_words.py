@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from megaplug.commands.actions import FILES, SWITCH
 from megaplug.commands.cli import CommandLine
 from megaplug.commands.plan_words import OUTPUTS, Word
 from megaplug.errors import UserError
@@ -15,8 +16,6 @@ from megaplug.job.counts import count_of
 from megaplug.runs.checkpoints import Checkpoint, list_checkpoints
 from megaplug.runs.folder import RunFolder
 
-FILES = (":files",)
-SWITCH = ("false", "true")
 WORDS: dict[str, Word] = {
     "output": Word("output=table|json", "for a person, or for a program", OUTPUTS),
     "run": Word(
@@ -174,15 +173,3 @@ def _there() -> str:
         return "give the folder of a run, such as runs/tiny-0123abcd"
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return f"there are {', '.join(names[:4])}{more}"
-
-
-def columns(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
-    """Lines of columns of one width each; those in ``left`` begin at their left edge."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if place in left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

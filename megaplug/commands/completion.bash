@@ -44,5 +44,5 @@ _megaplug_python() {
 if [[ $(complete -p python 2>/dev/null) != *_megaplug_python* ]]; then
     _megaplug_former=$(complete -p python 2>/dev/null || true)
 fi
-complete -F _megaplug megaplug-train megaplug-plan megaplug-prepare megaplug-checkpoint
+complete -F _megaplug megaplug-train megaplug-plan megaplug-prepare megaplug-checkpoint megaplug-runs
 complete -o bashdefault -o default -F _megaplug_python python python3

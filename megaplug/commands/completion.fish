@@ -17,7 +17,7 @@ function __megaplug_is_script
     test (count $words) -ge 2; and grep -qs '^from megaplug\.entry ' -- $words[2]
 end
 
-for program in megaplug-train megaplug-plan megaplug-prepare megaplug-checkpoint
+for program in megaplug-train megaplug-plan megaplug-prepare megaplug-checkpoint megaplug-runs
     complete -c $program -f -a '(__megaplug_propose 1)'
 end
 for program in python python3

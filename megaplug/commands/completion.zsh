@@ -33,5 +33,5 @@ _megaplug_python() {
 }
 
 (( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }
-compdef _megaplug megaplug-train megaplug-plan megaplug-prepare megaplug-checkpoint
+compdef _megaplug megaplug-train megaplug-plan megaplug-prepare megaplug-checkpoint megaplug-runs
 compdef _megaplug_python python python3

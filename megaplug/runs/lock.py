@@ -54,9 +54,10 @@ def read_holder(lock_file: Path) -> Holder | None:
 class RunLock:
     """A held lock: `acquire` it, hand `fd` to the ranks, `release` it at the end (or leave the ``with``)."""
 
-    def __init__(self, fd: int, path: Path) -> None:
+    def __init__(self, fd: int, path: Path, command: str = "") -> None:
         self.fd = fd
         self.path = path
+        self.command = command
 
     @classmethod
     def acquire(cls, folder: RunFolder, command: str = "") -> RunLock:
@@ -87,7 +88,7 @@ class RunLock:
         except BaseException:
             os.close(fd)
             raise
-        return cls(fd, path)
+        return cls(fd, path, command)
 
     def release(self) -> None:
         """Let go. Ranks that still live keep the lock: it is closed here, not undone for all."""

@@ -1,0 +1,57 @@
+"""``action=resume``: a run goes on by the command that started it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from megaplug.commands.actions import Answer
+from megaplug.commands.runs_list import row_of
+from megaplug.commands.runs_words import Asked
+from megaplug.errors import UserError
+from megaplug.runs.folder import RunFolder
+from megaplug.runs.history import read_events
+from megaplug.runs.standing import standing
+
+_TRAIN = ("megaplug-train", "train.py")
+
+
+def answer(asked: Asked) -> Answer:
+    """Start it, and wait for its end."""
+    from megaplug.commands import train
+
+    folder = RunFolder(asked.run().path.resolve())
+    stands = standing(folder)
+    if stands.is_alive:
+        message = f"{folder.name} is {stands.status} already"
+        raise UserError(message, hint=f"{asked.command.typed('action=follow')} shows its steps")
+    words, place = _started_by(folder)
+    os.chdir(place)
+    code = train.main(words)
+    row = row_of(folder)
+    said = f"{folder.name} is {row.stands.status} at step {row.iteration:,}"
+    return Answer({"run": row.as_json([]), "exit_code": code}, said, code)
+
+
+def _started_by(folder: RunFolder) -> tuple[list[str], Path]:
+    """The words of the training command, and the folder in which it was typed.
+
+    Only the words are taken, for this program's own training command: a folder that came from somebody else
+    names no other program.
+
+    Raises:
+        UserError: It is not known.
+    """
+    starts = [event for event in read_events(folder.events_file) if event["event"] == "start"]
+    last = starts[-1] if starts else {}
+    typed = shlex.split(str(last.get("command", "")))
+    programs = [number for number, word in enumerate(typed[:2]) if Path(word).name in _TRAIN]
+    if not programs:
+        message = f"{folder.name} does not say which command started it last"
+        raise UserError(message, hint="type that command again")
+    place = Path(str(last.get("cwd", ".")))
+    if not place.is_dir():
+        message = f"{folder.name} was started in {place}, which is not there"
+        raise UserError(message, hint="type its command again")
+    return typed[programs[0] + 1 :], place

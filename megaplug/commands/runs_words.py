@@ -1,0 +1,125 @@
+"""The words of ``launch/runs.py``, and which runs they name."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from megaplug.commands.actions import FILES, SWITCH
+from megaplug.commands.cli import CommandLine
+from megaplug.commands.plan_words import OUTPUTS, Word
+from megaplug.errors import UserError
+from megaplug.job.suggest import closest
+from megaplug.runs.folder import RunFolder
+
+WORDS: dict[str, Word] = {
+    "output": Word("output=table|json", "for a person, or for a program", OUTPUTS),
+    "run": Word(
+        "run=FOLDER", "a run's folder, name or pattern such as 'tiny-*'; [a,b] are several", FILES
+    ),
+    "runs_dir": Word("runs_dir=FOLDER", "where runs are that are not named by their folder: runs", FILES),
+    "picture": Word("picture=FILE", "where the picture goes: comparison.png in runs_dir", FILES),
+    "rank": Word("rank=0", "what this rank writes, in place of the steps"),
+    "yes": Word("yes=true", "delete what is shown; else nothing is deleted", SWITCH),
+}
+"""Every word of every action; which action takes which stands in ``runs.ACTIONS``."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was typed.
+
+    Attributes:
+        typed: The words; of one that was typed twice, the last.
+        command: All of it.
+    """
+
+    typed: Mapping[str, str]
+    command: CommandLine
+
+    @property
+    def as_json(self) -> bool:
+        """Whether a program reads the answer."""
+        return self.typed.get("output") == "json"
+
+    @property
+    def runs_dir(self) -> Path:
+        """Where runs are that are named by their names."""
+        return Path(self.typed.get("runs_dir", "runs")).expanduser()
+
+    def runs(self) -> list[RunFolder]:
+        """The runs that ``run=`` names, or all in ``runs_dir``, in the order of their names.
+
+        Raises:
+            UserError: There is none.
+        """
+        named = self.typed.get("run")
+        if named is None:
+            found = [RunFolder(path) for path in _matching(self.runs_dir / "*") if is_run(path)]
+            if not found:
+                where = "is not a folder" if not self.runs_dir.is_dir() else "holds no run"
+                raise UserError(f"runs_dir={self.runs_dir} {where}", hint="python launch/train.py makes one")
+            return found
+        paths: dict[Path, None] = {}
+        for text in named.removeprefix("[").removesuffix("]").split(","):
+            paths |= dict.fromkeys(self._named(text.strip()))
+        return [RunFolder(path) for path in paths]
+
+    def run(self) -> RunFolder:
+        """The one run that ``run=`` names.
+
+        Raises:
+            UserError: It names none, or several.
+        """
+        if "run" not in self.typed:
+            raise UserError("no run is named", hint=f"run=FOLDER; {self._there()}")
+        found = self.runs()
+        if len(found) > 1:
+            names = ", ".join(folder.name for folder in found[:4])
+            raise UserError(f"run={self.typed['run']} names {len(found)} runs: {names}", hint="name one")
+        return found[0]
+
+    def rank(self) -> int | None:
+        """The rank whose log is asked for.
+
+        Raises:
+            UserError: It is no number.
+        """
+        text = self.typed.get("rank")
+        if text is not None and not text.isdecimal():
+            raise UserError(f"rank={text} is not the number of a rank", hint="such as rank=0")
+        return None if text is None else int(text)
+
+    def _named(self, text: str) -> list[Path]:
+        places = (Path(text).expanduser(), self.runs_dir / text)
+        for pattern in places if text else ():
+            if found := [path for path in _matching(pattern) if is_run(path)]:
+                return found
+        if any(place.is_dir() for place in places):
+            message = f"run={text} is no run: it has neither job.yaml nor state.json"
+            raise UserError(message, hint=self._there())
+        raise UserError(f"there is no run {text!r}", hint=self._there(text))
+
+    def _there(self, text: str = "") -> str:
+        """What could have been meant."""
+        names = [path.name for path in _matching(self.runs_dir / "*") if is_run(path)]
+        if not names:
+            return f"there is none in {self.runs_dir}; runs_dir= names another folder"
+        if meant := closest(text, names):
+            return f"did you mean {meant}?"
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        return f"there are {', '.join(names[:4])}{more}"
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return path.is_dir() and ((path / "job.yaml").is_file() or (path / "state.json").is_file())
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """The folders that a path names, in the order of their names."""
+    if pattern.is_dir():
+        return [pattern]
+    return sorted(path for path in map(Path, glob.glob(str(pattern))) if path.is_dir())  # noqa: PTH207

@@ -1,0 +1,314 @@
+"""``launch/runs.py``: what a person types about runs, and what is answered."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from live_command import Live, await_nobody
+from small_jobs import SMALL, write_corpus
+
+from megaplug.commands import runs as command
+from megaplug.job.checks import resolve_topology
+from megaplug.job.compose import compose_job
+from megaplug.job.derive import derive
+from megaplug.job.facts import DataFacts
+from megaplug.job.freeze import FrozenJob, write_frozen
+from megaplug.runs.folder import RunFolder
+from megaplug.runs.history import append_event
+from megaplug.runs.lock import RunLock
+from megaplug.runs.metrics import append_metrics
+from megaplug.runs.standing import lock_is_held
+from megaplug.runs.state import RunState, write_state
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def make_run(name: str, *words: str, losses: tuple[float, ...] = (), status: str = "finished") -> RunFolder:
+    """A run's folder as if its job had trained; ``()`` is one that has no step yet."""
+    folder = RunFolder(Path("runs") / name)
+    folder.path.mkdir(parents=True)
+    job = compose_job(list(words))
+    counts = {"train": 1_000_000, "valid": 50_000, "test": 0}
+    facts = DataFacts("f" * 32, {}, counts, counts, 257, 3.2, "a test", 256, "bytes", [])
+    topology = resolve_topology(job)
+    derived = derive(job, topology, facts, device="cpu", backend="native")
+    write_frozen(FrozenJob(job, topology, derived, facts, [], "0123abcd", {}, "", "0", folder))
+    for step, loss in enumerate(losses, start=1):
+        line = {"iteration": step, "loss": loss, "tokens": 100 * step, "tokens_per_second": 50.0 * step}
+        append_metrics(folder.metrics_file, line)
+    if losses:
+        append_metrics(
+            folder.metrics_file, {"iteration": len(losses), "valid_loss": losses[-1] + 1, "split": "valid"}
+        )
+    write_state(folder.state_file, RunState(status, len(losses), len(losses) // 2, 20, "because"))
+    folder.lock_file.touch()
+    return folder
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with four runs in ``runs``; it is the current one."""
+    monkeypatch.chdir(tmp_path)
+    make_run("small-1111aaaa", "lr.lr=1e-3", losses=(5.0, 4.0, 3.0))
+    make_run("small-2222bbbb", "lr.lr=2e-3", "topology.dp=2", losses=(5.0, 4.5), status="failed")
+    make_run("small-3333cccc", "lr.lr=1e-3", "name=other", losses=(5.0,) * 15, status="running")
+    make_run("wide-4444dddd", "lr.lr=1e-3", "model.hidden_size=256", status="stopped")
+    (tmp_path / "runs" / "notes").mkdir()
+    return tmp_path
+
+
+def typed(*words: str) -> int:
+    return command.main(list(words))
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
+    assert typed(*words, "output=json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert typed(*words) == 2
+    return capsys.readouterr().err
+
+
+def test_a_list_has_state_step_losses_and_speed_of_every_run(there, capsys):
+    runs = {run["run"]: run for run in told(capsys)["runs"]}
+    assert {name: run["status"] for name, run in runs.items()} == {
+        "small-1111aaaa": "finished",
+        "small-2222bbbb": "failed",
+        # It says that it runs, and nobody has its lock.
+        "small-3333cccc": "killed",
+        "wide-4444dddd": "stopped",
+    }
+    one = runs["small-1111aaaa"]
+    assert (one["iteration"], one["saved_iteration"], one["iters"]) == (3, 1, 20)
+    assert one["figures"] == {
+        "iteration": 3,
+        "tokens": 300,
+        "loss": 4.0,
+        "valid_loss": 4.0,
+        "best_valid_loss": 4.0,
+        "tokens_per_second": 100.0,
+    }
+    # Of the last ten of its fifteen steps.
+    assert runs["small-3333cccc"]["figures"]["tokens_per_second"] == 525.0
+    assert runs["wide-4444dddd"]["figures"]["loss"] is None
+
+
+def test_a_list_says_what_differs_between_the_jobs_and_no_more(there, capsys):
+    found = told(capsys)
+    assert set(found["differing"]) == {"lr.lr", "topology.dp", "model.hidden_size"}
+    differs = {run["run"]: run["differs"] for run in found["runs"]}
+    assert differs["small-2222bbbb"]["lr.lr"] == 2e-3 and differs["small-2222bbbb"]["topology.dp"] == 2
+    assert told(capsys, "run=[small-1111aaaa,small-3333cccc]")["differing"] == []
+    assert typed() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["run", "state", "step"]
+    after = {line.split()[0]: lines[number + 1 :] for number, line in enumerate(lines)}
+    assert "lr.lr=0.002" in after["small-2222bbbb"][0] and after["small-2222bbbb"][1].strip() == "because"
+    assert "goes on from step 7" in after["small-3333cccc"][1]
+
+
+def test_a_run_with_a_held_lock_runs_and_names_its_process(there, capsys):
+    folder = RunFolder(there / "runs" / "small-3333cccc")
+    with RunLock.acquire(folder, "x"):
+        (run,) = told(capsys, "run=small-3*")["runs"]
+        assert (run["status"], run["process"]) == (
+            "running",
+            {"pid": os.getpid(), "host": socket.gethostname()},
+        )
+        (run,) = told(capsys, "run=small-1*")["runs"]
+    assert (run["status"], run["process"]) == ("finished", None)
+
+
+def test_a_damaged_file_is_a_fault_of_its_run_alone(there, capsys):
+    (there / "runs/small-1111aaaa/state.json").write_text("{")
+    (there / "runs/small-2222bbbb/job.yaml").write_text("job: [")
+    (there / "runs/wide-4444dddd/job.yaml").unlink()
+    runs = {run["run"]: run for run in told(capsys)["runs"]}
+    assert runs["small-1111aaaa"]["status"] == "unreadable"
+    assert "state.json" in runs["small-1111aaaa"]["fault"]
+    assert runs["small-2222bbbb"]["status"] == "failed" and "job.yaml" in runs["small-2222bbbb"]["fault"]
+    assert runs["small-2222bbbb"]["differs"] is None and runs["wide-4444dddd"]["differs"] is None
+
+
+def test_a_comparison_has_a_column_for_each_key_and_a_picture(there, capsys):
+    assert typed("action=compare", "run=small-*") == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[-2:] == ["topology.dp", "lr.lr"]
+    assert rows[1].split()[-2:] == ["2", "0.002"]
+    png = there / "runs" / "comparison.png"
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert told(capsys, "action=compare", "run=small-*", "picture=here.png")["picture"] == "here.png"
+    assert (there / "here.png").is_file()
+
+
+def test_runs_without_a_step_are_compared_without_a_picture(there, capsys):
+    make_run("wide-5555eeee")
+    assert told(capsys, "action=compare", "run=wide-*")["picture"] is None
+    assert not (there / "runs" / "comparison.png").exists()
+
+
+def test_a_removed_run_is_gone_and_one_that_runs_stays(there, capsys):
+    assert typed("action=remove", "run=small-*") == 0
+    said = capsys.readouterr().out
+    assert "nothing was" in said and "yes=true" in said and (there / "runs/small-1111aaaa").is_dir()
+    with RunLock.acquire(RunFolder(there / "runs" / "small-2222bbbb"), "somebody's command"):
+        assert "somebody's command" in refused(capsys, "action=remove", "run=small-2222bbbb", "yes=true")
+    assert told(capsys, "action=remove", "run=small-*", "yes=true")["deleted"] is True
+    assert [path.name for path in sorted((there / "runs").iterdir())] == ["notes", "wide-4444dddd"]
+
+
+def test_following_a_run_that_has_ended_shows_its_last_steps(there, capsys):
+    assert typed("action=follow", "run=small-3*") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3].split() == ["step", "15", "loss", "5.0000", "750", "tokens/s"]
+    assert lines[-2].split() == ["step", "15", "valid", "loss", "6.0000"]
+    assert lines[-1] == "small-3333cccc is killed at step 15: because"
+    log = there / "runs/small-3333cccc/logs/rank0.log"
+    log.parent.mkdir()
+    log.write_text("one\ntwo\n")
+    assert typed("action=follow", "run=small-3*", "rank=0") == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["one", "two"]
+    assert "there are rank0.log" in refused(capsys, "action=follow", "run=small-3*", "rank=1")
+
+
+def test_a_run_that_does_not_run_need_not_be_stopped(there, capsys):
+    found = told(capsys, "action=stop", "run=small-1111aaaa")
+    assert found["was_running"] is False and found["run"]["status"] == "finished"
+
+
+def test_a_run_on_another_machine_is_not_stopped_from_here(there, capsys, monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "node7")
+        lock = RunLock.acquire(RunFolder(there / "runs" / "small-3333cccc"), "x")
+    with lock:
+        said = refused(capsys, "action=stop", "run=small-3333cccc")
+    assert "runs on node7" in said and f"ssh node7 kill {os.getpid()}" in said
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (None, "does not say which command"),
+        ({"command": "rm -rf x"}, "does not say which command"),
+        ({"command": "python launch/train.py", "cwd": "/nowhere"}, "was started in /nowhere"),
+    ],
+)
+def test_only_a_training_command_is_typed_again(event, said, there, capsys):
+    folder = RunFolder(Path("runs/wide-4444dddd"))
+    if event is not None:
+        append_event(folder.events_file, {"event": "start", **event})
+    assert said in refused(capsys, "action=resume", "run=wide-4444dddd")
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "hint"),
+    [
+        (["action=lst"], "action=lst does not exist", "did you mean list?"),
+        (["compare"], "'compare' is no key=value", "did you mean action=compare?"),
+        (["runs/small"], "is no key=value", "run=runs/small"),
+        (["run=smal-1111aaaa"], "there is no run 'smal-1111aaaa'", "did you mean small-1111aaaa?"),
+        (["run=xyz"], "there is no run 'xyz'", "there are small-1111aaaa"),
+        (["run=notes"], "neither job.yaml nor state.json", "small-1111aaaa"),
+        (["runs_dir=none"], "runs_dir=none is not a folder", "launch/train.py"),
+        (["runs_dir=runs/notes"], "holds no run", "launch/train.py"),
+        (["action=stop"], "no run is named", "run=FOLDER"),
+        (["action=stop", "run=small-*"], "names 3 runs", "name one"),
+        (["action=compare", "run=wide-*"], "is the only run", "name several"),
+        (["action=remove"], "nothing is deleted", "name one"),
+        (["action=follow", "run=small-1*", "rank=x"], "rank=x is not the number", "rank=0"),
+        (["picture=x.png"], "picture=... means nothing to action=list", "action=compare"),
+        (["--cfg", "job"], "no job is composed here", "--help"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_told_with_what_was_meant(there, capsys, words, said, hint):
+    message = refused(capsys, *words)
+    assert said in message and hint in message.partition("hint: ")[2]
+
+
+@pytest.mark.parametrize("name", [*command.ACTIONS, *command.WORDS, "action"])
+def test_help_explains_every_action_and_word(name, capsys):
+    assert typed("--help", name) == 0
+    said = capsys.readouterr().out
+    assert said.startswith((f"action={name}", f"{name}=")) and len(said.splitlines()) >= 2
+
+
+@pytest.mark.parametrize("words", [[], ["action=remove", "run=small-*"], ["--help"]])
+def test_an_answer_needs_no_torch_and_comes_at_once(there, words):
+    code = (
+        "import sys; from megaplug.commands import runs; runs.main(sys.argv[1:]);"
+        "sys.exit(9 if {'torch', 'megatron', 'numpy', 'hydra'} & set(sys.modules) else 0)"
+    )
+    begun = os.times().children_user
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=there,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert os.times().children_user - begun < 1.0
+
+
+@pytest.mark.slow
+def test_a_live_run_is_listed_followed_stopped_killed_and_resumed(tmp_path, capsys):
+    write_corpus(tmp_path / "corpus")
+    runs = tmp_path / "runs"
+    words = [*SMALL, f"data.path={tmp_path / 'corpus'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    words += [f"runs_dir={runs}", "train.iters=60", "checkpoint.save_interval=10"]
+    here = f"runs_dir={runs}"
+    live = Live(words)
+    live.until_step(12)
+    (run,) = told(capsys, here)["runs"]
+    assert run["status"] == "running" and run["process"]["pid"] == live.process.pid
+    follower = subprocess.Popen(
+        [sys.executable, str(ROOT / "launch" / "runs.py"), "action=follow", "run=small-*", here],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    found = told(capsys, "action=stop", "run=small-*", here)
+    assert found["was_running"] is True and found["run"]["status"] == "stopped"
+    assert live.end() == 128 + signal.SIGTERM
+    followed, _ = follower.communicate(timeout=60)
+    steps = [line for line in followed.splitlines() if line.startswith("step ")]
+    stopped_at = found["run"]["iteration"]
+    assert int(steps[-1].split()[1]) == stopped_at == found["run"]["saved_iteration"] >= 12
+    assert "is stopped at step" in followed.splitlines()[-1]
+
+    again = Live(words)
+    again.until_step(stopped_at + 1)
+    again.process.kill()
+    again.process.wait()
+    folder = RunFolder(next(iter(runs.iterdir())))
+    await_nobody(folder)
+    # A process lets go of its files a moment after it can be seen no more.
+    deadline = time.monotonic() + 10
+    while lock_is_held(folder.lock_file) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (run,) = told(capsys, here)["runs"]
+    assert run["status"] == "killed"
+
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch" / "runs.py"), "action=resume", "run=small-*", here],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "resumes" in done.stdout or "from step" in done.stdout
+    (run,) = told(capsys, here)["runs"]
+    assert (run["status"], run["iteration"]) == ("finished", 60)
