@@ -72,6 +72,8 @@ class Row:
 
 def answer(asked: Asked) -> Answer:
     """All runs that are named."""
+    if asked.has_none:
+        return Answer({"runs": [], "differing": []}, "no run in runs yet: python launch/train.py makes one")
     rows = [row_of(folder) for folder in asked.runs()]
     names = differing([row.keys for row in rows])
     lines = columns([HEADER, *(cells(row) for row in rows)], left=(0, 1, 6))

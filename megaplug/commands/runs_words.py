@@ -16,9 +16,7 @@ from megaplug.runs.folder import RunFolder
 
 WORDS: dict[str, Word] = {
     "output": Word("output=table|json", "for a person, or for a program", OUTPUTS),
-    "run": Word(
-        "run=FOLDER", "a run's folder, name or pattern such as 'tiny-*'; [a,b] are several", FILES
-    ),
+    "run": Word("run=FOLDER", "a run's folder, name or pattern such as 'tiny-*'; [a,b] are several", FILES),
     "runs_dir": Word("runs_dir=FOLDER", "where runs are that are not named by their folder: runs", FILES),
     "picture": Word("picture=FILE", "where the picture goes: comparison.png in runs_dir", FILES),
     "rank": Word("rank=0", "what this rank writes, in place of the steps"),
@@ -48,6 +46,13 @@ class Asked:
     def runs_dir(self) -> Path:
         """Where runs are that are named by their names."""
         return Path(self.typed.get("runs_dir", "runs")).expanduser()
+
+    @property
+    def has_none(self) -> bool:
+        """Whether no run and no folder is named, and none was made yet."""
+        return not {"run", "runs_dir"} & set(self.typed) and not any(
+            map(is_run, _matching(self.runs_dir / "*"))
+        )
 
     def runs(self) -> list[RunFolder]:
         """The runs that ``run=`` names, or all in ``runs_dir``, in the order of their names.

@@ -20,6 +20,7 @@ from document_commands import (
 from megaplug.commands.checkpoint_words import WORDS as CHECKPOINT_WORDS
 from megaplug.commands.plan_words import WORDS
 from megaplug.commands.prepare import OWN
+from megaplug.commands.runs_words import WORDS as RUNS_WORDS
 from megaplug.job.compose import ConfigSource, group_options
 from megaplug.job.keys import is_known
 
@@ -61,7 +62,7 @@ def test_the_commands_of_a_document_run_in_their_order(document: Path, tmp_path:
 
 def test_words_in_running_text_are_keys_and_options_that_exist() -> None:
     groups = group_options(ConfigSource())
-    own = {*OWN, *WORDS, *CHECKPOINT_WORDS, "ARGS", "PYTHON", "key", "group"}
+    own = {*OWN, *WORDS, *CHECKPOINT_WORDS, *RUNS_WORDS, "ARGS", "PYTHON", "key", "group"}
     for document in documents():
         # `key=value` between backticks, outside of blocks and of the table of mistakes
         text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)

@@ -35,13 +35,13 @@ def run(name, handler, number=signal.SIGINT):
     )
 
 
-@pytest.mark.parametrize("name", ["train", "plan", "prepare", "checkpoint"])
+@pytest.mark.parametrize("name", ["train", "plan", "prepare", "checkpoint", "runs"])
 def test_ctrl_c_during_imports_is_one_line(name):
     done = run(name, signal.default_int_handler)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
-@pytest.mark.parametrize("name", ["train", "plan", "prepare", "checkpoint"])
+@pytest.mark.parametrize("name", ["train", "plan", "prepare", "checkpoint", "runs"])
 def test_where_ctrl_c_is_ignored_it_stays_so(name):
     done = run(name, signal.SIG_IGN)
     assert (done.returncode, done.stderr) == (0, "") and "usage: python launch/" in done.stdout

@@ -117,6 +117,12 @@ def test_a_list_says_what_differs_between_the_jobs_and_no_more(there, capsys):
     assert "goes on from step 7" in after["small-3333cccc"][1]
 
 
+def test_where_there_is_no_run_yet_a_list_is_empty(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert told(capsys)["runs"] == []
+    assert typed() == 0 and "no run in runs yet" in capsys.readouterr().out
+
+
 def test_a_run_with_a_held_lock_runs_and_names_its_process(there, capsys):
     folder = RunFolder(there / "runs" / "small-3333cccc")
     with RunLock.acquire(folder, "x"):

@@ -118,6 +118,7 @@ def test_a_persons_own_config_dir_composes_with_ours_outside_the_clone(installed
         ("megaplug-plan", "action=NAME"),
         ("megaplug-prepare", "train_tokenizer"),
         ("megaplug-checkpoint", "prune"),
+        ("megaplug-runs", "compare"),
     ],
 )
 def test_the_other_commands_are_installed_too(command, says, installed, tmp_path):
