@@ -20,6 +20,7 @@ def stored():
     return json.loads(STORED.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_stored_report_is_what_the_model_says_now(stored):
     fresh = rounded(report(compare(all_measured(), step_time_model())))
     assert list(fresh) == list(stored)

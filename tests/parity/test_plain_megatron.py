@@ -71,6 +71,7 @@ def both_curves(
     return plain, curve(small_jobs.run(overrides))
 
 
+@pytest.mark.slow
 def test_flash_attention_trains_alike_under_megatron_s_own_entry_on_two_ranks(small_jobs: SmallJobs) -> None:
     plain, ours = both_curves(small_jobs, [*FEW, "name=plain_flash_tp2", "topology.tp=2"])
     assert len(plain) == STEPS and plain[0][0] > plain[-1][0]

@@ -33,7 +33,7 @@ def undisturbed(small_jobs: SmallJobs) -> Callable[..., RunFolder]:
         ("one", "bf16"),
         ("dp2", "fp32"),
         ("dp2", "bf16"),
-        ("tp2_pp2", "fp32"),
+        pytest.param("tp2_pp2", "fp32", marks=pytest.mark.slow),
         pytest.param("tp2_pp2", "bf16", marks=pytest.mark.slow),
     ],
 )
