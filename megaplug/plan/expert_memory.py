@@ -7,7 +7,7 @@ tensor parallelism (``seen``), since routing is taken as balanced. Moments are t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megaplug.plan.mlp_memory import mlp_kept, mlp_moments, widest_step
 from megaplug.plan.numbers import most
@@ -146,6 +146,10 @@ def experts_backward(workload: Workload) -> float:
     moments = mlp_moments(workload, ffn, copies.of_one)
     if workload.code.grouped_experts:
         moments = mlp_moments(workload, ffn, copies.of_one, matrices=(shape.num_experts or 1) / topology.ep)
+        if workload.code.backend == "native" and shape.swiglu:
+            # ``_WeightedSwiGLU``: the SiLU, and the gradient times probabilities before and after rounding.
+            unrounded = wide * copies.of_one * ffn * is_wide
+            moments = replace(moments, besides=2 * moments.between + unrounded)
     # Several experts, one after the other, take their parts of one gradient.
     whole = seen * several * (not workload.code.grouped_experts)
     mlp = whole + widest_step(moments, before=seen - whole, after=size * copies.of_one * hidden)

@@ -24,12 +24,14 @@ class MlpMoments:
         before: Before it: ``g`` times as many.
         second: The gradient of the second projection's weight.
         first: Of the first one's.
+        besides: What the activation function's own backward pass needs for a moment.
     """
 
     between: float
     before: float
     second: float
     first: float
+    besides: float = 0.0
 
 
 def mlp_kept(workload: Workload, ffn: float, tokens: float) -> float:
@@ -60,6 +62,6 @@ def widest_step(mlp: MlpMoments, *, before: float, after: float) -> float:
     """
     second = before + mlp.between + mlp.second
     # Both gradients; what the second projection kept is gone.
-    activation = mlp.before
+    activation = mlp.before + mlp.besides
     first = after + mlp.first - mlp.between
     return most(second, most(activation, first))

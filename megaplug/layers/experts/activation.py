@@ -57,7 +57,10 @@ class _WeightedSwiGLU(torch.autograd.Function):
         d_x = torch.empty_like(x)
         d_gate, d_up = d_x.chunk(2, -1)
         torch.mul(d_out, s, out=d_up)
-        d_probs = torch.linalg.vecdot(d_up.to(probs.dtype), up.to(probs.dtype))
+        # In the dtype of the probabilities, and one such tensor at a time.
+        products = d_up * up if probs.dtype == x.dtype else d_up.to(probs.dtype).mul_(up)
+        d_probs = products.sum(-1)
+        del products
         weighted = (d_out * probs.unsqueeze(-1)).to(x.dtype)
         torch.mul(weighted, s, out=d_up)
         torch.ops.aten.silu_backward.grad_input(weighted.mul_(up), gate, grad_input=d_gate)
