@@ -17,6 +17,7 @@ from megaplug.runs.atomic import disk_errors
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.standing import standing
 
+# Nothing tells of what another machine writes to a shared disk.
 _POLL_S = 0.25
 # Lines that are there already and are shown first.
 _BEFORE = 10

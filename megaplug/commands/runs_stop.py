@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
-import time
+from pathlib import Path
 
 from megaplug.commands.actions import Answer
 from megaplug.commands.runs_list import row_of
 from megaplug.commands.runs_words import Asked
 from megaplug.errors import UserError
 from megaplug.runs.folder import RunFolder
-from megaplug.runs.standing import Standing, lock_is_held, standing
-
-_POLL_S = 0.1
+from megaplug.runs.standing import Standing, standing, wait_until_free
 
 
 def answer(asked: Asked) -> Answer:
@@ -23,8 +22,7 @@ def answer(asked: Asked) -> Answer:
     stands = standing(folder)
     if stands.is_alive:
         _tell(folder, stands)
-        while lock_is_held(folder.lock_file):
-            time.sleep(_POLL_S)
+        wait_until_free(folder.lock_file)
     row = row_of(folder)
     state = row.stands.state
     saved = 0 if state is None else state.saved_iteration
@@ -50,12 +48,36 @@ def _tell(folder: RunFolder, stands: Standing) -> None:
     except ProcessLookupError:
         return  # it has gone, and its ranks end by themselves
     try:
-        # The number is not another process's by now: the launcher itself still has the lock.
-        if standing(folder).holder == holder:
+        # The number may be a stranger's by now, while ranks have the lock. Should it change hands after this,
+        # the signal reaches nobody: the descriptor stays that of the process that was opened.
+        if _has_open(holder.pid, folder.lock_file):
             signal.pidfd_send_signal(launcher, signal.SIGTERM)
-    except ProcessLookupError:
+    except (FileNotFoundError, ProcessLookupError):
         return
     except PermissionError as error:
+        if _has_ended(launcher):
+            return  # nothing can be seen of it any more
         raise UserError(f"process {holder.pid} is another user's", hint="ask them to stop it") from error
     finally:
         os.close(launcher)
+
+
+def _has_open(pid: int, file: Path) -> bool:
+    """Whether a process has a file open.
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: It has ended.
+        PermissionError: It is another user's, or has ended and was not yet waited for.
+    """
+    wanted = file.stat()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if os.path.samestat(link.stat(), wanted):
+                return True
+        except FileNotFoundError:
+            continue  # closed since it was listed
+    return False
+
+
+def _has_ended(process: int) -> bool:
+    return bool(select.select([process], [], [], 0)[0])

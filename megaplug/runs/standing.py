@@ -63,11 +63,9 @@ def standing(folder: RunFolder) -> Standing:
 
 def lock_is_held(lock_file: Path) -> bool:
     """Whether a process of a run lives; asked without keeping the lock from anybody for long."""
-    with disk_errors(lock_file, "open the lock"):
-        try:
-            fd = os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
+    fd = _opened(lock_file)
+    if fd is None:
+        return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -75,3 +73,23 @@ def lock_is_held(lock_file: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def wait_until_free(lock_file: Path) -> None:
+    """Return as soon as no process of a run lives."""
+    fd = _opened(lock_file)
+    if fd is None:
+        return
+    try:
+        with disk_errors(lock_file, "lock"):
+            fcntl.flock(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+
+
+def _opened(lock_file: Path) -> int | None:
+    with disk_errors(lock_file, "open the lock"):
+        try:
+            return os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None

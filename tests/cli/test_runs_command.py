@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ from megaplug.runs.folder import RunFolder
 from megaplug.runs.history import append_event
 from megaplug.runs.lock import RunLock
 from megaplug.runs.metrics import append_metrics
-from megaplug.runs.standing import lock_is_held
+from megaplug.runs.standing import wait_until_free
 from megaplug.runs.state import RunState, write_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,6 +200,34 @@ def test_a_run_on_another_machine_is_not_stopped_from_here(there, capsys, monkey
     assert "runs on node7" in said and f"ssh node7 kill {os.getpid()}" in said
 
 
+def test_a_process_that_has_the_launcher_s_number_alone_is_not_stopped(there, capsys):
+    folder = RunFolder(there / "runs" / "small-3333cccc")
+    lock = RunLock.acquire(folder, "x")
+    # Its launcher is gone and its number somebody else's; a rank has the lock a little longer.
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        holder = json.loads(folder.lock_file.read_text()) | {"pid": stranger.pid}
+        folder.lock_file.write_text(json.dumps(holder))
+        with subprocess.Popen(["sleep", "0.5"], pass_fds=[lock.fd]):
+            lock.release()
+            found = told(capsys, "action=stop", "run=small-3333cccc")
+        assert found["was_running"] is True and found["run"]["status"] == "killed"
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_a_launcher_that_has_the_lock_is_stopped(there, capsys):
+    script = (
+        "import signal, sys; from pathlib import Path; from megaplug.runs.folder import RunFolder;"
+        "from megaplug.runs.lock import RunLock; lock = RunLock.acquire(RunFolder(Path(sys.argv[1])), 'x');"
+        "print(flush=True); signal.pause()"
+    )
+    words = [sys.executable, "-c", script, str(there / "runs" / "small-3333cccc")]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE) as launcher:
+        launcher.stdout.readline()
+        assert told(capsys, "action=stop", "run=small-3333cccc")["run"]["status"] == "killed"
+    assert launcher.returncode == -signal.SIGTERM
+
+
 @pytest.mark.parametrize(
     ("event", "said"),
     [
@@ -300,9 +327,7 @@ def test_a_live_run_is_listed_followed_stopped_killed_and_resumed(tmp_path, caps
     folder = RunFolder(next(iter(runs.iterdir())))
     await_nobody(folder)
     # A process lets go of its files a moment after it can be seen no more.
-    deadline = time.monotonic() + 10
-    while lock_is_held(folder.lock_file) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until_free(folder.lock_file)
     (run,) = told(capsys, here)["runs"]
     assert run["status"] == "killed"
 
