@@ -15,6 +15,7 @@ from live_command import Live, await_nobody
 from small_jobs import SMALL, write_corpus
 
 from megaplug.commands import runs as command
+from megaplug.commands import train
 from megaplug.job.checks import resolve_topology
 from megaplug.job.compose import compose_job
 from megaplug.job.derive import derive
@@ -233,6 +234,7 @@ def test_a_launcher_that_has_the_lock_is_stopped(there, capsys):
     [
         (None, "does not say which command"),
         ({"command": "rm -rf x"}, "does not say which command"),
+        ({"command": "python launch/train.py 'name=x"}, "does not say which command"),
         ({"command": "python launch/train.py", "cwd": "/nowhere"}, "was started in /nowhere"),
     ],
 )
@@ -241,6 +243,35 @@ def test_only_a_training_command_is_typed_again(event, said, there, capsys):
     if event is not None:
         append_event(folder.events_file, {"event": "start", **event})
     assert said in refused(capsys, "action=resume", "run=wide-4444dddd")
+
+
+@pytest.fixture
+def begun(there: Path) -> RunFolder:
+    """A run that its command has made a folder for, though there was one, and that was stopped."""
+    make_run("try-5555eeee", "name=try", losses=(5.0,))
+    folder = make_run("try-5555eeee-2", "name=try", losses=(5.0,), status="stopped")
+    command = f"python {ROOT}/launch/train.py name=try resume=false 'lr.lr=1e-3'"
+    append_event(folder.events_file, {"event": "start", "command": command, "cwd": str(there)})
+    append_event(RunFolder(Path("runs/try-5555eeee")).events_file, {"event": "start", "command": command})
+    return folder
+
+
+def test_a_run_is_resumed_by_its_command_which_starts_nothing_over(begun, there, capsys, monkeypatch):
+    typed_again = []
+    monkeypatch.setattr(train, "main", lambda words: typed_again.append((words, Path.cwd())) or 3)
+    (there / "elsewhere").mkdir()
+    monkeypatch.chdir(there / "elsewhere")
+    assert typed("action=resume", f"run={there / begun.path}") == 3
+    assert typed_again == [(["name=try", "lr.lr=1e-3"], there)]
+    assert capsys.readouterr().out == "try-5555eeee-2 is stopped at step 1\n"
+
+
+def test_a_run_that_its_command_would_not_find_again_is_not_resumed(begun, there, capsys):
+    said = refused(capsys, "action=resume", "run=try-5555eeee")
+    assert f"would go on with {there / begun.path}" in said
+    assert f"load={there}/runs/try-5555eeee load_state=all" in said
+    begun.path.rename("elsewhere")
+    assert "would go on with" in refused(capsys, "action=resume", "run=./elsewhere")
 
 
 @pytest.mark.parametrize(
