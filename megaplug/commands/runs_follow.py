@@ -44,23 +44,25 @@ def answer(asked: Asked) -> Answer:
 
 def _lines(folder: RunFolder, file: Path) -> Iterator[str]:
     """The last lines of a file, and those that are added to it while the run lives."""
-    position, rest, first = 0, "", True
+    position, rest, first = 0, b"", True
     while True:
         # Asked before reading: what is written between the two is read in any case.
         is_alive = standing(folder).is_alive
         with disk_errors(file, "read"):
             size = file.stat().st_size if file.is_file() else 0
             if size < position:
-                position, rest = 0, ""  # cut back, as a run does that goes on from a checkpoint
-            text = ""
+                position, rest, first = 0, b"", True  # cut back, as a run does that goes on from a checkpoint
+            content = b""
             if size > position:
                 with file.open("rb") as opened:
                     opened.seek(position)
                     content = opened.read()
                 position += len(content)
-                text = content.decode(errors="replace")
-        *lines, rest = (rest + text).split("\n")
-        yield from lines[-_BEFORE:] if first else lines
+        *lines, rest = (rest + content).split(b"\n")
+        if rest and not is_alive:
+            lines.append(rest)
+        for line in lines[-_BEFORE:] if first else lines:
+            yield line.decode(errors="replace")
         if not is_alive:
             return
         first = False
@@ -70,8 +72,10 @@ def _lines(folder: RunFolder, file: Path) -> Iterator[str]:
 def _step(text: str, *, as_json: bool) -> str | None:
     """A line of ``metrics.jsonl`` for a person; None for one that is torn or says nothing that is shown."""
     try:
-        line: dict[str, Any] = json.loads(text)
+        line: Any = json.loads(text)
     except ValueError:
+        return None
+    if not isinstance(line, dict):
         return None
     if as_json:
         return text

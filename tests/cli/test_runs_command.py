@@ -24,7 +24,7 @@ from megaplug.job.freeze import FrozenJob, write_frozen
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.history import append_event
 from megaplug.runs.lock import RunLock
-from megaplug.runs.metrics import append_metrics
+from megaplug.runs.metrics import append_metrics, cut_metrics
 from megaplug.runs.standing import wait_until_free
 from megaplug.runs.state import RunState, write_state
 
@@ -185,6 +185,40 @@ def test_following_a_run_that_has_ended_shows_its_last_steps(there, capsys):
     assert typed("action=follow", "run=small-3*", "rank=0") == 0
     assert capsys.readouterr().out.splitlines()[:2] == ["one", "two"]
     assert "there are rank0.log" in refused(capsys, "action=follow", "run=small-3*", "rank=1")
+
+
+def test_a_log_is_shown_line_by_line_in_whatever_pieces_it_is_written(there, capsys, monkeypatch):
+    folder = RunFolder(there / "runs" / "small-3333cccc")
+    folder.logs.mkdir()
+    text = "one\nGrüße\nits last words".encode()
+    cut = text.index("ü".encode()) + 1
+    folder.log_file(0).write_bytes(text[:cut])
+    lock = RunLock.acquire(folder, "x")
+
+    def end(_: float) -> None:
+        folder.log_file(0).write_bytes(text)
+        lock.release()
+
+    monkeypatch.setattr("megaplug.commands.runs_follow.time.sleep", end)
+    assert typed("action=follow", "run=small-3*", "rank=0") == 0
+    assert capsys.readouterr().out.splitlines()[:-1] == ["one", "Grüße", "its last words"]
+
+
+def test_what_is_measured_again_is_shown_again_and_not_all_before_it(there, capsys, monkeypatch):
+    folder = RunFolder(there / "runs" / "small-3333cccc")
+    lock = RunLock.acquire(folder, "x")
+
+    def start_again(_: float) -> None:
+        if lock.fd < 0:
+            return
+        cut_metrics(folder.metrics_file, 12)
+        append_metrics(folder.metrics_file, {"iteration": 13, "loss": 4.0, "tokens": 1300})
+        lock.release()
+
+    monkeypatch.setattr("megaplug.commands.runs_follow.time.sleep", start_again)
+    assert typed("action=follow", "run=small-3*") == 0
+    steps = [int(line.split()[1]) for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert steps == [*range(7, 16), 15, *range(4, 14)]
 
 
 def test_a_run_that_does_not_run_need_not_be_stopped(there, capsys):
