@@ -49,11 +49,13 @@ class Answer:
         report: For a program.
         text: For a person.
         exit_code: 0, or 1 where something is wrong with what was found.
+        is_last: Whether others were told before; to a program each is one line then, with an ``event``.
     """
 
     report: dict[str, Any]
     text: str
     exit_code: int = 0
+    is_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,14 @@ class Tool:
             if word in ("output", *self.chosen):
                 choose(word, value, self.words[word].values)
         found: Answer = importlib.import_module(action.module).answer(self.asked(typed, command))
+        if typed.get("output") != "json":
+            cli.show(found.text)
+            return found.exit_code
         head = {"megaplug": megaplug.__version__, "format": FORMAT, "action": name}
-        as_json = typed.get("output") == "json"
-        cli.show(json.dumps({**head, **found.report}, indent=2) if as_json else found.text)
+        if found.is_last:
+            cli.show(json.dumps({"event": "answer", **head, **found.report}))
+        else:
+            cli.show(json.dumps({**head, **found.report}, indent=2))
         return found.exit_code
 
     def _takers(self, word: str, between: str) -> str:

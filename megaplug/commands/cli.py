@@ -179,7 +179,7 @@ def answered(
     answer: Callable[[Sequence[str]], int],
     error_json: Callable[[UserError], Mapping[str, object]],
 ) -> int:
-    """With ``output=json`` every answer is one JSON document on stdout, that to a mistake, too.
+    """With ``output=json`` every answer is JSON on stdout, that to a mistake, too: one line, as of several.
 
     Args:
         words: What was typed.
@@ -194,16 +194,25 @@ def answered(
     except UserError as error:
         if "output=json" not in words or isinstance(error, UnwrittenError):
             raise
-        show(json.dumps(error_json(error), indent=2))
+        show(json.dumps(error_json(error)))
         return error.exit_code
 
 
 def show(text: str) -> int:
     """Print what was asked for; a reader that leaves early, such as ``head``, is no fault.
 
+    Returns:
+        0, the exit code.
+
     Raises:
         UnwrittenError: It cannot be written, as to a file on a full disk.
     """
+    is_read(text)
+    return 0
+
+
+def is_read(text: str) -> bool:
+    """Print, as `show` does; False where the reader has left."""
     try:
         print(text, flush=True)
     except OSError as error:
@@ -211,7 +220,8 @@ def show(text: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise UnwrittenError(f"the answer cannot be written: {error.strerror}", exit_code=1) from error
-    return 0
+        return False
+    return True
 
 
 class Ended(BaseException):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megaplug.commands import cli
 from megaplug.commands.actions import Answer
 from megaplug.commands.runs_list import row_of
 from megaplug.commands.runs_words import Asked
@@ -32,14 +33,17 @@ def answer(asked: Asked) -> Answer:
         hint = f"there are {', '.join(there[:8])}" if there else "none of its ranks has written anything yet"
         raise UserError(f"{folder.name} has no log of rank {rank}", hint=hint)
     for line in _lines(folder, file):
-        said = line if rank is not None else _step(line, as_json=asked.as_json)
-        if said is not None:
-            print(said, flush=True)
+        if rank is None:
+            said = _step(line, as_json=asked.as_json)
+        else:
+            said = json.dumps({"event": "line", "rank": rank, "text": line}) if asked.as_json else line
+        if said is not None and not cli.is_read(said):
+            break
     row = row_of(folder)
     state = row.stands.state
     reason = f": {state.reason}" if state is not None and state.reason else ""
-    said = f"{folder.name} is {row.stands.status} at step {row.iteration:,}{reason}"
-    return Answer({"run": row.as_json([])}, said)
+    text = f"{folder.name} is {row.stands.status} at step {row.iteration:,}{reason}"
+    return Answer({"run": row.as_json([])}, text, is_last=True)
 
 
 def _lines(folder: RunFolder, file: Path) -> Iterator[str]:
@@ -70,7 +74,10 @@ def _lines(folder: RunFolder, file: Path) -> Iterator[str]:
 
 
 def _step(text: str, *, as_json: bool) -> str | None:
-    """A line of ``metrics.jsonl`` for a person; None for one that is torn or says nothing that is shown."""
+    """A line of ``metrics.jsonl``, for a program with the event as which training tells it.
+
+    None for one that is torn, or says nothing that a person is shown.
+    """
     try:
         line: Any = json.loads(text)
     except ValueError:
@@ -78,7 +85,7 @@ def _step(text: str, *, as_json: bool) -> str | None:
     if not isinstance(line, dict):
         return None
     if as_json:
-        return text
+        return json.dumps({"event": "valid" if "valid_loss" in line else "step", **line})
     at = f"step {line.get('iteration', 0):>6,}"
     if line.get("valid_loss") is not None and "source" not in line:
         return f"{at}  {line.get('split', 'valid')} loss {line['valid_loss']:.4f}"

@@ -30,10 +30,10 @@ def answer(asked: Asked) -> Answer:
     words, place = _started_by(folder)
     _find_again(folder, place)
     os.chdir(place)
-    code = train.main(words)
+    code = train.main([*words, "launch.output=json"] if asked.as_json else words)
     row = row_of(folder)
     said = f"{folder.name} is {row.stands.status} at step {row.iteration:,}"
-    return Answer({"run": row.as_json([]), "exit_code": code}, said, code)
+    return Answer({"run": row.as_json([]), "exit_code": code}, said, code, is_last=True)
 
 
 def _started_by(folder: RunFolder) -> tuple[list[str], Path]:

@@ -187,6 +187,38 @@ def test_following_a_run_that_has_ended_shows_its_last_steps(there, capsys):
     assert "there are rank0.log" in refused(capsys, "action=follow", "run=small-3*", "rank=1")
 
 
+def test_a_program_that_follows_reads_an_object_a_line(there, capsys):
+    assert typed("action=follow", "run=small-3*", "output=json") == 0
+    *steps, valid, answer = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [(line["event"], line["iteration"]) for line in steps] == [("step", step) for step in range(7, 16)]
+    assert (valid["event"], valid["valid_loss"]) == ("valid", 6.0)
+    assert (answer["event"], answer["action"], answer["run"]["status"]) == ("answer", "follow", "killed")
+    log = RunFolder(there / "runs" / "small-3333cccc").log_file(0)
+    log.parent.mkdir()
+    log.write_text('{"one"\n')
+    assert typed("action=follow", "run=small-3*", "rank=0", "output=json") == 0
+    said, answer = map(json.loads, capsys.readouterr().out.splitlines())
+    assert said == {"event": "line", "rank": 0, "text": '{"one"'} and answer["event"] == "answer"
+    assert typed("action=follow", "run=small-3*", "rank=1", "output=json") == 2
+    (mistake,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert "no log of rank 1" in mistake["problems"][0]["message"]
+
+
+def test_nobody_is_followed_for_a_reader_that_has_left(there):
+    read, write = os.pipe()
+    os.close(read)
+    with RunLock.acquire(RunFolder(there / "runs" / "small-3333cccc"), "x"):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "launch" / "runs.py"), "action=follow", "run=small-3*"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=write,
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_log_is_shown_line_by_line_in_whatever_pieces_it_is_written(there, capsys, monkeypatch):
     folder = RunFolder(there / "runs" / "small-3333cccc")
     folder.logs.mkdir()
@@ -298,6 +330,10 @@ def test_a_run_is_resumed_by_its_command_which_starts_nothing_over(begun, there,
     assert typed("action=resume", f"run={there / begun.path}") == 3
     assert typed_again == [(["name=try", "lr.lr=1e-3"], there)]
     assert capsys.readouterr().out == "try-5555eeee-2 is stopped at step 1\n"
+    assert typed("action=resume", f"run={there / begun.path}", "output=json") == 3
+    assert typed_again[1] == (["name=try", "lr.lr=1e-3", "launch.output=json"], there)
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["event"], answer["exit_code"], answer["run"]["status"]) == ("answer", 3, "stopped")
 
 
 def test_a_run_that_its_command_would_not_find_again_is_not_resumed(begun, there, capsys):
@@ -396,8 +432,9 @@ def test_a_live_run_is_listed_followed_stopped_killed_and_resumed(tmp_path, caps
     (run,) = told(capsys, here)["runs"]
     assert run["status"] == "killed"
 
+    words = ["action=resume", "run=small-*", here, "output=json"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "runs.py"), "action=resume", "run=small-*", here],
+        [sys.executable, str(ROOT / "launch" / "runs.py"), *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
         capture_output=True,
@@ -405,6 +442,8 @@ def test_a_live_run_is_listed_followed_stopped_killed_and_resumed(tmp_path, caps
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert "resumes" in done.stdout or "from step" in done.stdout
+    header, *_, summary, resumed = map(json.loads, done.stdout.splitlines())
+    assert header["resumes"] == f"from step {run['saved_iteration']:,}"
+    assert [line["event"] for line in (header, summary, resumed)] == ["header", "summary", "answer"]
     (run,) = told(capsys, here)["runs"]
     assert (run["status"], run["iteration"]) == ("finished", 60)
