@@ -5,11 +5,13 @@ They compose no job and import neither torch nor Hydra, so that they answer at o
 
 from __future__ import annotations
 
+import glob
 import importlib
 import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import megaplug
@@ -39,6 +41,24 @@ class Action:
     module: str
     meaning: str
     words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was typed; each command adds what its own words name.
+
+    Attributes:
+        typed: The words; of one that was typed twice, the last.
+        command: All of it.
+    """
+
+    typed: Mapping[str, str]
+    command: cli.CommandLine
+
+    @property
+    def as_json(self) -> bool:
+        """Whether a program reads the answer."""
+        return self.typed.get("output") == "json"
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,7 @@ class Tool:
     default: str
     words: Mapping[str, Word]
     chosen: tuple[str, ...]
-    asked: Callable[[Mapping[str, str], cli.CommandLine], Any]
+    asked: Callable[[Mapping[str, str], cli.CommandLine], Asked]
     names_by: str
 
     def main(self, argv: Sequence[str] | None = None) -> int:
@@ -121,8 +141,9 @@ class Tool:
                 raise UserError(f"{word}= has no value", hint=meaning)
             if word in ("output", *self.chosen):
                 choose(word, value, self.words[word].values)
-        found: Answer = importlib.import_module(action.module).answer(self.asked(typed, command))
-        if typed.get("output") != "json":
+        asked = self.asked(typed, command)
+        found: Answer = importlib.import_module(action.module).answer(asked)
+        if not asked.as_json:
             cli.show(found.text)
             return found.exit_code
         head = {"megaplug": megaplug.__version__, "format": FORMAT, "action": name}
@@ -188,6 +209,13 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
         first, *more = textwrap.wrap(right, 110 - 24, break_on_hyphens=False)
         lines += [f"  {left:<22}{first}", *(" " * 24 + line for line in more)]
     return "\n".join(lines)
+
+
+def folders_of(pattern: Path) -> list[Path]:
+    """The folders that a path names, in the order of their names."""
+    if pattern.is_dir():
+        return [pattern]
+    return sorted(path for path in map(Path, glob.glob(str(pattern))) if path.is_dir())  # noqa: PTH207
 
 
 def columns(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:

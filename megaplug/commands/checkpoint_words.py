@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import glob
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from megaplug.commands.actions import FILES, SWITCH
-from megaplug.commands.cli import CommandLine
+from megaplug.commands import actions
+from megaplug.commands.actions import FILES, SWITCH, folders_of
 from megaplug.commands.plan_words import OUTPUTS, Word
 from megaplug.errors import UserError
 from megaplug.job.counts import count_of
@@ -52,22 +50,8 @@ class Place:
     run: RunFolder | None
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What was typed.
-
-    Attributes:
-        typed: The words; of one that was typed twice, the last.
-        command: All of it.
-    """
-
-    typed: Mapping[str, str]
-    command: CommandLine
-
-    @property
-    def as_json(self) -> bool:
-        """Whether a program reads the answer."""
-        return self.typed.get("output") == "json"
+class Asked(actions.Asked):
+    """What was typed, and the runs and checkpoints that it names."""
 
     def count(self, word: str, *, least: int = 1) -> int | None:
         """A whole number; None where it was not typed, or as ``null``.
@@ -93,13 +77,13 @@ class Asked:
         """
         named = self.typed.get("run")
         if named is None:
-            found = [place for path in _folders(_RUNS / "*") if (place := _place(path)) is not None]
+            found = [place for path in folders_of(_RUNS / "*") if (place := _place(path)) is not None]
             if not found:
                 raise UserError("no run is named, and there is none in runs/", hint="name one: run=FOLDER")
             return found
         places = []
         for text in named.removeprefix("[").removesuffix("]").split(","):
-            paths = _folders(Path(text.strip()).expanduser()) if text.strip() else []
+            paths = folders_of(Path(text.strip()).expanduser()) if text.strip() else []
             if not paths:
                 raise UserError(f"run={text.strip()} is not a folder", hint=_there())
             found = [place for path in paths if (place := _place(path)) is not None]
@@ -149,13 +133,6 @@ class Asked:
         return chosen[-1], place
 
 
-def _folders(pattern: Path) -> list[Path]:
-    """The folders that a path names, in the order of their names."""
-    if pattern.is_dir():
-        return [pattern]
-    return sorted(path for path in map(Path, glob.glob(str(pattern))) if path.is_dir())  # noqa: PTH207
-
-
 def _place(path: Path) -> Place | None:
     """What a folder is: a run, its ``checkpoints``, one that holds ``iter_*`` folders; None for another."""
     if (path / "checkpoints").is_dir():
@@ -168,7 +145,7 @@ def _place(path: Path) -> Place | None:
 
 def _there() -> str:
     """What could have been meant."""
-    names = [str(path) for path in _folders(_RUNS / "*") if _place(path) is not None]
+    names = [str(path) for path in folders_of(_RUNS / "*") if _place(path) is not None]
     if not names:
         return "give the folder of a run, such as runs/tiny-0123abcd"
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from megaplug.commands.actions import FILES, SWITCH
-from megaplug.commands.cli import CommandLine
+from megaplug.commands import actions
+from megaplug.commands.actions import FILES, SWITCH, folders_of
 from megaplug.commands.plan_words import OUTPUTS, Word
 from megaplug.errors import UserError
 from megaplug.job.suggest import closest
@@ -25,22 +22,8 @@ WORDS: dict[str, Word] = {
 """Every word of every action; which action takes which stands in ``runs.ACTIONS``."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What was typed.
-
-    Attributes:
-        typed: The words; of one that was typed twice, the last.
-        command: All of it.
-    """
-
-    typed: Mapping[str, str]
-    command: CommandLine
-
-    @property
-    def as_json(self) -> bool:
-        """Whether a program reads the answer."""
-        return self.typed.get("output") == "json"
+class Asked(actions.Asked):
+    """What was typed, and the runs that it names."""
 
     @property
     def runs_dir(self) -> Path:
@@ -51,7 +34,7 @@ class Asked:
     def has_none(self) -> bool:
         """Whether no run and no folder is named, and none was made yet."""
         return not {"run", "runs_dir"} & set(self.typed) and not any(
-            map(is_run, _matching(self.runs_dir / "*"))
+            map(is_run, folders_of(self.runs_dir / "*"))
         )
 
     def runs(self) -> list[RunFolder]:
@@ -62,7 +45,7 @@ class Asked:
         """
         named = self.typed.get("run")
         if named is None:
-            found = [RunFolder(path) for path in _matching(self.runs_dir / "*") if is_run(path)]
+            found = [RunFolder(path) for path in folders_of(self.runs_dir / "*") if is_run(path)]
             if not found:
                 where = "is not a folder" if not self.runs_dir.is_dir() else "holds no run"
                 raise UserError(f"runs_dir={self.runs_dir} {where}", hint="python launch/train.py makes one")
@@ -100,7 +83,7 @@ class Asked:
     def _named(self, text: str) -> list[Path]:
         places = (Path(text).expanduser(), self.runs_dir / text)
         for pattern in places if text else ():
-            if found := [path for path in _matching(pattern) if is_run(path)]:
+            if found := [path for path in folders_of(pattern) if is_run(path)]:
                 return found
         if any(place.is_dir() for place in places):
             message = f"run={text} is no run: it has neither job.yaml nor state.json"
@@ -109,7 +92,7 @@ class Asked:
 
     def _there(self, text: str = "") -> str:
         """What could have been meant."""
-        names = [path.name for path in _matching(self.runs_dir / "*") if is_run(path)]
+        names = [path.name for path in folders_of(self.runs_dir / "*") if is_run(path)]
         if not names:
             return f"there is none in {self.runs_dir}; runs_dir= names another folder"
         if meant := closest(text, names):
@@ -121,10 +104,3 @@ class Asked:
 def is_run(path: Path) -> bool:
     """Whether a folder is that of a run."""
     return path.is_dir() and ((path / "job.yaml").is_file() or (path / "state.json").is_file())
-
-
-def _matching(pattern: Path) -> list[Path]:
-    """The folders that a path names, in the order of their names."""
-    if pattern.is_dir():
-        return [pattern]
-    return sorted(path for path in map(Path, glob.glob(str(pattern))) if path.is_dir())  # noqa: PTH207
