@@ -60,6 +60,13 @@ class Asked:
         """Whether a program reads the answer."""
         return self.typed.get("output") == "json"
 
+    def several(self, word: str) -> list[str]:
+        """What a word names: ``[a,b]`` are two; of one name, brackets are part of a pattern."""
+        text = self.typed[word]
+        if text.startswith("[") and text.endswith("]"):
+            text = text[1:-1]
+        return [one.strip() for one in text.split(",")]
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -75,17 +75,16 @@ class Asked(actions.Asked):
         Raises:
             UserError: There is none.
         """
-        named = self.typed.get("run")
-        if named is None:
+        if "run" not in self.typed:
             found = [place for path in folders_of(_RUNS / "*") if (place := _place(path)) is not None]
             if not found:
                 raise UserError("no run is named, and there is none in runs/", hint="name one: run=FOLDER")
             return found
         places = []
-        for text in named.removeprefix("[").removesuffix("]").split(","):
-            paths = folders_of(Path(text.strip()).expanduser()) if text.strip() else []
+        for text in self.several("run"):
+            paths = folders_of(Path(text).expanduser()) if text else []
             if not paths:
-                raise UserError(f"run={text.strip()} is not a folder", hint=_there())
+                raise UserError(f"run={text} is not a folder", hint=_there())
             found = [place for path in paths if (place := _place(path)) is not None]
             if not found:
                 raise UserError(f"{paths[0]} is neither a run nor a folder of checkpoints", hint=_there())

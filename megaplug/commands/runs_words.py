@@ -43,16 +43,15 @@ class Asked(actions.Asked):
         Raises:
             UserError: There is none.
         """
-        named = self.typed.get("run")
-        if named is None:
+        if "run" not in self.typed:
             found = [RunFolder(path) for path in folders_of(self.runs_dir / "*") if is_run(path)]
             if not found:
                 where = "is not a folder" if not self.runs_dir.is_dir() else "holds no run"
                 raise UserError(f"runs_dir={self.runs_dir} {where}", hint="python launch/train.py makes one")
             return found
         paths: dict[Path, None] = {}
-        for text in named.removeprefix("[").removesuffix("]").split(","):
-            paths |= dict.fromkeys(self._named(text.strip()))
+        for text in self.several("run"):
+            paths |= dict.fromkeys(self._named(text))
         return [RunFolder(path) for path in paths]
 
     def run(self) -> RunFolder:

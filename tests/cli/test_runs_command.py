@@ -135,6 +135,14 @@ def test_a_run_with_a_held_lock_runs_and_names_its_process(there, capsys):
     assert (run["status"], run["process"]) == ("finished", None)
 
 
+def test_brackets_are_a_list_or_a_part_of_a_pattern(there, capsys):
+    def names(run: str) -> list[str]:
+        return [found["run"] for found in told(capsys, f"run={run}")["runs"]]
+
+    assert names("[small-2*, small-1111aaaa]") == ["small-2222bbbb", "small-1111aaaa"]
+    assert names("small-*[ab]") == ["small-1111aaaa", "small-2222bbbb"]
+
+
 def test_a_damaged_file_is_a_fault_of_its_run_alone(there, capsys):
     (there / "runs/small-1111aaaa/state.json").write_text("{")
     (there / "runs/small-2222bbbb/job.yaml").write_text("job: [")
