@@ -22,8 +22,9 @@ from megaplug.runs.atomic import disk_errors
 from megaplug.runs.folder import RunFolder
 
 _POLL_S = 0.01
-# Whoever has just taken the lock writes its name; ranks without a launcher end themselves.
-_UNNAMED_S, _ORPHANS_S = 1.0, 10.0
+# Whoever has just taken the lock writes its name; ranks without a launcher end themselves; and who asks how a
+# run stands has its lock for a moment, though its file names the last launcher, which may live.
+_UNNAMED_S, _ORPHANS_S, _LOOK_S = 1.0, 10.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _patience(holder: Holder | None) -> float:
     """Seconds for which a lock that is held may come free, or be found to be somebody else's."""
     if holder is None:
         return _UNNAMED_S
-    return _ORPHANS_S if holder.host == socket.gethostname() and not _lives(holder.pid) else 0.0
+    return _ORPHANS_S if holder.host == socket.gethostname() and not _lives(holder.pid) else _LOOK_S
 
 
 def _now() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -28,6 +29,17 @@ def test_two_jobs_cannot_hold_one_folder(folder):
             RunLock.acquire(folder)
         assert "resume=false" in refused.value.hint
     RunLock.acquire(folder).release()
+
+
+def test_a_launcher_is_not_refused_for_a_look_at_the_lock(folder, monkeypatch):
+    """``lock_is_held`` has it for a moment; its last launcher lives, as in a sweep."""
+    RunLock.acquire(folder, "the point before").release()
+    looking = os.open(folder.lock_file, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    monkeypatch.setattr("megaplug.runs.lock.time.sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+    with RunLock.acquire(folder, "the next point"):
+        assert read_holder(folder.lock_file).command == "the next point"
+    os.close(looking)
 
 
 def test_the_file_says_who_holds_it(folder):
@@ -81,7 +93,9 @@ import json, os, sys
 from pathlib import Path
 from megaplug.errors import UserError
 from megaplug.runs.folder import open_first
+from megaplug.runs import lock as locks
 from megaplug.runs.lock import RunLock
+locks._LOOK_S = 0.0  # nobody only looks
 LAUNCHERS = 4
 for race in range(50):
     go_read, go = os.pipe()
