@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megaplug.runs.atomic import disk_errors, replaced
-from megaplug.runs.figures import validations
-from megaplug.runs.metrics import read_metrics
+from megaplug.runs.metrics import read_metrics, validations
 
 # Steps that a line is smoothed over: as many as a fiftieth of the run.
 _SMOOTHED = 50

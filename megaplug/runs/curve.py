@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megaplug.runs.atomic import disk_errors, replaced
-from megaplug.runs.metrics import read_metrics
+from megaplug.runs.metrics import read_metrics, validations
 
 
 def draw_loss_curve(
@@ -24,13 +24,7 @@ def draw_loss_curve(
     """
     lines = read_metrics(metrics_file)
     steps = [(line["iteration"], line["loss"]) for line in lines if line.get("loss") is not None]
-    valid = [
-        (line["iteration"], line["valid_loss"])
-        for line in lines
-        if line.get("valid_loss") is not None
-        and line.get("split", "valid") == "valid"
-        and "source" not in line
-    ]
+    valid = validations(lines)
     if not steps and not valid:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg

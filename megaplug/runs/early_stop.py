@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from megaplug.runs.metrics import is_validation
+
 EARLY_STOP = "early stop"
 
 
@@ -50,7 +52,7 @@ def plateau_of(lines: Iterable[Mapping[str, Any]], min_delta: float) -> Plateau:
     """
     found = Plateau()
     for line in lines:
-        if "valid_loss" not in line or line.get("split") != "valid" or "source" in line:
+        if not is_validation(line):
             continue
         loss, iteration = line["valid_loss"], line["iteration"]
         better = loss is not None and loss < found.best and found.best - loss >= min_delta

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megaplug.runs.metrics import read_metrics
+from megaplug.runs.metrics import read_metrics, validations
 
 # Steps that the loss and the throughput are taken of; one step's loss says little.
 _STEPS = 10
@@ -59,14 +59,3 @@ def figures_of(metrics_file: Path) -> Figures:
         best_valid_loss=min(valid) if valid else None,
         tokens_per_second=statistics.median(rates) if rates else None,
     )
-
-
-def validations(lines: list[dict[str, Any]]) -> list[tuple[int, float]]:
-    """Step and loss of each validation of the whole text: not of a test, nor of one source of a blend."""
-    return [
-        (line["iteration"], line["valid_loss"])
-        for line in lines
-        if line.get("valid_loss") is not None
-        and line.get("split", "valid") == "valid"
-        and "source" not in line
-    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,20 @@ def read_metrics(metrics_file: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict) and isinstance(line.get("iteration"), int):
             lines.append(line)
     return lines
+
+
+def is_validation(line: Mapping[str, Any]) -> bool:
+    """Whether a line is a validation of the whole text: not of a test, nor of one source of a blend."""
+    return "valid_loss" in line and line.get("split", "valid") == "valid" and "source" not in line
+
+
+def validations(lines: Iterable[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """Step and loss of each validation of the whole text whose loss is a number."""
+    return [
+        (line["iteration"], line["valid_loss"])
+        for line in lines
+        if is_validation(line) and line["valid_loss"] is not None
+    ]
 
 
 def cut_metrics(metrics_file: Path, iteration: int) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaplug.runs.checkpoints import Checkpoint, delete, list_checkpoints
-from megaplug.runs.metrics import read_metrics
+from megaplug.runs.metrics import read_metrics, validations
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,8 @@ def kept(
 
 
 def validation_losses(metrics_file: Path) -> dict[int, float]:
-    """The loss on the whole validation split by step, as a run has recorded it."""
-    return {
-        line["iteration"]: line["valid_loss"]
-        for line in read_metrics(metrics_file)
-        if "valid_loss" in line and line.get("split", "valid") == "valid" and "source" not in line
-    }
+    """The loss on the whole validation split by step, as a run has recorded it; only numbers."""
+    return dict(validations(read_metrics(metrics_file)))
 
 
 def prune(directory: Path, policy: Retention, losses: Mapping[int, float]) -> list[Checkpoint]:

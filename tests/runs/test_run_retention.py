@@ -55,6 +55,8 @@ def test_the_loss_is_that_of_the_validation_split_as_a_whole(tmp_path: Path) -> 
         {"iteration": 20, "valid_loss": 0.5, "split": "valid", "source": "code"},
         {"iteration": 20, "valid_loss": 0.2, "split": "test"},
         {"iteration": 40, "valid_loss": 2.0, "split": "valid"},
+        # It was no number.
+        {"iteration": 60, "valid_loss": None, "split": "valid"},
     ]
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
