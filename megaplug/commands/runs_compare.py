@@ -22,7 +22,7 @@ def answer(asked: Asked) -> Answer:
         message = f"{rows[0].folder.name} is the only run"
         raise UserError(message, hint="name several: run=[a,b] or run='tiny-*'")
     names = differing([row.keys for row in rows])
-    picture = Path(asked.typed.get("picture", asked.runs_dir / "comparison.png")).expanduser()
+    picture = Path(asked.typed.get("picture", rows[0].folder.path.parent / "comparison.png")).expanduser()
     is_drawn = draw_comparison({_label(row, names): row.folder.metrics_file for row in rows}, picture)
     lines = columns([(*HEADER[:-1], *names[:_COLUMNS]), *(_cells(row, names) for row in rows)], left=(0, 1))
     if more := names[_COLUMNS:]:

@@ -19,6 +19,10 @@ def answer(asked: Asked) -> Answer:
     if "run" not in asked.typed:
         raise UserError("no run is named: nothing is deleted unless it is", hint="name one: run=FOLDER")
     runs, sure = asked.runs(), asked.typed.get("yes") == "true"
+    for folder in runs:
+        if folder.path.is_symlink():
+            message = f"{folder.path} is a link to {folder.path.resolve()}: nothing is deleted"
+            raise UserError(message, hint=f"run={folder.path.resolve()} deletes what it leads to")
     sizes = {folder: _size(folder.path) for folder in runs}
     for folder in runs if sure else []:
         remove(folder, asked.command.typed())

@@ -15,7 +15,7 @@ WORDS: dict[str, Word] = {
     "output": Word("output=table|json", "for a person, or for a program", OUTPUTS),
     "run": Word("run=FOLDER", "a run's folder, name or pattern such as 'tiny-*'; [a,b] are several", FILES),
     "runs_dir": Word("runs_dir=FOLDER", "where runs are that are not named by their folder: runs", FILES),
-    "picture": Word("picture=FILE", "where the picture goes: comparison.png in runs_dir", FILES),
+    "picture": Word("picture=FILE", "where the picture goes: comparison.png beside the first run", FILES),
     "rank": Word("rank=0", "what this rank writes, in place of the steps"),
     "yes": Word("yes=true", "delete what is shown; else nothing is deleted", SWITCH),
 }

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megaplug.runs.atomic import disk_errors, replaced
 from megaplug.runs.metrics import read_metrics, validations
 
-# Steps that a line is smoothed over: as many as a fiftieth of the run.
+# A line is smoothed over this part of its run.
 _SMOOTHED = 50
 
 
@@ -24,7 +25,7 @@ def draw_comparison(metrics_files: Mapping[str, Path], png: Path) -> bool:
         False if no run has a step to draw, and then nothing is written.
     """
     read = {name: read_metrics(file) for name, file in metrics_files.items()}
-    drawn = {name: lines for name, lines in read.items() if _curve(lines)[0]}
+    drawn = {name: curve for name, lines in read.items() if (curve := _curve(lines))[0]}
     if not drawn:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -33,9 +34,9 @@ def draw_comparison(metrics_files: Mapping[str, Path], png: Path) -> bool:
     figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name, lines in drawn.items():
-        tokens, losses = _curve(lines)
+    for name, (tokens, losses) in drawn.items():
         (line,) = axes.plot(tokens, losses, linewidth=1.2, label=name)
+        lines = read[name]
         at = {each["iteration"]: each["tokens"] for each in lines if each.get("tokens") is not None}
         dots = [(at[step], loss) for step, loss in validations(lines) if step in at]
         if dots:
@@ -52,9 +53,11 @@ def draw_comparison(metrics_files: Mapping[str, Path], png: Path) -> bool:
 def _curve(lines: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
     """Tokens and smoothed loss of every step."""
     steps = [line for line in lines if line.get("loss") is not None and line.get("tokens") is not None]
-    window = max(1, len(steps) // _SMOOTHED)
-    losses = [line["loss"] for line in steps]
-    smoothed = [
-        sum(losses[max(0, end - window) : end]) / min(window, end) for end in range(1, len(losses) + 1)
-    ]
-    return [line["tokens"] for line in steps], smoothed
+    return [line["tokens"] for line in steps], smoothed([line["loss"] for line in steps])
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """The mean of each and those before it, as many as are a fiftieth of all."""
+    window = max(1, len(losses) // _SMOOTHED)
+    sums = [0.0, *itertools.accumulate(losses)]
+    return [(sums[end] - sums[max(0, end - window)]) / min(window, end) for end in range(1, len(losses) + 1)]

@@ -165,6 +165,13 @@ def test_a_comparison_has_a_column_for_each_key_and_a_picture(there, capsys):
     assert (there / "here.png").is_file()
 
 
+def test_a_picture_is_beside_its_runs_wherever_they_are(there, capsys, monkeypatch):
+    (there / "elsewhere").mkdir()
+    monkeypatch.chdir(there / "elsewhere")
+    assert told(capsys, "action=compare", "run=../runs/small-*")["picture"] == "../runs/comparison.png"
+    assert (there / "runs" / "comparison.png").is_file()
+
+
 def test_runs_without_a_step_are_compared_without_a_picture(there, capsys):
     make_run("wide-5555eeee")
     assert told(capsys, "action=compare", "run=wide-*")["picture"] is None
@@ -179,6 +186,13 @@ def test_a_removed_run_is_gone_and_one_that_runs_stays(there, capsys):
         assert "somebody's command" in refused(capsys, "action=remove", "run=small-2222bbbb", "yes=true")
     assert told(capsys, "action=remove", "run=small-*", "yes=true")["deleted"] is True
     assert [path.name for path in sorted((there / "runs").iterdir())] == ["notes", "wide-4444dddd"]
+
+
+def test_a_link_to_a_run_is_not_removed_for_it(there, capsys):
+    (there / "runs" / "best").symlink_to("small-1111aaaa")
+    said = refused(capsys, "action=remove", "run=best", "yes=true")
+    assert f"run={there}/runs/small-1111aaaa deletes" in said
+    assert (there / "runs" / "best" / "job.yaml").is_file()
 
 
 def test_following_a_run_that_has_ended_shows_its_last_steps(there, capsys):
