@@ -193,10 +193,8 @@ def _header(
         ("training", f"{derived.iters:,} steps of {count(derived.tokens_per_iter)} tokens, {length}"),
     ]
     if resolved.source is not None:
-        what = {"weights": "the weights", "all": "the whole state", UPCYCLE: "experts made of the MLPs"}[
-            job.load_state
-        ]
-        rows.append(("starts from", f"{what} of {resolved.source.checkpoint.path}"))
+        taken = {"weights": "the weights", "all": "the whole state", UPCYCLE: "the weights, MLPs as experts,"}
+        rows.append(("starts from", f"{taken[job.load_state]} of {resolved.source.checkpoint.path}"))
         rows += [("passed over", why) for why in resolved.source.passed_over]
     if overlap := overlap_line(derived.overlap):
         rows.append(("overlap", overlap))
