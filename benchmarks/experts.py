@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import environment, median
+from measure import alternate, environment, median
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -119,35 +119,12 @@ def contender(experts: Any, counts: torch.Tensor, given: list[torch.Tensor]) -> 
 
 
 def forget(experts: Any) -> None:
-    """Make room for the next gradients, which no time is counted for."""
+    """Make room for the next gradients."""
     if hasattr(experts, "zero_grad_buffer"):
         experts.zero_grad_buffer()
     else:
         for weight in experts.parameters():
             weight.grad = None
-
-
-def seconds_in_turns(
-    both: dict[str, Any], runs: dict[str, Callable[[], None]], repeats: int, device: str
-) -> dict[str, list[float]]:
-    """Seconds of each, taken in turns: of the CPU, or until the GPU is done."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            forget(both[name])
-            _wait(device)
-            start = clock()
-            run()
-            _wait(device)
-            if repeat:  # the first round warms up
-                seconds[name].append(clock() - start)
-    return seconds
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def case(sizes: Sizes, dtype: torch.dtype, in_training: bool, repeats: int) -> dict[str, Any]:
@@ -160,7 +137,8 @@ def case(sizes: Sizes, dtype: torch.dtype, in_training: bool, repeats: int) -> d
     given = [x, torch.rand(sizes.rows, generator=chance).to(sizes.device), grad]
     both = {kind: build(kind, sizes, dtype, in_training) for kind in kinds(sizes.device)}
     runs = {kind: contender(experts, counts, given) for kind, experts in both.items()}
-    seconds = seconds_in_turns(both, runs, repeats, sizes.device)
+    clock = time.process_time if sizes.device == "cpu" else time.perf_counter
+    seconds = alternate(runs, repeats, sizes.device, clock, before=lambda kind: forget(both[kind]))
     row: dict[str, Any] = {kind: median(values) for kind, values in seconds.items()}
     row["tflops"] = {kind: sizes.flops / median(values) / 1e12 for kind, values in seconds.items()}
     pairs = zip(seconds["sequential"], seconds["grouped"], strict=True)

@@ -19,11 +19,21 @@ def alternate(
     repeats: int,
     device: str,
     clock: Callable[[], float] = time.perf_counter,
+    before: Callable[[str], object] = lambda _: None,
 ) -> dict[str, list[float]]:
-    """Seconds of every run of every contender, taken in turns so that a busy machine hurts all alike."""
+    """Seconds of every run of every contender, taken in turns so that a busy machine hurts all alike.
+
+    Args:
+        contenders: By their names.
+        repeats: How often each is timed.
+        device: ``cpu`` or ``cuda``, which is waited for.
+        clock: Seconds.
+        before: Is called with the contender's name before each run of it, and no time is counted for that.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat in range(repeats + 1):
         for name, run in contenders.items():
+            before(name)
             _synchronize(device)
             start = clock()
             run()
