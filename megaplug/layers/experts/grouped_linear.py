@@ -65,7 +65,7 @@ def choose_kernel(x_TK: Tensor, weight_ENK: Tensor, kernel: str = "auto") -> str
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """Gradients of all groups are written where they belong: nothing is split, stacked or joined."""
+    """Gradients of all groups are written where they belong: nothing is stacked or joined."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, counts: tuple[int, ...], kernel: str) -> Tensor:
