@@ -184,7 +184,7 @@ def from_command_line[R: Run](
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="one run of the campaign, by its number")
     parser.add_argument("--at-once", type=int, default=1, help="runs that go on side by side")
-    parser.add_argument("--folder", type=Path, help="where the runs are made, and failed ones stay")
+    parser.add_argument("--folder", type=Path, help="where each sitting makes its own, for failed runs")
     parser.add_argument("--record", type=Path, help="keeps ended runs; given again, go on after them")
     parser.add_argument("--json", type=Path)
     words = parser.parse_args()
@@ -192,8 +192,9 @@ def from_command_line[R: Run](
         record = Record(words.record, words.seed)
     except ValueError as error:
         parser.error(f"--record: {error}")
-    place = words.folder or Path(tempfile.mkdtemp(prefix=f"{what}-"))
-    place.mkdir(parents=True, exist_ok=True)
+    if words.folder:
+        words.folder.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f"{what}-", dir=words.folder))
     asked = Asked(
         place=place,
         number=words.number,
@@ -210,6 +211,6 @@ def from_command_line[R: Run](
     print(json.dumps(found, indent=2))
     if words.json:
         write_json_atomic(words.json, {**found, "machine": environment("cpu")})
-    if not found["failures"] and words.folder is None:
+    if not found["failures"]:
         shutil.rmtree(place)
     return 1 if found["failures"] else 0

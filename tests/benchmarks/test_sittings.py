@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from benchmarks.kill_campaign import Kill, Run, report
-from benchmarks.sittings import Asked, Record
+from benchmarks.sittings import Asked, Record, from_command_line
 
 KILL = Kill("any", "a rank", "training", 0.25, 4, 6)
 
@@ -44,6 +45,21 @@ def test_a_line_that_was_cut_off_is_forgotten_and_its_run_made_again(tmp_path):
     assert sorted(run.number for run in sitting(path, 3)) == [0, 1, 2]
     assert len(Record(path, 1).lines) == 3
     assert Record(path, 1).sums()["sittings"] in (1, 2)  # both began in the same second, or not
+
+
+def test_sittings_share_a_folder_and_the_failed_keep_their_own_in_it(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "runs"
+
+    def sit(failure: str) -> int:
+        def campaign(asked: Asked, before: list[Run]) -> list[Run]:
+            (asked.place / "undisturbed1").mkdir()
+            return [Run(0, 1, async_save=True, kills=[KILL], failure=failure)]
+
+        monkeypatch.setattr(sys, "argv", ["kill_campaign.py", "--folder", str(folder)])
+        return from_command_line("kills", 1, "1", Run, campaign, report, "")
+
+    assert [sit("it was lost"), sit(""), sit("it was lost")] == [1, 0, 1]
+    assert len(list(folder.glob("kills-*/undisturbed1"))) == len(list(folder.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
