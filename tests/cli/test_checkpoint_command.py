@@ -6,11 +6,11 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from quick_answers import assert_quick
 from small_checkpoints import COMMON, craft_object, make_checkpoint
 
 from megaplug.commands import checkpoint as command
@@ -24,7 +24,6 @@ from megaplug.runs.folder import RunFolder
 from megaplug.runs.lock import RunLock
 from megaplug.runs.metrics import append_metrics
 
-ROOT = Path(__file__).resolve().parents[2]
 LOSSES = {10: 3.0, 20: 2.0, 30: 2.5}
 
 
@@ -394,17 +393,4 @@ def test_the_tab_key_knows_its_words_and_no_others(capsys):
 
 @pytest.mark.parametrize("words", [[], ["action=verify"], ["action=prune", "run=runs/*"], ["--help"]])
 def test_an_answer_needs_no_torch_and_comes_at_once(run, tmp_path, words):
-    code = (
-        "import sys; from megaplug.commands import checkpoint; checkpoint.main(sys.argv[1:]);"
-        "sys.exit(9 if {'torch', 'megatron', 'numpy', 'hydra'} & set(sys.modules) else 0)"
-    )
-    begun = os.times().children_user
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert os.times().children_user - begun < 1.0
+    assert_quick("checkpoint", words, tmp_path)
