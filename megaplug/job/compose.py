@@ -15,6 +15,7 @@ from megaplug.job import overrides as words
 from megaplug.job.meant import several_hint
 from megaplug.job.schema import Job
 from megaplug.job.suggest import did_you_mean
+from megaplug.job.sweep_values import combinations
 from megaplug.job.typed import to_job
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def sweep_points(typed_words: Sequence[str], source: ConfigSource | None = None)
     problems = words.problems_of(parsed, groups)
     if problems:
         raise UserError.from_problems(problems)
-    return words.sweep(parsed)
+    return combinations(parsed, groups)
 
 
 def _check_source(source: ConfigSource) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import TYPE_CHECKING
 
 from megaplug.errors import Problem, UserError
@@ -15,6 +14,7 @@ from megaplug.job import keys
 from megaplug.job.meant import PLAIN_HINT, option_hint, stray_hint
 from megaplug.job.parameters import parameter_meant
 from megaplug.job.suggest import closest, did_you_mean
+from megaplug.job.sweep_values import sweep_problem, values
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -94,8 +94,11 @@ def _problem_of(override: Override, groups: Mapping[str, Sequence[str]]) -> Prob
         return Problem(
             key, "settings of Hydra itself cannot be changed", "write it into the command line flags"
         )
-    if key in groups and not override.is_delete():
-        options = [value for value in _texts(override) if value not in groups[key]]
+    is_option, is_sweep = key in groups and not override.is_delete(), override.is_sweep_override()
+    if is_sweep and (is_option or keys.is_known(key)) and (problem := sweep_problem(override, groups)):
+        return problem
+    if is_option:
+        options = [value for value in _texts(override, groups) if value not in groups[key]]
         if options:
             wrong = options[0]
             return Problem(key, f"there is no option {wrong!r}", option_hint(key, wrong, groups[key]))
@@ -107,10 +110,10 @@ def _problem_of(override: Override, groups: Mapping[str, Sequence[str]]) -> Prob
     return Problem(key, "there is no such key or group", _hint_for(key, groups))
 
 
-def _texts(override: Override) -> list[str]:
+def _texts(override: Override, groups: Mapping[str, Sequence[str]]) -> list[str]:
     value = override.value()
     if override.is_sweep_override():
-        return [_text(item) for item in override.sweep_string_iterator()]
+        return values(override, groups)
     if isinstance(value, list):
         return [_text(item) for item in value]
     return [] if value is None else [_text(value)]
@@ -184,18 +187,3 @@ def other_lengths_out(overrides: Sequence[Override]) -> list[str]:
     if not typed & set(LENGTHS):
         return []
     return [f"{key}=null" for key in LENGTHS if key not in {o.key_or_group for o in overrides}]
-
-
-def sweep(overrides: Sequence[Override]) -> list[list[str]]:
-    """Every combination of the values that a sweep names, in the order typed.
-
-    ``topology.tp=1,2 train.seed=1,2`` makes four lists; without a sweep there is one.
-    """
-    choices: list[list[str]] = []
-    for override, word in zip(overrides, for_hydra(overrides), strict=True):
-        if override.is_sweep_override():
-            prefix = word.split("=", 1)[0]
-            choices.append([f"{prefix}={value}" for value in override.sweep_string_iterator()])
-        else:
-            choices.append([word])
-    return [list(point) for point in product(*choices)]

@@ -183,14 +183,6 @@ def test_a_list_is_asked_for_as_it_is_typed() -> None:
         compose_job(["train.recompute_modules=mlp"])
 
 
-def test_a_sweep_has_a_point_for_every_combination() -> None:
-    points = sweep_points(
-        ["topology=tp2,pp2", "train.seed=range(1,4)", "megatron.num_workers=1,2", "train.iters=5"]
-    )
-    assert len(points) == 2 * 3 * 2
-    assert points[0] == ["topology=tp2", "train.seed=1", "++megatron.num_workers=1", "train.iters=5"]
-
-
 def test_hydra_s_own_settings_are_refused() -> None:
     with pytest.raises(UserError, match=r"hydra\.run\.dir"):
         compose_job(["hydra.run.dir=/tmp"])
