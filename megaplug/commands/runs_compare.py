@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from megaplug.commands.actions import Answer, columns
@@ -10,6 +11,7 @@ from megaplug.commands.runs_words import Asked
 from megaplug.errors import UserError
 from megaplug.job.differences import differing, shown
 from megaplug.runs.comparison import draw_comparison
+from megaplug.runs.folder import RunFolder
 
 # Further keys are left to output=json.
 _COLUMNS = 6
@@ -17,12 +19,23 @@ _COLUMNS = 6
 
 def answer(asked: Asked) -> Answer:
     """The runs that are named, or all."""
-    rows = [row_of(folder) for folder in asked.runs()]
-    if len(rows) < 2:
-        message = f"{rows[0].folder.name} is the only run"
+    folders = asked.runs()
+    if len(folders) < 2:
+        message = f"{folders[0].name} is the only run"
         raise UserError(message, hint="name several: run=[a,b] or run='tiny-*'")
+    picture = Path(asked.typed.get("picture", folders[0].path.parent / "comparison.png")).expanduser()
+    return compare(folders, picture)
+
+
+def compare(folders: Sequence[RunFolder], picture: Path) -> Answer:
+    """Runs side by side.
+
+    Args:
+        folders: Theirs.
+        picture: Where that of their losses goes, where any of them has a step.
+    """
+    rows = [row_of(folder) for folder in folders]
     names = differing([row.keys for row in rows])
-    picture = Path(asked.typed.get("picture", rows[0].folder.path.parent / "comparison.png")).expanduser()
     is_drawn = draw_comparison({_label(row, names): row.folder.metrics_file for row in rows}, picture)
     lines = columns([(*HEADER[:-1], *names[:_COLUMNS]), *(_cells(row, names) for row in rows)], left=(0, 1))
     if more := names[_COLUMNS:]:
