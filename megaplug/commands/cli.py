@@ -63,6 +63,8 @@ class CommandLine:
             flags += ["--config-dir", str(self.source.extra_dir)]
         if self.source.name != CONFIG_NAME:
             flags += ["--config-name", self.source.name]
+        if self.multirun:
+            flags.append("--multirun")
         return " ".join([self.program, shlex.join([*flags, *kept, *added])]).strip()
 
 

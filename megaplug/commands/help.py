@@ -34,7 +34,7 @@ FLAGS = (
     ("-h, --help [NAME ...]", "this page, or what a group or a key means, such as --help lr train.tokens"),
     ("--help --json", "every key with type, default, choices and meaning, for a program"),
     ("--cfg job", "print the composed configuration and stop (--resolve: without references)"),
-    ("--multirun", "run every combination of values, such as topology=tp2,pp2 train.seed=1,2"),
+    ("--multirun", "run every combination of values that can be, such as topology=tp2,pp2 train.seed=1,2"),
     ("--config-dir DIR", "a folder of your own, laid beside the shipped one"),
     ("--config-name NAME", "another primary file than train"),
     ("--completion SHELL", "the completion of bash, zsh or fish, to be read by it"),

@@ -7,7 +7,9 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 
 from megaplug.commands import cli
 from megaplug.commands.attempts import Attempts, Course, alerts_of
@@ -77,12 +79,21 @@ def freeze(job: Job, command: CommandLine) -> int:
     return cli.show(f"{folder.job_file}\n{folder.command_file}")
 
 
-def start(job: Job, command: CommandLine) -> int:
-    """``launch=local``: start the run here, or continue it, and wait for its end.
+@dataclass(frozen=True)
+class End:
+    """How a run has ended that was started here.
 
-    Returns:
-        The exit code, see ``megaplug.commands.train.main``.
+    Attributes:
+        exit_code: See ``megaplug.commands.train.main``.
+        heard: The first signal that came while it was watched, also where it came too late to stop it.
     """
+
+    exit_code: int
+    heard: Signals | None = None
+
+
+def start(job: Job, command: CommandLine) -> End:
+    """``launch=local``: start the run here, or continue it, and wait for its end."""
     resolved = resolve(job)
     folder = open_folder(resolved)
     with RunLock.acquire(folder, command.typed()) as lock:
@@ -94,7 +105,7 @@ def start(job: Job, command: CommandLine) -> int:
             notes.append(f"nsys is not watching; it does with: {_nsys_line(folder, command)}")
         if _nothing_to_do(resolved, folder, iteration, command):
             print("\n".join(notes), file=sys.stderr, end="\n" if notes else "")
-            return 0
+            return End(0)
         make_ready(resolved, folder, report)
         end = min(resolved.derived.iters, resolved.job.train.stop_at or resolved.derived.iters)
         shown = make_progress(job.logging.progress, job.launch.output, end, iteration)
@@ -114,7 +125,7 @@ def start(job: Job, command: CommandLine) -> int:
                     tell({"event": "note", "text": fault})
             with signals.waiting():
                 _shown(progress.summary, _summary(resolved, folder, course, progress, command))
-    return course.outcome.exit_code
+    return End(course.outcome.exit_code, signals.heard)
 
 
 def _nsys_line(folder: RunFolder, command: CommandLine) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from megaplug.commands import cli
-from megaplug.errors import UserError
-from megaplug.job.compose import compose_config, compose_job, sweep_points
+from megaplug.job.compose import compose_config, compose_job
 from megaplug.job.schema import Job
 
 _PURPOSE = "Train a model with Megatron-core, from a laptop's cores to many GPUs."
@@ -32,7 +30,9 @@ def _main(words: Sequence[str]) -> int:
     if command.cfg is not None:
         return _print_config(command)
     if command.multirun:
-        return _sweep(command)
+        from megaplug.commands.sweep import sweep
+
+        return sweep(command)
     job = _with_topology(compose_job(command.overrides, command.source), command.overrides)
     return _run(job, command)
 
@@ -73,35 +73,4 @@ def _run(job: Job, command: cli.CommandLine) -> int:
         return freeze(job, command)
     from megaplug.commands.run import start
 
-    return start(job, command)
-
-
-def _sweep(command: cli.CommandLine) -> int:
-    """Check every point first, list those that cannot be, run the others one after the other."""
-    import dataclasses
-
-    from megaplug.commands.resolved import check_job
-
-    points = sweep_points(command.overrides, command.source)
-    legal: list[tuple[list[str], Job]] = []
-    for point in points:
-        try:
-            job = _with_topology(compose_job(point, command.source), point)
-            problems = check_job(job)
-        except UserError as error:
-            print(f"not possible: {' '.join(point)}\n  {error}", file=sys.stderr)
-            continue
-        if problems:
-            print(f"not possible: {' '.join(point)}", file=sys.stderr)
-            print("\n".join(f"  - {problem}" for problem in problems), file=sys.stderr)
-        else:
-            legal.append((point, job))
-    print(f"{len(legal)} of {len(points)} points can be run", flush=True)
-    codes = []
-    for number, (point, job) in enumerate(legal, start=1):
-        print(f"point {number} of {len(legal)}: {' '.join(point)}", flush=True)
-        one = dataclasses.replace(command, overrides=point, multirun=False)
-        codes.append(cli.guarded(lambda job=job, one=one: _run(job, one)))  # type: ignore[misc]
-        if codes[-1] > 128:
-            break
-    return max(codes, default=0) or (2 if len(legal) < len(points) else 0)
+    return start(job, command).exit_code

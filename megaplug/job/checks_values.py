@@ -72,7 +72,7 @@ _NOT_NEGATIVE = (
     "optimizer.optimizer_offload_fraction", "model.mscale", "model.mscale_all_dim",
     "train.early_stop_min_delta", "resilience.error_injection_rate", "watch.max_restarts",
     "moe.moe_router_bias_update_rate", "watch.hang_s", "watch.start_s", "watch.first_step_s", "watch.save_s",
-    "checkpoint.keep_best",
+    "checkpoint.keep_best", "launch.max_gpu_hours",
 )  # fmt: skip
 # From 0 up to but without 1.
 _FRACTIONS = (

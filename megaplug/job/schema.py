@@ -326,6 +326,7 @@ class LaunchConfig:
     grace_s: float = 120.0
     distributed_timeout_minutes: int = 10
     output: str = "text"
+    max_gpu_hours: float | None = 100.0
 
 
 @dataclass

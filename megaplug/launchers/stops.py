@@ -26,10 +26,12 @@ class StopSignals:
     Attributes:
         reader: Each signal is a byte here.
         asked: Somebody has asked the job to stop.
+        heard: The first signal that came, also where it came too late to stop anything.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self.heard: signal.Signals | None = None
         self._is_waiting = False
 
     def __enter__(self) -> Self:
@@ -70,5 +72,6 @@ class StopSignals:
     def _take(self, number: int, _: FrameType | None) -> None:
         again = self.asked and number == signal.SIGINT
         self.asked = True
+        self.heard = self.heard or signal.Signals(number)
         if again and self._is_waiting:
             raise KeyboardInterrupt

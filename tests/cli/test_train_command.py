@@ -212,14 +212,6 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_an_error(text_job: list[str]
     assert "257" in done.stderr and "200" in done.stderr
 
 
-def test_a_sweep_lists_what_cannot_be_and_shows_the_rest(text_job: list[str]) -> None:
-    done = train("--multirun", *text_job, "launch=print", "topology.tp=1,2,3")
-    assert done.returncode == 2
-    assert "not possible: " in done.stderr and "topology.tp=3" in done.stderr
-    assert "2 of 3 points can be run" in done.stdout
-    assert done.stdout.count("# the rank layout") == 2
-
-
 def test_an_own_folder_of_configurations_composes_from_elsewhere(text_job: list[str], tmp_path: Path) -> None:
     (tmp_path / "own" / "model").mkdir(parents=True)
     (tmp_path / "own" / "model" / "mine.yaml").write_text(

@@ -1,0 +1,186 @@
+"""``--multirun``: points are checked first; those that can be are run one after the other, and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from megaplug.commands import cli
+from megaplug.commands.actions import Answer
+from megaplug.commands.run import freeze, start
+from megaplug.commands.runs_compare import compare
+from megaplug.commands.sweep_points import Point, Points, check_points
+from megaplug.commands.sweep_report import as_json, confirming, explained, hours, listed
+from megaplug.errors import UserError
+from megaplug.runs.atomic import disk_errors, strict_json, write_json_atomic
+from megaplug.runs.figures import figures_of
+
+_SIGNALLED = 128
+
+
+def sweep(command: cli.CommandLine) -> int:
+    """Check all points, run those that are left, and compare all runs.
+
+    Returns:
+        The exit code: 1 where a run failed, 2 where none did and a point could not be run, else 0; 128 + N
+        where signal N ended the sweep.
+
+    Raises:
+        UserError: No point can be run, or they cost more than ``launch.max_gpu_hours``.
+    """
+    points = check_points(command.overrides, command.source)
+    job = points.job
+    if job is None or job.launch.kind != "print":
+        return _Sweep(points, command).run()
+    if job.launch.output == "json":
+        cli.show(json.dumps(strict_json(as_json(points, command.typed())), indent=2))
+    else:
+        limit = [f"more than launch.max_gpu_hours: {confirming(points)} starts it"] if _costs(points) else []
+        cli.show("\n".join([*listed(points), *limit, "launch=print: nothing was started"]))
+    return 2 if points.impossible else 0
+
+
+def _costs(points: Points) -> bool:
+    """Whether a sweep has to be confirmed."""
+    limit = None if points.job is None else points.job.launch.max_gpu_hours
+    return limit is not None and points.gpu_hours > limit
+
+
+class _Sweep:
+    """The runs of one command.
+
+    Args:
+        points: Checked.
+        command: What was typed.
+    """
+
+    def __init__(self, points: Points, command: cli.CommandLine) -> None:
+        self._points = points
+        self._command = command
+        launch = None if points.job is None else points.job.launch
+        as_typed = "launch.output=json" in command.overrides
+        self._is_json = launch.output == "json" if launch is not None else as_typed
+        self._freezes = launch is not None and launch.kind == "freeze"
+        self._codes: dict[int, int] = {}
+        self._refused: dict[int, str] = {}
+        self._ended_by: int | None = None
+
+    def run(self) -> int:
+        """Start what is left, one after the other; the exit code."""
+        points = self._points
+        self._tell({"event": "sweep", **self._report()}, explained(points))
+        self._confirm()
+        for point in points.left:
+            code = cli.guarded(functools.partial(self._start, point))
+            self._codes[point.number] = code
+            if code > _SIGNALLED or self._ended_by is not None:
+                self._ended_by = self._ended_by or code
+                break
+        code = self._exit_code()
+        compared = self._compared()
+        report = self._report(comparison=None if compared is None else compared.report)
+        self._write(report)
+        text = [] if compared is None else [compared.text]
+        self._tell({"event": "sweep_end", "exit_code": code, **report}, [*text, *self._ending()])
+        return code
+
+    def _confirm(self) -> None:
+        points = self._points
+        if not points.runs:
+            raise UserError(f"none of the {len(points.all)} points can be run", hint="why stands above")
+        if _costs(points) and not self._freezes:
+            assert points.job is not None
+            number, limit = len(points.left), points.job.launch.max_gpu_hours
+            are = "the run that is left needs" if number == 1 else f"the {number} runs that are left need"
+            message = f"{are} {hours(points.gpu_hours)} GPU-hours (modelled): more than {limit:g}"
+            hint = f"{confirming(points)} starts them; launch=print lists them"
+            raise UserError(f"launch.max_gpu_hours: {message}", hint=hint)
+
+    def _start(self, point: Point) -> int:
+        assert point.job is not None
+        points = self._points
+        place, num_runs, own = points.runs.index(point) + 1, len(points.runs), " ".join(point.own)
+        of_runs = f" (run {place} of {num_runs})" if num_runs < len(points.all) else ""
+        self._tell(
+            {"event": "point", "number": point.number, "run": place, "num_runs": num_runs, "own": own},
+            [f"point {point.number} of {len(points.all)}: {own}{of_runs}"],
+        )
+        self._write(self._report(running=point.number))
+        one = dataclasses.replace(self._command, overrides=list(point.words), multirun=False)
+        try:
+            if self._freezes:
+                return freeze(point.job, one)
+            end = start(point.job, one)
+        except UserError as error:
+            self._refused[point.number] = error.message
+            raise
+        if end.heard is not None:
+            # What has come too late for this run ends those that would follow.
+            self._ended_by = _SIGNALLED + end.heard
+        return end.exit_code
+
+    def _exit_code(self) -> int:
+        codes = list(self._codes.values())
+        if self._ended_by is not None and self._num_good < len(self._points.runs):
+            return codes[-1] or self._ended_by
+        if 1 in codes:
+            return 1
+        return 2 if self._points.impossible or any(codes) else 0
+
+    @property
+    def _num_good(self) -> int:
+        """Runs that have come to their end, now or before."""
+        return len(self._points.runs) - len(self._points.left) + list(self._codes.values()).count(0)
+
+    def _compared(self) -> Answer | None:
+        """The comparison; None where there are not two runs with a step."""
+        folder = self._points.folder
+        if folder is None:
+            return None
+        there = [point.folder for point in self._points.runs if point.folder.path.is_dir()]
+        try:
+            if sum(figures_of(run.metrics_file).iteration is not None for run in there) < 2:
+                return None
+            self._make_folder()
+            return compare(there, folder / "comparison.png")
+        except UserError as error:  # a full disk, as a rule; what has become of the runs counts more
+            print(f"no comparison: {error}", file=sys.stderr)
+            return None
+
+    def _ending(self) -> Sequence[str]:
+        """How far the sweep has come, and what goes on with it."""
+        num_runs, good, codes = len(self._points.runs), self._num_good, self._codes
+        parts = [f"{good} of {num_runs} runs are {'frozen' if self._freezes else 'finished'}"]
+        if failed := [str(number) for number, code in codes.items() if 0 < code < _SIGNALLED]:
+            parts.append(f"failed: {'points' if len(failed) > 1 else 'point'} {', '.join(failed)}")
+        lines = [f"{'; '.join(parts)}: {self._points.folder}/sweep.json"]
+        if good < num_runs:
+            lines.append(f"  next  {self._command.typed()}   # runs what is missing")
+        return lines
+
+    def _report(self, running: int | None = None, **more: Any) -> dict[str, Any]:
+        return as_json(self._points, self._command.typed(), running, self._refused) | more
+
+    def _make_folder(self) -> None:
+        assert self._points.folder is not None
+        with disk_errors(self._points.folder, "make"):
+            self._points.folder.mkdir(parents=True, exist_ok=True)
+
+    def _write(self, report: Mapping[str, Any]) -> None:
+        """Write ``sweep.json``; a disk that refuses is told, and ends no run."""
+        assert self._points.folder is not None
+        try:
+            self._make_folder()
+            write_json_atomic(self._points.folder / "sweep.json", report)
+        except UserError as error:
+            print(f"no sweep.json: {error}", file=sys.stderr)
+
+    def _tell(self, event: Mapping[str, Any], lines: Sequence[str]) -> None:
+        if self._is_json:
+            cli.show(json.dumps(strict_json(event)))
+        elif lines:
+            cli.show("\n".join(lines))
