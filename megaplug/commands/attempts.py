@@ -17,17 +17,19 @@ from megaplug.job.checks_alerts import WEBHOOK_PREFIX
 from megaplug.job.schema import Job
 from megaplug.launchers import local
 from megaplug.launchers.alerts import Alerts
+from megaplug.launchers.crew import Event
 from megaplug.launchers.hang import Limits
+from megaplug.launchers.nodes import Nodes
 from megaplug.launchers.restarts import Restarts
 from megaplug.launchers.stops import StopSignals
-from megaplug.launchers.supervisor import Event, Patience
+from megaplug.launchers.supervisor import Patience
 from megaplug.launchers.verdict import Outcome
 from megaplug.runs import checkpoints
 from megaplug.runs.checkpoints import RepairReport
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.history import append_event
 from megaplug.runs.lock import RunLock
-from megaplug.runs.state import read_state, write_state
+from megaplug.runs.state import RunState, read_state, write_state
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Attempts:
         lock: Inherited by all ranks; held from the first start to the end of the last.
         alerts: Are told of every start but the first, of every failure, and of the end.
         tell: Shows an event.
+        nodes: The other machines of the job; None where this one is alone.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Attempts:
         lock: RunLock,
         alerts: Alerts,
         tell: Callable[[Event], None],
+        nodes: Nodes | None = None,
     ) -> None:
         self._resolved = resolved
         self._folder = folder
@@ -80,6 +84,7 @@ class Attempts:
         self._lock = lock
         self._alerts = alerts
         self._tell = tell
+        self._nodes = nodes
         self._restarts = Restarts(resolved.job.watch.max_restarts)
         self._shift = 0
 
@@ -140,15 +145,17 @@ class Attempts:
 
     def _attempt(self, iteration: int, signals: StopSignals) -> Outcome:
         resolved, job = self._resolved, self._resolved.job
+        if self._nodes is not None and (why := self._nodes.complete(signals, self._tell)):
+            return self._without_nodes(why, iteration, signals)
         limits = {item.name: getattr(job.watch, item.name) for item in dataclasses.fields(Limits)}
         return local.run(
             self._command,
             self._folder,
             resolved.topology.world_size,
             lock_fd=self._lock.fd,
-            env=rank_environment(resolved, self._folder),
+            env=rank_environment(job, self._folder),
             grace_s=job.launch.grace_s,
-            address=job.launch.master_addr,
+            address=job.launch.master_addr or "127.0.0.1",
             port=job.launch.master_port,
             omp_num_threads=job.launch.omp_num_threads,
             iters=resolved.derived.iters,
@@ -158,7 +165,31 @@ class Attempts:
             restart_reasons=self._restarts.reasons,
             shift=self._shift,
             signals=signals,
+            nodes=self._nodes,
         )
+
+    def _without_nodes(self, why: str, iteration: int, signals: StopSignals) -> Outcome:
+        """The outcome of ranks that were not started, since not all nodes have joined."""
+        if (number := signals.pending()) is not None:
+            reason = f"stopped by {number.name} before all nodes had joined"
+            outcome = Outcome("stopped", iteration, iteration, reason, None, 128 + number, signal=number.name)
+        else:
+            hint = "the same command starts each of them, with its own launch.node_rank"
+            outcome = Outcome("failed", iteration, iteration, why, None, 1, hint=hint, kind="missing")
+        write_state(
+            self._folder.state_file,
+            RunState(
+                outcome.status,
+                iteration,
+                iteration,
+                self._resolved.derived.iters,
+                reason=outcome.reason,
+                num_restarts=len(self._restarts.done),
+                restart_reasons=self._restarts.reasons,
+                signal=outcome.signal,
+            ),
+        )
+        return outcome
 
     def _stopped(self, outcome: Outcome, number: int, name: str) -> Outcome:
         """The outcome of a run that a signal ends between two starts."""

@@ -9,6 +9,7 @@ import megaplug
 from megaplug.commands.resolved import Resolved
 from megaplug.job.freeze import FrozenJob, code_revision, write_frozen
 from megaplug.job.load import Source
+from megaplug.job.schema import Job
 from megaplug.job.translate import megatron_arguments
 from megaplug.runs import checkpoints, metrics
 from megaplug.runs.atomic import remove_unfinished
@@ -87,8 +88,8 @@ def first_iteration(resolved: Resolved, report: RepairReport) -> int:
     return source.checkpoint.iteration if source is not None and not source.weights_only else 0
 
 
-def rank_environment(resolved: Resolved, folder: RunFolder) -> dict[str, str]:
-    """What the ranks need beyond this process's environment."""
+def rank_environment(job: Job, folder: RunFolder) -> dict[str, str]:
+    """What the ranks of a job, whose device is resolved, need beyond this process's environment."""
     # The package as it is here, installed or not.
     root = str(Path(megaplug.__file__).resolve().parent.parent)
     paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
@@ -97,10 +98,10 @@ def rank_environment(resolved: Resolved, folder: RunFolder) -> dict[str, str]:
         # A tokenizer is a local folder; a rank never asks a hub for it.
         "HF_HUB_OFFLINE": "1",
     }
-    if resolved.job.logging.wandb_project is not None:
+    if job.logging.wandb_project is not None:
         # A run that is continued is continued there, too.
         environment |= {"WANDB_RUN_ID": folder.name, "WANDB_RESUME": "allow"}
-    if resolved.derived.device == "cpu":
+    if job.device == "cpu":
         # On a machine with GPUs, a job for the CPU must not see them.
         environment["CUDA_VISIBLE_DEVICES"] = ""
     return environment

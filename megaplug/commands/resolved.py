@@ -88,7 +88,7 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
     topology = resolve_topology(job)
     if on_this_machine:
         # The size of the vocabulary is not known yet; the number of ranks may already be too large.
-        _raise(machine_problems(machine, topology.world_size, 0, device))
+        _raise(machine_problems(machine, ranks_here(job, topology), 0, device))
     with reading(_may_talk(job)) as shown:
         source = find_source(job, shown.tell)
 
@@ -106,7 +106,7 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
     if on_this_machine:
         problems += machine_problems(
             machine,
-            topology.world_size,
+            ranks_here(job, topology),
             memory.total if device == "cpu" else 0,
             device,
             bytes_beside_saving=_bytes_beside_saving(derived, memory),
@@ -126,6 +126,11 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
         digest=run_digest,
         fingerprint=model_fingerprint(job, derived, facts),
     )
+
+
+def ranks_here(job: Job, topology: Topology) -> int:
+    """How many ranks one machine of the job runs."""
+    return topology.world_size // (job.launch.nnodes or 1)
 
 
 def problems_here(resolved: Resolved) -> list[Problem]:

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -21,7 +22,7 @@ from megaplug.commands.planned import plan_rows
 from megaplug.commands.preview import preview_json, preview_text
 from megaplug.commands.readiness import first_iteration, make_ready, open_folder, repair_notes
 from megaplug.commands.reading import reading
-from megaplug.commands.resolved import Resolved, problems_here, resolve
+from megaplug.commands.resolved import Resolved, problems_here, ranks_here, resolve
 from megaplug.errors import UserError
 from megaplug.job.attention import attention_layers
 from megaplug.job.overlap import overlap_line
@@ -30,10 +31,11 @@ from megaplug.job.schema import Job
 from megaplug.job.sharding import described
 from megaplug.job.translate import megatron_arguments
 from megaplug.job.upcycling import UPCYCLE
+from megaplug.launchers.crew import Event
+from megaplug.launchers.nodes import Nodes
 from megaplug.launchers.progress import Progress, make_progress
 from megaplug.launchers.screen import Header, Summary, count
 from megaplug.launchers.stops import StopSignals
-from megaplug.launchers.supervisor import Event
 from megaplug.launchers.verdict import AT_ONCE
 from megaplug.plan.cluster import AUTO
 from megaplug.runs import checkpoints
@@ -93,10 +95,10 @@ class End:
 
 
 def start(job: Job, command: CommandLine) -> End:
-    """``launch=local``: start the run here, or continue it, and wait for its end."""
+    """``launch=local``, and node 0 of ``launch=nodes``: start the run, or continue it, and wait for its end."""
     resolved = resolve(job)
     folder = open_folder(resolved)
-    with RunLock.acquire(folder, command.typed()) as lock:
+    with RunLock.acquire(folder, command.typed()) as lock, _nodes(resolved, folder) as nodes:
         with reading(job.logging.progress != "none" and job.launch.output == "text") as seen:
             report = checkpoints.repair(folder.checkpoints, seen.tell)
         iteration = first_iteration(resolved, report)
@@ -105,6 +107,10 @@ def start(job: Job, command: CommandLine) -> End:
             notes.append(f"nsys is not watching; it does with: {_nsys_line(folder, command)}")
         if _nothing_to_do(resolved, folder, iteration, command):
             print("\n".join(notes), file=sys.stderr, end="\n" if notes else "")
+            if nodes is not None:
+                with StopSignals() as signals:
+                    nodes.complete(signals, lambda _: None)
+                nodes.dismiss(0, "node 0 says that there is nothing to do")
             return End(0)
         make_ready(resolved, folder, report)
         end = min(resolved.derived.iters, resolved.job.train.stop_at or resolved.derived.iters)
@@ -119,13 +125,27 @@ def start(job: Job, command: CommandLine) -> End:
                 tell({"event": "note", "text": note})
             with alerts_of(job) as alerts:
                 ranks = [sys.executable, "-m", "megaplug.runtime", str(folder.job_file.resolve())]
-                course = Attempts(resolved, folder, ranks, lock, alerts, tell).run(iteration, signals, report)
+                attempts = Attempts(resolved, folder, ranks, lock, alerts, tell, nodes)
+                course = attempts.run(iteration, signals, report)
+                if nodes is not None:
+                    reason = course.outcome.reason or "all steps are done"
+                    nodes.dismiss(course.outcome.exit_code, f"{course.outcome.status}: {reason}")
                 # Whoever has pressed Ctrl-C twice waits for nothing.
                 for fault in alerts.finish(signals.reader) if course.outcome.kind != AT_ONCE else []:
                     tell({"event": "note", "text": fault})
             with signals.waiting():
                 _shown(progress.summary, _summary(resolved, folder, course, progress, command))
     return End(course.outcome.exit_code, signals.heard)
+
+
+def _nodes(resolved: Resolved, folder: RunFolder) -> AbstractContextManager[Nodes | None]:
+    """The other machines of the job, which may join from now on; None where this one is alone."""
+    launch = resolved.job.launch
+    if launch.nnodes in (None, 1):
+        return nullcontext()
+    assert launch.nnodes is not None and launch.master_addr is not None, "these are checked"
+    per_node = ranks_here(resolved.job, resolved.topology)
+    return Nodes(folder, launch.nnodes, per_node, launch.master_addr, launch.master_port, launch.join_s)
 
 
 def _nsys_line(folder: RunFolder, command: CommandLine) -> str:

@@ -71,6 +71,10 @@ def _run(job: Job, command: cli.CommandLine) -> int:
         from megaplug.commands.run import freeze
 
         return freeze(job, command)
+    if job.launch.kind == "nodes" and job.launch.node_rank:
+        from megaplug.commands.node import serve
+
+        return serve(job)
     from megaplug.commands.run import start
 
     return start(job, command).exit_code

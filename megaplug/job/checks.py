@@ -11,6 +11,7 @@ from megaplug.job.checks_experts import experts_problems
 from megaplug.job.checks_graphs import cuda_graph_problems
 from megaplug.job.checks_loss import loss_problems
 from megaplug.job.checks_model import model_problems
+from megaplug.job.checks_nodes import nodes_problems, share_problems
 from megaplug.job.checks_offload import offload_problems
 from megaplug.job.checks_precision import precision_problems
 from megaplug.job.checks_recompute import recompute_problems
@@ -55,12 +56,13 @@ def check(job: Job, *, device: str | None = None, suggest: bool = True) -> list[
     if sizes_hold:
         problems = topology_problems(job, suggest=suggest)
     if sizes_hold and not problems:
-        problems = kernel_problems(job, device)
+        problems = [*share_problems(job, resolve_topology(job)), *kernel_problems(job, device)]
     problems += attention_problems(job, device, sizes_hold=sizes_hold)
     problems += [*watching_problems(job, device), *resilience_problems(job, device)] if sizes_hold else []
     backend = _backend(job, device)
     return [
         *problems,
+        *nodes_problems(job),
         *sharding_problems(job, device),
         *async_problems(job, device),
         *model_problems(job),

@@ -29,7 +29,7 @@ def resilience_problems(job: Job, device: str | None) -> Iterator[Problem]:
     if config.enable_ft_package:
         if message := _why_no_nvrx():
             yield Problem("resilience.enable_ft_package", message, INSTALL, lacks=NVRX)
-        if job.launch.kind == "local":
+        if job.launch.kind in ("local", "nodes"):
             message = "needs the monitors that NVRx's own launcher starts beside the ranks"
             hint = (
                 "use launch=freeze, and start the job.yaml that it names with ft_launcher: docs/surviving.md"

@@ -34,7 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "logging.progress": ("auto", "rich", "plain", "none"),
     # The third that Megatron's parser knows, report_stats, is none of its machine's: it raises ValueError.
     "resilience.rerun_mode": ("disabled", "validate_results"),
-    "launch.kind": ("local", "print", "freeze"),
+    "launch.kind": ("local", "print", "freeze", "nodes"),
     "launch.output": ("text", "json"),
     "checkpoint.async_strategy": ("mcore", "nvrx"),
     "model.position_embedding_type": ("rope", "yarn", "learned_absolute", "none"),
@@ -61,7 +61,8 @@ _POSITIVE = (
     "precision.loss_scale", "precision.initial_loss_scale", "precision.min_loss_scale",
     "precision.loss_scale_window", "precision.hysteresis",
     "train.early_stop_patience", "train.loss_chunk_tokens", "alerts.timeout_s",
-    "launch.omp_num_threads", "launch.grace_s", "launch.distributed_timeout_minutes",
+    "launch.omp_num_threads", "launch.nnodes", "launch.join_s", "launch.grace_s",
+    "launch.distributed_timeout_minutes",
     "tokenizer.tiktoken_num_special_tokens",
 )  # fmt: skip
 _NOT_NEGATIVE = (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megaplug.errors import UserError
+from megaplug.job.schema import Job
 from megaplug.runs.atomic import disk_errors
 
 # What says where, how loudly or for how long a run goes on, and not what it computes.
@@ -39,6 +41,11 @@ def read_keys(job_file: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict) or not isinstance(content.get("job"), dict):
         raise UserError(f"{job_file} is not a frozen job")
     return dict(_flat(content["job"], ""))
+
+
+def keys_of(job: Job) -> dict[str, Any]:
+    """Every key of a job that was composed, as `read_keys` gives those of a frozen one."""
+    return dict(_flat(dataclasses.asdict(job), ""))
 
 
 def differing(jobs: Sequence[Mapping[str, Any] | None]) -> list[str]:

@@ -320,8 +320,12 @@ class LaunchConfig:
     """Where the ranks are started."""
 
     kind: str = "local"
-    master_addr: str = "127.0.0.1"
+    master_addr: str | None = "127.0.0.1"
     master_port: int | None = None
+    nnodes: int | None = None
+    node_rank: int | None = None
+    join_s: float = 600.0
+    within_node: list[str] = field(default_factory=lambda: ["tp", "cp"])
     omp_num_threads: int | None = None
     grace_s: float = 120.0
     distributed_timeout_minutes: int = 10

@@ -10,12 +10,13 @@ from megaplug.errors import UserError
 _FREE = "leave launch.master_port out (null) and a free one is found"
 
 
-def listen(address: str, port: int | None) -> socket.socket:
+def listen(address: str, port: int | None, *, everywhere: bool = False) -> socket.socket:
     """Bind and listen, so that nobody else can take the port before rank 0 does.
 
     Args:
         address: An address or name of this machine.
         port: The port; None for any free one.
+        everywhere: At all addresses of this machine: others may know it by another one.
 
     Raises:
         UserError: If the port is in use or the address is not this machine's.
@@ -33,6 +34,10 @@ def listen(address: str, port: int | None) -> socket.socket:
     try:
         # Without it the port of a run that has just ended would be refused for a minute.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if everywhere:
+            with socket.socket(family, kind, protocol) as own:
+                own.bind((place[0], 0))
+            place = ("::" if family == socket.AF_INET6 else "0.0.0.0", *place[1:])
         listener.bind(place)
         listener.listen(1024)
     except OSError as error:
@@ -47,7 +52,7 @@ def _refused(address: str, port: int | None, error: OSError) -> UserError:
     if error.errno == errno.EADDRNOTAVAIL:
         return UserError(
             f"launch.master_addr: {address} is not an address of this machine",
-            hint="for ranks on this machine alone leave it at 127.0.0.1",
+            hint="for ranks on this machine alone leave it at 127.0.0.1; of nodes it is that of node 0",
         )
     if error.errno == errno.EACCES:
         return UserError(

@@ -1,4 +1,4 @@
-"""The ranks of a local job as processes: started in one group, watched without reaping, killed as a group."""
+"""The ranks of a job as processes of this machine: one group, watched without reaping, killed as a group."""
 
 from __future__ import annotations
 
@@ -26,17 +26,10 @@ _MAX_PENDING = 1 << 20  # bytes of an unfinished line: a rank that floods the pi
 
 @dataclass
 class Rank:
-    """One rank's process and what is known of it.
+    """What is known of a rank, wherever it runs.
 
     Attributes:
         rank: Its number.
-        process: Never polled before the end: unreaped, it keeps the process group's number from being reused.
-        pidfd: Becomes readable when the process has ended.
-        events_fd: Read end of its event pipe.
-        stack_fd: A file in memory to which it writes its stack when it is asked.
-        events_ended: Nobody holds the write end any more.
-        log: Where its output goes.
-        log_start: The byte at which this start begins in the log.
         end: Its ``end`` event.
         exit_code: As `subprocess` counts: negative for a signal; None while it lives.
         peak_bytes: The most memory that it has said it had used.
@@ -44,17 +37,33 @@ class Rank:
     """
 
     rank: int
+    end: dict[str, Any] | None = field(default=None, kw_only=True)
+    exit_code: int | None = field(default=None, kw_only=True)
+    peak_bytes: int = field(default=0, kw_only=True)
+    can_save: bool = field(default=False, kw_only=True)
+
+
+@dataclass
+class LocalRank(Rank):
+    """A rank whose process is this one's child.
+
+    Attributes:
+        process: Never polled before the end: unreaped, it keeps the process group's number from being reused.
+        pidfd: Becomes readable when the process has ended.
+        events_fd: Read end of its event pipe.
+        stack_fd: A file in memory to which it writes its stack when it is asked.
+        events_ended: Nobody holds the write end any more.
+        log: Where its output goes.
+        log_start: The byte at which this start begins in the log.
+    """
+
     process: subprocess.Popen[bytes]
     pidfd: int
     events_fd: int
     log: Path
     log_start: int
     stack_fd: int
-    end: dict[str, Any] | None = None
-    exit_code: int | None = None
     events_ended: bool = False
-    peak_bytes: int = 0
-    can_save: bool = False
     pending: bytes = field(default=b"", repr=False)
 
     def read_events(self) -> list[dict[str, Any]]:
@@ -84,48 +93,67 @@ class Rank:
             os.close(fd)
 
 
+@dataclass(frozen=True)
+class Share:
+    """The ranks of a job that one machine runs, and where all ranks meet.
+
+    Attributes:
+        world_size: Number of ranks of the whole job.
+        first: The first of those here; the others follow it.
+        number: How many there are here.
+        address: Of rank 0, as it is reached from here.
+        port: At which its store listens.
+        shift: The first rank here takes the device of this number, the next the next, and so on round.
+    """
+
+    world_size: int
+    first: int
+    number: int
+    address: str
+    port: int
+    shift: int = 0
+
+
 def start_ranks(
-    ranks: list[Rank],
+    ranks: list[LocalRank],
     command: Sequence[str],
     folder: RunFolder,
-    world_size: int,
-    listener: socket.socket,
+    share: Share,
+    listener: socket.socket | None,
     parent_fd: int,
     lock_fd: int | None,
     environment: Mapping[str, str],
-    shift: int = 0,
 ) -> None:
-    """Start every rank, appending each to ``ranks`` as soon as it lives, so that the caller can end it.
+    """Start every rank of a share, appending each to ``ranks`` as soon as it lives, so that it can be ended.
 
     Args:
         ranks: Empty; filled here.
         command: The same for all; what differs is in the environment.
         folder: The run.
-        world_size: Number of ranks.
-        listener: Bound to the master port; rank 0 inherits it.
+        share: Which ranks.
+        listener: Bound to the master port, for rank 0 to inherit; None where that is elsewhere.
         parent_fd: Read end of the pipe whose write end only this process holds.
         lock_fd: Inherited by all, so that the lock lasts as long as they do.
         environment: For all ranks; what names the rank is added here.
-        shift: Rank 0 takes the device of this number, rank 1 the next, and so on round.
 
     Raises:
         UserError: If a log file cannot be written or the command cannot be started.
     """
-    address, port = listener.getsockname()[:2]
     with disk_errors(folder.logs, "write logs in"):
         folder.logs.mkdir(parents=True, exist_ok=True)
-    for rank in range(world_size):
+    for local in range(share.number):
+        rank = share.first + local
         events_read, events_write = os.pipe()
         os.set_blocking(events_read, False)
         stack_fd = os.memfd_create(f"stack{rank}")
         environ = {
             **environment,
-            "MASTER_ADDR": address,
+            "MASTER_ADDR": share.address,
             "RANK": str(rank),
-            "LOCAL_RANK": str((rank + shift) % world_size),
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size),
-            "MASTER_PORT": str(port),
+            "LOCAL_RANK": str((local + share.shift) % share.number),
+            "WORLD_SIZE": str(share.world_size),
+            "LOCAL_WORLD_SIZE": str(share.number),
+            "MASTER_PORT": str(share.port),
             EVENTS_FD: str(events_write),
             PARENT_FD: str(parent_fd),
             STACK_FD: str(stack_fd),
@@ -134,14 +162,14 @@ def start_ranks(
         fds = [events_write, parent_fd, stack_fd]
         if lock_fd is not None:
             fds.append(lock_fd)
-        if rank == 0:
+        if rank == 0 and listener is not None:
             environ[STORE_FD] = str(listener.fileno())
             fds.append(listener.fileno())
         log = folder.log_file(rank)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         try:
             with disk_errors(log, "write"), log.open("ab") as output:
-                output.write(f"=== {now} rank {rank} of {world_size}: {shlex.join(command)}\n".encode())
+                output.write(f"=== {now} rank {rank} of {share.world_size}: {shlex.join(command)}\n".encode())
                 output.flush()
                 log_start = output.tell()
                 try:
@@ -163,10 +191,10 @@ def start_ranks(
         finally:
             os.close(events_write)
         pidfd = os.pidfd_open(process.pid)
-        ranks.append(Rank(rank, process, pidfd, events_read, log, log_start, stack_fd))
+        ranks.append(LocalRank(rank, process, pidfd, events_read, log, log_start, stack_fd))
 
 
-def kill_group(ranks: Sequence[Rank], wait_s: float) -> list[int]:
+def kill_group(ranks: Sequence[LocalRank], wait_s: float) -> list[int]:
     """SIGKILL everything in the ranks' process group, wait until it is gone, and reap the ranks.
 
     Returns:

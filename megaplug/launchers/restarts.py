@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from megaplug.launchers.verdict import Outcome
 
 # Kinds of failures that a start can meet by chance before its first step.
-_BY_CHANCE = ("killed", "crashed", "hang", "helper", "peer", "data", "nan", "transient", "unexplained")
+_BY_CHANCE = (
+    "killed", "crashed", "hang", "helper", "peer", "node", "data", "nan", "transient", "unexplained",
+)  # fmt: skip
 # May come twice at the same step and be chance both times.
-_FROM_OUTSIDE = ("killed", "helper")
+_FROM_OUTSIDE = ("killed", "helper", "node")
 _NEVER = {
+    "missing": "a node has not come, and was waited for",
     "config": "the configuration is wrong, and would be again",
     "disk": "the disk is full or may not be written to, and would be so again",
     "persistent": "a GPU computes wrongly, and would again",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megaplug.launchers.ranks import Rank
+from megaplug.launchers.ranks import LocalRank
 from megaplug.runs.events import STACK_SIGNAL
 
 _POLL_S, _SETTLED_S = 0.02, 0.3
@@ -88,7 +88,7 @@ def is_stopped(pid: int) -> bool:
     return state_of(pid) == _STOPPED
 
 
-def ask(ranks: Sequence[Rank], wait_s: float) -> dict[int, Stand]:
+def ask(ranks: Sequence[LocalRank], wait_s: float) -> dict[int, Stand]:
     """Have every rank that still can write its stack.
 
     A stopped rank is not woken, and one that has not yet said what is to be done on the signal is not sent

@@ -1,35 +1,32 @@
 """One job's ranks from start to end: heard, hurried, judged, and killed as a group.
 
-It waits on file descriptors only: event pipes, pidfds, and a socket on which signals arrive as bytes
-(`megaplug.launchers.stops`).
+It waits on file descriptors only: what each machine's crew of ranks names (`megaplug.launchers.crew`), and a
+socket on which signals arrive as bytes (`megaplug.launchers.stops`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megaplug.errors import UserError
-from megaplug.launchers import stacks
+from megaplug.launchers.crew import Crew, Event, News
 from megaplug.launchers.culprit import judge_hang, write_stacks
 from megaplug.launchers.hang import TICK_S, HangWatch, Limits
 from megaplug.launchers.lag import LagWatch
-from megaplug.launchers.logs import count_oom_kills, hint_for, log_tail
-from megaplug.launchers.ranks import Rank, kill_group, start_ranks
+from megaplug.launchers.ranks import Rank, Share
+from megaplug.launchers.stacks import Stand
 from megaplug.launchers.stops import OF_RANKS, SIGNALS, StopSignals
 from megaplug.launchers.verdict import GOOD, SAID_ENOUGH, Ended, Outcome, RankFacts, Stop, judge
 from megaplug.runs.checkpoints import list_checkpoints
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.state import RunState, write_state
-
-Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,6 +64,7 @@ class Supervisor:
         self.grace_s = grace_s
         self.on_event = on_event
         self.patience = patience
+        self.crews: Sequence[Crew] = ()
         self.ranks: list[Rank] = []
         self.failed_at: dict[int, float] = {}
         self.hang = HangWatch(patience.limits, 0, time.monotonic())
@@ -75,50 +73,37 @@ class Supervisor:
         self.stop: Stop | None = None
         self.deadline: tuple[float, Ended] | None = None
         self.state = RunState("running", iteration=iteration, saved_iteration=iteration, iters=iters)
-        self.shift = 0
 
-    def restarted(self, reasons: Sequence[str], shift: int) -> None:
+    def restarted(self, reasons: Sequence[str]) -> None:
         """Note that these are not the first ranks of the job.
 
         Args:
             reasons: Why others were started before.
-            shift: As of `start_ranks`.
         """
-        self.shift = shift
         self.state = replace(self.state, num_restarts=len(reasons), restart_reasons=tuple(reasons))
 
     def run(
-        self,
-        command: Sequence[str],
-        world_size: int,
-        listener: socket.socket,
-        lock_fd: int | None,
-        environment: Mapping[str, str],
-        signals: StopSignals,
+        self, crews: Sequence[tuple[Crew, Share]], listener: socket.socket, signals: StopSignals
     ) -> Outcome:
-        """Start, watch, judge, end."""
+        """Start, watch, judge, end.
+
+        Args:
+            crews: Of every machine, with the ranks that are its share, in the order of their numbers.
+            listener: Bound to the master port; rank 0 inherits it.
+            signals: What hears them.
+        """
         self.signals = signals
-        oom_kills = count_oom_kills()
-        parent_read, parent_write = os.pipe()
-        left: list[int] = []
+        left: list[str] = []
         try:
             write_state(self.folder.state_file, self.state)
+            self.crews = [crew for crew, _ in crews]
             try:
-                start_ranks(
-                    self.ranks,
-                    command,
-                    self.folder,
-                    world_size,
-                    listener,
-                    parent_read,
-                    lock_fd,
-                    environment,
-                    self.shift,
-                )
+                for crew, share in crews:
+                    crew.start(share, listener if share.first == 0 else None)
             finally:
-                os.close(parent_read)
                 listener.close()  # with rank 0 gone the others must be refused, not kept waiting
-            self.hang = HangWatch(self.patience.limits, world_size, time.monotonic())
+            self.ranks = [rank for crew in self.crews for rank in crew.ranks]
+            self.hang = HangWatch(self.patience.limits, len(self.ranks), time.monotonic())
             ended = self._watch()
             facts = [
                 RankFacts(rank.rank, rank.end, rank.exit_code, self.failed_at.get(rank.rank))
@@ -131,9 +116,9 @@ class Supervisor:
                 write_state(self.folder.state_file, replace(self.state, status="failed", reason=reason))
             raise
         finally:
-            left = kill_group(self.ranks, self.patience.kill_s)
-            os.close(parent_write)
-        return self._conclude(outcome, count_oom_kills() - oom_kills, left)
+            for crew in self.crews:
+                left += crew.end(self.patience.kill_s)
+        return self._conclude(outcome, left)
 
     def _watch(self) -> Ended | None:
         """Wait until every rank has left or must be killed; returns why they must."""
@@ -141,17 +126,16 @@ class Supervisor:
             why = self._wait()
         except KeyboardInterrupt:  # see `StopSignals.waiting`
             why = self._at_once()
-        for rank in self.ranks:
-            self._listen(rank)  # what was said in the last moment counts
+        for crew in self.crews:
+            self._hear(crew.last_news())  # what was said in the last moment counts
         return why
 
     def _wait(self) -> Ended | None:
         why: Ended | None = None
         with selectors.DefaultSelector() as selector:
             selector.register(self.signals.reader, selectors.EVENT_READ)
-            for rank in self.ranks:
-                selector.register(rank.pidfd, selectors.EVENT_READ, rank)
-                selector.register(rank.events_fd, selectors.EVENT_READ, rank)
+            for crew in self.crews:
+                crew.watch(selector)
             while why is None and any(rank.exit_code is None for rank in self.ranks):
                 timeout = TICK_S
                 if self.deadline is not None:
@@ -164,33 +148,51 @@ class Supervisor:
                         why = self._signalled(self.signals.reader.recv(64))
                         if why is not None:
                             break
-                        continue
-                    rank = key.data
-                    if key.fd == rank.pidfd:
-                        selector.unregister(rank.pidfd)
-                        self._exited(rank)
                     else:
-                        self._listen(rank)
-                    if rank.events_ended and rank.events_fd in selector.get_map():
-                        selector.unregister(rank.events_fd)
+                        self._hear(key.data.news(selector, key.fd))
                 if why is None and self._hangs():
                     why = "hang"
         return why
+
+    def _hear(self, news: Sequence[News]) -> None:
+        for one in news:
+            if one.rank is None:
+                self._of_a_machine(one.event or {})
+            elif one.event is None:
+                self._exited(one.rank)
+            else:
+                self._said(one.rank, one.event)
+
+    def _of_a_machine(self, event: Event) -> None:
+        """A scheduler may tell any machine of a job to stop; what else one says is shown."""
+        if event["event"] == "asked to stop":
+            if self.stop is None and any(rank.end is None for rank in self.ranks):
+                self._stop(int(event["signal"]))
+        else:
+            self._tell(event)
 
     def _hangs(self) -> bool:
         """Whether the job hangs; then where its ranks stand is known and written."""
         self.hang.tick(time.monotonic())
         # Ranks that are leaving, or have failed, have a deadline already.
-        living = [rank for rank in self.ranks if rank.exit_code is None and rank.end is None]
+        living = {
+            rank.rank: (rank, crew)
+            for crew in self.crews
+            for rank in crew.ranks
+            if rank.exit_code is None and rank.end is None
+        }
         if self.deadline is not None or not living:
             return False
-        overdue = self.hang.overdue(rank.rank for rank in living)
-        if len(overdue) < len(living):
-            by_number = {rank.rank: rank.process.pid for rank in living}
-            if not any(stacks.is_stopped(by_number[rank]) for rank in overdue):
-                return False
+        overdue = self.hang.overdue(living)
+        if len(overdue) < len(living) and not any(
+            crew.is_stopped(rank) for rank, crew in map(living.__getitem__, overdue)
+        ):
+            return False
+        stands: dict[int, Stand] = {}
         with self.signals.waiting():
-            stands = stacks.ask(living, self.patience.stack_s)
+            for crew in self.crews:
+                asked = [rank for rank, own in living.values() if own is crew]
+                stands |= crew.ask(asked, self.patience.stack_s)
         try:
             written = write_stacks(self.folder, self.hang, stands)
         except UserError as error:
@@ -217,13 +219,13 @@ class Supervisor:
             number: The signal.
             told: The rank that it went to; all others hear of it from that one. None to tell all.
         """
-        living = [rank for rank in self.ranks if rank.exit_code is None]
         can_save = all(rank.can_save for rank in self.ranks)
         self.stop = Stop(number, time.time(), told, can_save)
         self.signals.asked = True
         self._hurry(self.grace_s, "grace")
         if told is None:
-            self._pass_on(living)
+            for crew in self.crews:
+                crew.signal(signal.SIGTERM)
         self._tell(
             {
                 "event": "stopping",
@@ -241,14 +243,7 @@ class Supervisor:
         self.stop = replace(asked, number=signal.SIGINT, after=after)
         return "second signal"
 
-    def _pass_on(self, ranks: Sequence[Rank]) -> None:
-        for rank in ranks:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(rank.pidfd, signal.SIGTERM)
-
     def _exited(self, rank: Rank) -> None:
-        rank.look_at_exit()
-        self._listen(rank)  # what it said before it died comes first
         if rank.end is not None and rank.end.get("status") in GOOD:
             return
         number = -(rank.exit_code or 0)
@@ -259,37 +254,36 @@ class Supervisor:
             self._hurry(0.0, "report")
         self._failed(rank, time.time())
 
-    def _listen(self, rank: Rank) -> None:
-        for event in rank.read_events():
-            kind = event["event"]
-            rank.peak_bytes = max(rank.peak_bytes, int(_number(event.get("peak"), 0.0)))
-            if kind == "memory":
-                continue  # for the verdict alone
-            if kind == "beat":
-                self.hang.take(rank.rank, event)
-                continue
-            if kind == "can save":
-                rank.can_save = True
-                continue
-            if kind == "told":
-                if self.stop is None:
-                    self._stop(int(_number(event.get("signal"), signal.SIGTERM)), told=rank.rank)
-                continue
-            if kind == "end":
-                rank.end = event
-                self.hang.released()
-                if event.get("status") not in GOOD:
-                    self._failed(rank, _number(event.get("time"), time.time()))
-                else:
-                    if sum(other.end is not None for other in self.ranks) == 1:
-                        self._tell({"event": "ending", "rank": rank.rank})
-                    if all(other.end is not None for other in self.ranks):
-                        self._hurry(self.patience.teardown_s, "teardown")
+    def _said(self, rank: Rank, event: Event) -> None:
+        kind = event["event"]
+        rank.peak_bytes = max(rank.peak_bytes, int(_number(event.get("peak"), 0.0)))
+        if kind == "memory":
+            return  # for the verdict alone
+        if kind == "beat":
+            self.hang.take(rank.rank, event)
+            return
+        if kind == "can save":
+            rank.can_save = True
+            return
+        if kind == "told":
+            if self.stop is None:
+                self._stop(int(_number(event.get("signal"), signal.SIGTERM)), told=rank.rank)
+            return
+        if kind == "end":
+            rank.end = event
+            self.hang.released()
+            if event.get("status") not in GOOD:
+                self._failed(rank, _number(event.get("time"), time.time()))
             else:
-                self._tell(event)
-            self._note(event)
-            if (note := self.lag.take(event)) is not None:
-                self._tell({"event": "note", "text": note})
+                if sum(other.end is not None for other in self.ranks) == 1:
+                    self._tell({"event": "ending", "rank": rank.rank})
+                if all(other.end is not None for other in self.ranks):
+                    self._hurry(self.patience.teardown_s, "teardown")
+        else:
+            self._tell(event)
+        self._note(event)
+        if (note := self.lag.take(event)) is not None:
+            self._tell({"event": "note", "text": note})
 
     def _note(self, event: Event) -> None:
         """Keep what the state needs; a saved checkpoint is written down at once."""
@@ -316,7 +310,7 @@ class Supervisor:
             with self.signals.waiting():
                 self.on_event(event)
 
-    def _conclude(self, outcome: Outcome, oom_kills: int, left: Sequence[int]) -> Outcome:
+    def _conclude(self, outcome: Outcome, left: Sequence[str]) -> Outcome:
         """Add iterations, the failing rank's last lines and a hint, and write the state."""
         saved = self.state.saved_iteration
         if outcome.signal:
@@ -328,17 +322,19 @@ class Supervisor:
                 outcome = replace(outcome, reason=f"{outcome.reason}; {_lost(saved, self.state.iteration)}")
         outcome = replace(outcome, iteration=self.state.iteration, saved_iteration=saved)
         if outcome.status == "failed" and outcome.rank is not None:
-            rank = self.ranks[outcome.rank]
-            tail = log_tail(rank.log, rank.log_start)
-            hint = outcome.hint or hint_for(
-                (*tail, outcome.reason), rank.exit_code, oom_kills, self.folder.path
+            rank, crew = next(
+                (rank, crew) for crew in self.crews for rank in crew.ranks if rank.rank == outcome.rank
             )
-            if outcome.kind in SAID_ENOUGH:
-                tail = ()
-            outcome = replace(outcome, log_tail=tail, hint=hint, peak_bytes=rank.peak_bytes)
+            words = crew.last_words(rank, outcome.reason)
+            outcome = replace(
+                outcome,
+                log_tail=() if outcome.kind in SAID_ENOUGH else words.lines,
+                hint=outcome.hint or words.hint,
+                peak_bytes=rank.peak_bytes,
+            )
         if left:
             outcome = replace(
-                outcome, hint=f"processes {left} do not end: the kernel holds them, see ps -o wchan"
+                outcome, hint=f"{', '.join(left)}: does not end, the kernel holds it, see ps -o wchan"
             )
         state = replace(self.state, status=outcome.status, reason=outcome.reason, rank=outcome.rank)
         try:

@@ -99,6 +99,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def nodes_key(self) -> Path:
+        """What the launchers of a job on several machines prove to each other; for its owner alone."""
+        return self.path / "nodes.key"
+
+    @property
     def lock_file(self) -> Path:
         """See `megaplug.runs.lock`."""
         return self.path / "lock"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import selectors
 import socket
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import sys
 import pytest
 
 from megaplug.errors import UserError
-from megaplug.launchers.ranks import Rank
-from megaplug.launchers.supervisor import Patience, Supervisor
+from megaplug.launchers.crew import LocalCrew
+from megaplug.launchers.ranks import LocalRank
+from megaplug.launchers.supervisor import Patience
 from megaplug.runs.events import EventWriter
 from megaplug.runs.state import read_state
 
@@ -225,10 +227,12 @@ def test_what_a_rank_said_before_it_left_comes_first(job):
     process = subprocess.Popen([sys.executable, "-c", ""])
     pidfd = os.pidfd_open(process.pid)
     os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
-    rank = Rank(0, process, pidfd, reader, job.folder.log_file(0), 0, os.memfd_create("stack"))
-    supervisor = Supervisor(job.folder, 1.0, None, Patience(), 1, 0)
-    supervisor.ranks.append(rank)
-    supervisor._exited(rank)
-    assert supervisor.failed_at == {} and rank.end is not None and rank.exit_code == 0
+    rank = LocalRank(0, process, pidfd, reader, job.folder.log_file(0), 0, os.memfd_create("stack"))
+    crew = LocalCrew([], job.folder, None, {})
+    crew.ranks.append(rank)
+    with selectors.DefaultSelector() as selector:
+        crew.watch(selector)
+        heard = [one.event and one.event["event"] for one in crew.news(selector, pidfd)]
+    assert heard == ["end", None] and rank.exit_code == 0
     rank.close()
     os.close(writer)
