@@ -17,7 +17,7 @@ from pathlib import Path
 from megaplug.errors import UserError
 from megaplug.job.compose import CONFIG_NAME, ConfigSource
 
-_FLAGS = "--cfg job, --resolve, --multirun, --config-dir, --config-name, --help, --version"
+FLAGS = "--cfg job, --resolve, --multirun, --config-dir, --config-name, --help, --version"
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 
@@ -36,6 +36,7 @@ class CommandLine:
         json: With ``help``: for a program.
         completion: The shell whose completion is asked; None otherwise.
         program: The command without its words, as it can be typed again.
+        job_file: The frozen job that is to be started in place of one that is composed; None to compose.
     """
 
     overrides: list[str]
@@ -48,6 +49,7 @@ class CommandLine:
     json: bool
     completion: str | None
     program: str
+    job_file: Path | None = None
 
     def typed(self, *changes: str) -> str:
         """The command as a line that can be pasted into a shell.
@@ -58,7 +60,7 @@ class CommandLine:
         keys = {change.lstrip("-").split("=", 1)[0] for change in changes}
         kept = [word for word in self.overrides if word.split("=", 1)[0] not in keys]
         added = [change for change in changes if not change.startswith("-")]
-        flags = []
+        flags = [] if self.job_file is None else ["--job", str(self.job_file)]
         if self.source.extra_dir is not None:
             flags += ["--config-dir", str(self.source.extra_dir)]
         if self.source.name != CONFIG_NAME:
@@ -68,7 +70,7 @@ class CommandLine:
         return " ".join([self.program, shlex.join([*flags, *kept, *added])]).strip()
 
 
-def parse(argv: Sequence[str], program: str, *, flags: str = _FLAGS) -> CommandLine:
+def parse(argv: Sequence[str], program: str, *, flags: str = FLAGS) -> CommandLine:
     """Split flags from overrides.
 
     Args:
@@ -88,9 +90,12 @@ def parse(argv: Sequence[str], program: str, *, flags: str = _FLAGS) -> CommandL
     parser.add_argument("--cfg", "-c", choices=["job"])
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--job", type=Path)
     parser.add_argument("--config-dir", "-cd", type=Path)
     parser.add_argument("--config-name", "-cn", default=CONFIG_NAME)
     found = parser.parse_intermixed_args(list(argv))
+    if found.job is not None and "--job" not in flags:
+        parser.error("--job belongs to launch/train.py")
     return CommandLine(
         overrides=found.overrides,
         source=ConfigSource(found.config_name.removesuffix(".yaml"), found.config_dir),
@@ -102,6 +107,7 @@ def parse(argv: Sequence[str], program: str, *, flags: str = _FLAGS) -> CommandL
         json=found.json,
         completion=found.completion,
         program=program,
+        job_file=found.job,
     )
 
 

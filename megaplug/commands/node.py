@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import select
 import socket
 import sys
@@ -21,11 +23,27 @@ from megaplug.launchers.crew import Event
 from megaplug.launchers.local import meeting_at, rank_variables
 from megaplug.launchers.machine import detect_machine, machine_problems
 from megaplug.launchers.nodes import read_key
+from megaplug.launchers.slurm import node_of_step
 from megaplug.launchers.stops import StopSignals
 from megaplug.launchers.wire import Message, RefusedError, Wire, greeted, join
 from megaplug.runs.folder import RunFolder
 
 _TRY_AGAIN_S = 1.0
+
+
+def on_this_node(job: Job) -> Job:
+    """The job with the number of nodes, and that of this one, as SLURM says where nothing else does."""
+    launch = job.launch
+    place = node_of_step(os.environ)
+    if launch.kind != "nodes" or place is None:
+        return job
+    nnodes, node_rank = place
+    launch = dataclasses.replace(
+        launch,
+        nnodes=nnodes if launch.nnodes is None else launch.nnodes,
+        node_rank=node_rank if launch.node_rank is None else launch.node_rank,
+    )
+    return dataclasses.replace(job, launch=launch)
 
 
 def serve(job: Job) -> int:

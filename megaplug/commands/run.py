@@ -22,9 +22,11 @@ from megaplug.commands.planned import plan_rows
 from megaplug.commands.preview import preview_json, preview_text
 from megaplug.commands.readiness import first_iteration, make_ready, open_folder, repair_notes
 from megaplug.commands.reading import reading
+from megaplug.commands.requeue import queue_again
 from megaplug.commands.resolved import Resolved, problems_here, ranks_here, resolve
 from megaplug.errors import UserError
 from megaplug.job.attention import attention_layers
+from megaplug.job.freeze import FrozenJob
 from megaplug.job.overlap import overlap_line
 from megaplug.job.packages import packages_line
 from megaplug.job.schema import Job
@@ -94,10 +96,21 @@ class End:
     heard: Signals | None = None
 
 
-def start(job: Job, command: CommandLine) -> End:
-    """``launch=local``, and node 0 of ``launch=nodes``: start the run, or continue it, and wait for its end."""
+def start(job: Job, command: CommandLine, frozen: FrozenJob | None = None) -> End:
+    """``launch=local``, and node 0 of ``launch=nodes``: start the run, or continue it, and wait for its end.
+
+    Args:
+        job: As composed.
+        command: What was typed.
+        frozen: What the job was made of, where it is one that was frozen before; it goes on in its folder.
+    """
     resolved = resolve(job)
-    folder = open_folder(resolved)
+    if frozen is not None and resolved.digest != frozen.digest:
+        raise UserError(
+            f"{frozen.folder.job_file} would be another run now ({resolved.digest}): its data has changed",
+            hint="type the command again that has frozen it",
+        )
+    folder = open_folder(resolved) if frozen is None else frozen.folder
     with RunLock.acquire(folder, command.typed()) as lock, _nodes(resolved, folder) as nodes:
         with reading(job.logging.progress != "none" and job.launch.output == "text") as seen:
             report = checkpoints.repair(folder.checkpoints, seen.tell)
@@ -105,7 +118,7 @@ def start(job: Job, command: CommandLine) -> End:
         notes = repair_notes(report, resolved.source)
         if job.profile.kind == "nsys" and "NSYS_PROFILING_SESSION_ID" not in os.environ:
             notes.append(f"nsys is not watching; it does with: {_nsys_line(folder, command)}")
-        if _nothing_to_do(resolved, folder, iteration, command):
+        if nothing_to_do(resolved, folder, iteration, command):
             print("\n".join(notes), file=sys.stderr, end="\n" if notes else "")
             if nodes is not None:
                 with StopSignals() as signals:
@@ -127,6 +140,8 @@ def start(job: Job, command: CommandLine) -> End:
                 ranks = [sys.executable, "-m", "megaplug.runtime", str(folder.job_file.resolve())]
                 attempts = Attempts(resolved, folder, ranks, lock, alerts, tell, nodes)
                 course = attempts.run(iteration, signals, report)
+                if said := queue_again(course.outcome, folder, iteration):
+                    tell({"event": "note", "text": said})
                 if nodes is not None:
                     reason = course.outcome.reason or "all steps are done"
                     nodes.dismiss(course.outcome.exit_code, f"{course.outcome.status}: {reason}")
@@ -169,7 +184,7 @@ def _latest(resolved: Resolved) -> RunFolder | None:
     return find_latest(Path(resolved.job.runs_dir), resolved.job.name, resolved.digest)
 
 
-def _nothing_to_do(resolved: Resolved, folder: RunFolder, iteration: int, command: CommandLine) -> bool:
+def nothing_to_do(resolved: Resolved, folder: RunFolder, iteration: int, command: CommandLine) -> bool:
     """Say so where the run is finished, or already where it was told to stop."""
     state = read_state(folder.state_file)
     train, stop_at = resolved.job.train, resolved.job.train.stop_at

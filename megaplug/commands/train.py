@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(words: Sequence[str]) -> int:
     if (code := cli.complete(words)) is not None:
         return code
-    command = cli.parse(words, cli.program_name("megaplug-train"))
+    command = cli.parse(words, cli.program_name("megaplug-train"), flags=f"--job FILE, {cli.FLAGS}")
     if (code := cli.inform(command, lambda: _front_page(command))) is not None:
         return code
     if command.cfg is not None:
@@ -33,6 +33,10 @@ def _main(words: Sequence[str]) -> int:
         from megaplug.commands.sweep import sweep
 
         return sweep(command)
+    if command.job_file is not None:
+        from megaplug.commands.frozen import start_frozen
+
+        return start_frozen(command)
     job = _with_topology(compose_job(command.overrides, command.source), command.overrides)
     return _run(job, command)
 
@@ -67,14 +71,20 @@ def _run(job: Job, command: cli.CommandLine) -> int:
         from megaplug.commands.run import show
 
         return show(job, command)
+    if job.launch.kind == "slurm":
+        from megaplug.commands.submit import submit
+
+        return submit(job, command)
     if job.launch.kind == "freeze":
         from megaplug.commands.run import freeze
 
         return freeze(job, command)
-    if job.launch.kind == "nodes" and job.launch.node_rank:
-        from megaplug.commands.node import serve
+    if job.launch.kind == "nodes":
+        from megaplug.commands.node import on_this_node, serve
 
-        return serve(job)
+        job = on_this_node(job)
+        if job.launch.node_rank:
+            return serve(job)
     from megaplug.commands.run import start
 
     return start(job, command).exit_code

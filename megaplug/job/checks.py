@@ -17,6 +17,7 @@ from megaplug.job.checks_precision import precision_problems
 from megaplug.job.checks_recompute import recompute_problems
 from megaplug.job.checks_resilience import resilience_problems
 from megaplug.job.checks_sharding import sharding_problems
+from megaplug.job.checks_slurm import slurm_problems
 from megaplug.job.checks_training import end_problems, training_problems
 from megaplug.job.checks_values import value_problems
 from megaplug.job.checks_watching import watching_problems
@@ -63,6 +64,7 @@ def check(job: Job, *, device: str | None = None, suggest: bool = True) -> list[
     return [
         *problems,
         *nodes_problems(job),
+        *slurm_problems(job),
         *sharding_problems(job, device),
         *async_problems(job, device),
         *model_problems(job),

@@ -17,6 +17,8 @@ def nodes_problems(job: Job) -> Iterator[Problem]:
     if strange:
         known = ", ".join(GROUPS)
         yield Problem("launch.within_node", f"{strange[0]} is no process group", f"groups: {known}")
+    if launch.kind == "slurm":
+        return
     if launch.kind != "nodes":
         for name in ("nnodes", "node_rank"):
             if getattr(launch, name) is not None:
@@ -45,7 +47,7 @@ def share_problems(job: Job, topology: Topology) -> Iterator[Problem]:
     neighbours.
     """
     number = job.launch.nnodes
-    if job.launch.kind != "nodes" or number is None or number == 1:
+    if job.launch.kind not in ("nodes", "slurm") or number is None or number == 1:
         return
     if topology.world_size % number:
         message = f"{topology.world_size} ranks cannot be shared out among {number} nodes"

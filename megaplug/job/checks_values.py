@@ -34,8 +34,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "logging.progress": ("auto", "rich", "plain", "none"),
     # The third that Megatron's parser knows, report_stats, is none of its machine's: it raises ValueError.
     "resilience.rerun_mode": ("disabled", "validate_results"),
-    "launch.kind": ("local", "print", "freeze", "nodes"),
+    "launch.kind": ("local", "nodes", "slurm", "print", "freeze"),
     "launch.output": ("text", "json"),
+    "slurm.container": ("none", "pyxis", "apptainer"),
     "checkpoint.async_strategy": ("mcore", "nvrx"),
     "model.position_embedding_type": ("rope", "yarn", "learned_absolute", "none"),
     "moe.moe_token_dispatcher_type": ("alltoall", "allgather", "flex"),
@@ -62,6 +63,7 @@ _POSITIVE = (
     "precision.loss_scale_window", "precision.hysteresis",
     "train.early_stop_patience", "train.loss_chunk_tokens", "alerts.timeout_s",
     "launch.omp_num_threads", "launch.nnodes", "launch.join_s", "launch.grace_s",
+    "slurm.cpus_per_task", "slurm.signal_s", "slurm.chain",
     "launch.distributed_timeout_minutes",
     "tokenizer.tiktoken_num_special_tokens",
 )  # fmt: skip

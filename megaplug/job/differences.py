@@ -13,7 +13,7 @@ from megaplug.runs.atomic import disk_errors
 
 # What says where, how loudly or for how long a run goes on, and not what it computes.
 _SILENT = ("name", "runs_dir", "resume", "model.name", "data.cache_dir", "train.stop_at")
-_SILENT_SECTIONS = ("launch", "logging", "watch", "alerts", "profile", "cluster")
+_SILENT_SECTIONS = ("launch", "slurm", "logging", "watch", "alerts", "profile", "cluster")
 _NOTHING = "-"
 
 

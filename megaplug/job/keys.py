@@ -14,6 +14,8 @@ OPEN_KEYS = (
     "attention.pattern_params",
     "moe.experts_params",
     "megatron",
+    "slurm.environment",
+    "slurm.options",
     "data.path",
     "data.valid_path",
     "data.test_path",

@@ -325,12 +325,38 @@ class LaunchConfig:
     nnodes: int | None = None
     node_rank: int | None = None
     join_s: float = 600.0
+    submit: bool = True
     within_node: list[str] = field(default_factory=lambda: ["tp", "cp"])
     omp_num_threads: int | None = None
     grace_s: float = 120.0
     distributed_timeout_minutes: int = 10
     output: str = "text"
     max_gpu_hours: float | None = 100.0
+
+
+@dataclass
+class SlurmConfig:
+    """What a batch script says to SLURM, and what it prepares on the nodes; nothing here changes a result."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str | None = None
+    gres: str | None = None
+    cpus_per_task: int | None = None
+    mem: str | None = None
+    exclusive: bool = True
+    options: dict[str, str] = field(default_factory=dict)
+    setup: str | None = None
+    modules: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    container: str = "none"
+    image: str | None = None
+    mounts: list[str] = field(default_factory=list)
+    python: str | None = None
+    requeue: bool = True
+    signal_s: int = 120
+    chain: int = 1
 
 
 @dataclass
@@ -405,6 +431,7 @@ class Job:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)

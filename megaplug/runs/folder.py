@@ -99,6 +99,16 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def batch_script(self) -> Path:
+        """What SLURM is given."""
+        return self.path / "job.sbatch"
+
+    @property
+    def submitted_file(self) -> Path:
+        """Which jobs it has made of it, see `megaplug.runs.submitted`."""
+        return self.path / "slurm.json"
+
+    @property
     def nodes_key(self) -> Path:
         """What the launchers of a job on several machines prove to each other; for its owner alone."""
         return self.path / "nodes.key"
