@@ -136,7 +136,9 @@ def script_of(resolved: Resolved, folder: RunFolder, command: CommandLine) -> st
             "folder": f"folder={shlex.quote(str(place))}",
             "cwd": shlex.quote(str(Path.cwd())),
             "modules": shlex.join(config.modules),
-            "setup": None if config.setup is None else shlex.quote(str(Path(config.setup).expanduser())),
+            "setup": None
+            if config.setup is None
+            else shlex.quote(str(Path(config.setup).expanduser().absolute())),
             "environment": [f"{name}={shlex.quote(value)}" for name, value in config.environment.items()],
             "master_addr": _FIRST_NODE
             if job.launch.master_addr is None
