@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from megaplug.commands.actions import Answer, columns
+from megaplug.commands.runs_queue import queues_of
 from megaplug.commands.runs_words import Asked
 from megaplug.errors import UserError
 from megaplug.job.differences import differing, read_keys, shown
@@ -32,6 +34,7 @@ class Row:
         figures: What it has recorded.
         keys: Those of its job; None where that cannot be read.
         fault: Why not, or what else cannot be read.
+        queue: The jobs of SLURM's that are its own and have not ended, each with its state.
     """
 
     folder: RunFolder
@@ -39,6 +42,12 @@ class Row:
     figures: Figures
     keys: dict[str, Any] | None
     fault: str = ""
+    queue: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """How it stands; ``queued`` where none of its processes lives, and SLURM will start one."""
+        return "queued" if self.queue and not self.stands.is_alive else self.stands.status
 
     @property
     def iteration(self) -> int:
@@ -56,7 +65,7 @@ class Row:
         return {
             "run": self.folder.name,
             "folder": str(self.folder.path),
-            "status": self.stands.status,
+            "status": self.status,
             "reason": "" if state is None else state.reason,
             "iteration": self.iteration,
             "saved_iteration": 0 if state is None else state.saved_iteration,
@@ -64,6 +73,7 @@ class Row:
             "num_restarts": 0 if state is None else state.num_restarts,
             "updated": None if state is None else state.updated,
             "process": None if holder is None else {"pid": holder.pid, "host": holder.host},
+            "jobs": dict(self.queue),
             "figures": self.figures.as_json(),
             "differs": None if self.keys is None else {name: self.keys.get(name) for name in names},
             "fault": self.fault,
@@ -74,14 +84,21 @@ def answer(asked: Asked) -> Answer:
     """All runs that are named."""
     if asked.has_none:
         return Answer({"runs": [], "differing": []}, "no run in runs yet: python launch/train.py makes one")
-    rows = [row_of(folder) for folder in asked.runs()]
+    folders = asked.runs()
+    try:
+        queues, note = queues_of(folders), ""
+    except UserError as error:
+        queues, note = [{} for _ in folders], f"what is queued is not known: {error.message}"
+    rows = [replace(row_of(folder), queue=queue) for folder, queue in zip(folders, queues, strict=True)]
     names = differing([row.keys for row in rows])
     lines = columns([HEADER, *(cells(row) for row in rows)], left=(0, 1, 6))
     text = [lines[0]]
     for row, line in zip(rows, lines[1:], strict=True):
         text.append(line)
         text += [f"    {said}" for said in _below(row, names)]
-    return Answer({"runs": [row.as_json(names) for row in rows], "differing": names}, "\n".join(text))
+    text += [note] if note else []
+    report = {"runs": [row.as_json(names) for row in rows], "differing": names, "note": note}
+    return Answer(report, "\n".join(text))
 
 
 def row_of(folder: RunFolder) -> Row:
@@ -103,7 +120,7 @@ def cells(row: Row) -> tuple[str, ...]:
     rate = found.tokens_per_second
     return (
         row.folder.name,
-        row.stands.status,
+        row.status,
         f"{row.iteration:,}{end}",
         _loss(found.loss),
         _loss(found.valid_loss),
@@ -119,9 +136,10 @@ def _below(row: Row, names: list[str]) -> list[str]:
         set_here = {name: row.keys[name] for name in names if row.keys.get(name) is not None}
         said += textwrap.wrap("  ".join(f"{name}={shown(value)}" for name, value in set_here.items()), _WIDTH)
     state = row.stands.state
-    if row.stands.status == "killed" and state is not None:
+    said += [f"job {job} {state}" for job, state in row.queue.items()]
+    if row.status == "killed" and state is not None:
         said.append(f"its launcher was killed; the same command goes on from step {state.saved_iteration:,}")
-    elif state is not None and state.reason and row.stands.status in ("failed", "stopped"):
+    elif state is not None and state.reason and row.status in ("failed", "stopped"):
         said.append(state.reason)
     if row.stands.holder is not None:
         said.append(f"process {row.stands.holder.pid} on {row.stands.holder.host}")

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from megaplug.commands.actions import Answer
 from megaplug.commands.runs_list import row_of
+from megaplug.commands.runs_queue import queues_of
 from megaplug.commands.runs_words import Asked
 from megaplug.errors import UserError
+from megaplug.launchers import slurm
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.standing import Standing, standing, wait_until_free
 
@@ -20,13 +22,17 @@ def answer(asked: Asked) -> Answer:
     """Stop the run that is named."""
     folder = asked.run()
     stands = standing(folder)
-    if stands.is_alive:
+    (queue,) = queues_of([folder])
+    if queue:
+        # SIGTERM alone would have it queued again.
+        slurm.end(queue)
+    elif stands.is_alive:
         _tell(folder, stands)
-        wait_until_free(folder.lock_file)
+    wait_until_free(folder.lock_file)
     row = row_of(folder)
     state = row.stands.state
     saved = 0 if state is None else state.saved_iteration
-    how = "" if stands.is_alive else "was not running: "
+    how = "" if stands.is_alive else "was only queued: " if queue else "was not running: "
     text = f"{folder.name} {how}{row.stands.status} at step {row.iteration:,}, saved up to step {saved:,}"
     return Answer({"run": row.as_json([]), "was_running": stands.is_alive}, text)
 

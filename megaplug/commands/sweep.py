@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from megaplug.commands import cli
 from megaplug.commands.actions import Answer
 from megaplug.commands.run import freeze, start
 from megaplug.commands.runs_compare import compare
+from megaplug.commands.submit import submit_all
 from megaplug.commands.sweep_points import Point, Points, check_points
 from megaplug.commands.sweep_report import as_json, confirming, explained, hours, listed
 from megaplug.errors import UserError
@@ -74,6 +76,8 @@ class _Sweep:
         points = self._points
         self._tell({"event": "sweep", **self._report()}, explained(points))
         self._confirm()
+        if points.job is not None and points.job.launch.kind == "slurm":
+            return self._submit()
         for point in points.left:
             code = cli.guarded(functools.partial(self._start, point))
             self._codes[point.number] = code
@@ -100,6 +104,33 @@ class _Sweep:
             hint = f"{confirming(points)} starts them; launch=print lists them"
             raise UserError(f"launch.max_gpu_hours: {message}", hint=hint)
 
+    def _submit(self) -> int:
+        """Have SLURM start what is left; the exit code."""
+        points, place = self._points, self._points.folder
+        assert place is not None
+        self._make_folder()
+        left = [(point.job, self._alone(point)) for point in points.left if point.job is not None]
+        arrays = submit_all(left, place)
+        report = self._report()
+        self._write(report)
+        said = [
+            {"job": array.job, "script": str(array.script), "runs": len(array.folders)} for array in arrays
+        ]
+        lines = []
+        for array in arrays:
+            how = f"job {array.job}" if array.job else f"next: sbatch {shlex.quote(str(array.script))}"
+            lines.append(f"{len(array.folders)} runs in {array.script}: {how}")
+        lines.append(
+            f"how they stand: {cli.sibling(self._command.program, 'runs')}; afterwards action=compare"
+        )
+        code = 2 if points.impossible else 0
+        self._tell({"event": "sweep_submitted", "exit_code": code, "arrays": said, **report}, lines)
+        return code
+
+    def _alone(self, point: Point) -> cli.CommandLine:
+        """What would start a point alone."""
+        return dataclasses.replace(self._command, overrides=list(point.words), multirun=False)
+
     def _start(self, point: Point) -> int:
         assert point.job is not None
         points = self._points
@@ -110,7 +141,7 @@ class _Sweep:
             [f"point {point.number} of {len(points.all)}: {own}{of_runs}"],
         )
         self._write(self._report(running=point.number))
-        one = dataclasses.replace(self._command, overrides=list(point.words), multirun=False)
+        one = self._alone(point)
         try:
             if self._freezes:
                 return freeze(point.job, one)

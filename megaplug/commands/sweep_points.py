@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from megaplug.commands.batch_job import on_nodes
 from megaplug.commands.plan_job import cluster_here
 from megaplug.commands.resolved import Resolved, resolve
 from megaplug.errors import Problem, UserError
 from megaplug.job.checks_values import value_of
 from megaplug.job.compose import ConfigSource, compose_job, sweep_points
 from megaplug.job.identity import digest
-from megaplug.job.schema import Job
+from megaplug.job.schema import Job, SlurmConfig
 from megaplug.plan.cluster import AUTO
 from megaplug.plan.plan import make_plan
 from megaplug.plan.workload import workload_of
@@ -22,7 +23,10 @@ from megaplug.runs.metrics import read_metrics
 from megaplug.runs.state import RunState, read_state
 
 # Where, and how, the sweep as a whole is run.
-_OF_ALL = ("runs_dir", "launch.kind", "launch.output", "launch.max_gpu_hours")
+_OF_ALL = (
+    "runs_dir", "launch.kind", "launch.output", "launch.max_gpu_hours", "launch.submit",
+    *(f"slurm.{item.name}" for item in fields(SlurmConfig)),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,8 @@ def _composed(number: int, words: Sequence[str], own: tuple[str, ...], source: C
             from megaplug.commands.searched import choose
 
             job = choose(job, words)
+        if job.launch.kind == "slurm":
+            job = on_nodes(job)
     except UserError as error:
         return replace(point, problems=error.problems)
     return replace(point, job=job)

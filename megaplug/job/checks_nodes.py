@@ -17,12 +17,11 @@ def nodes_problems(job: Job) -> Iterator[Problem]:
     if strange:
         known = ", ".join(GROUPS)
         yield Problem("launch.within_node", f"{strange[0]} is no process group", f"groups: {known}")
-    if launch.kind == "slurm":
-        return
-    if launch.kind != "nodes":
+    if launch.kind == "local":
         for name in ("nnodes", "node_rank"):
             if getattr(launch, name) is not None:
                 yield Problem(f"launch.{name}", "means nothing on this machine alone", "use launch=nodes")
+    if launch.kind != "nodes":
         return
     missing = [name for name in ("nnodes", "node_rank", "master_addr") if getattr(launch, name) is None]
     meaning = {

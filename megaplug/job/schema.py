@@ -357,6 +357,7 @@ class SlurmConfig:
     requeue: bool = True
     signal_s: int = 120
     chain: int = 1
+    at_once: int | None = None
 
 
 @dataclass

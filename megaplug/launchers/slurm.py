@@ -51,7 +51,7 @@ def queued(jobs: Sequence[str]) -> dict[str, str]:
     """
     if not jobs:
         return {}
-    done = _asked(["squeue", "--noheader", "--format=%i|%T|%r", f"--jobs={','.join(jobs)}"])
+    done = _asked(["squeue", "--noheader", "--array", "--format=%i|%T|%r", f"--jobs={','.join(jobs)}"])
     if done.returncode:
         # Of one that has long ended, and only of one, it says so.
         if _NO_SUCH_JOB.search(done.stderr):
@@ -59,6 +59,25 @@ def queued(jobs: Sequence[str]) -> dict[str, str]:
         raise UserError(f"squeue does not answer: {' '.join(done.stderr.split())}", exit_code=1)
     rows = (line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2)
     return {job: state if reason in ("None", "") else f"{state} ({reason})" for job, state, reason in rows}
+
+
+def end(jobs: Mapping[str, str]) -> None:
+    """Take jobs out of the queue; what runs in one saves and ends as after Ctrl-C, and is not queued again.
+
+    Args:
+        jobs: As `queued` has found them.
+
+    Raises:
+        UserError: There is no SLURM here, or it refuses.
+    """
+    waiting = [job for job, state in jobs.items() if not state.startswith("RUNNING")]
+    # What waits for the end of another must be gone by then.
+    for words in (waiting, ["--signal=INT", *(job for job in jobs if job not in waiting)]):
+        if not words or words == ["--signal=INT"]:
+            continue
+        done = _asked(["scancel", *words])
+        if done.returncode:
+            raise UserError(f"scancel refuses: {' '.join(done.stderr.split())}", exit_code=1)
 
 
 def ask_to_be_queued_again(place: str, why: str) -> None:

@@ -169,7 +169,7 @@ class LocalSlurm:
             f"SlurmUser={user}",
             f"SlurmdUser={user}",
             "AuthType=auth/munge",
-            f"AuthInfo=socket={self.place / 'munge.socket'},cred_expire=4",
+            f"AuthInfo=socket={self.place / 'munge.socket'},cred_expire=8",
             "CredType=cred/munge",
             f"SlurmctldPort={controller}",
             f"StateSaveLocation={self.place / 'state'}",

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.slow
 # Both go through gloo on one machine, in the same order.
 TOLERANCE = 1e-6
 ON_NODES = ("launch=slurm", "launch.master_addr=127.0.0.1", "device=cpu", "launch.grace_s=15")
-ENDS_S = 240.0
-STEPS = 3000
+ENDS_S = 480.0
+STEPS = 2000
 
 
 class Submits:
@@ -116,6 +116,7 @@ def test_a_job_of_four_nodes_has_the_losses_of_a_run_here(submits):
     assert sorted(file.name for file in folder.logs.glob("*.log")) == [f"rank{rank}.log" for rank in range(4)]
 
 
+@pytest.mark.timeout(900)
 def test_whatever_stops_a_job_it_goes_on_in_its_folder_and_no_step_is_lost_or_repeated(submits, small):
     """USR2 from outside, the time limit, a requeue by hand and a node that dies, all in one run."""
     slurm = submits.slurm
@@ -168,7 +169,7 @@ def test_a_run_that_waits_in_the_queue_is_not_submitted_twice(submits, small):
     _, (job,) = submits.submit(*words)
     again = submits.type(*ON_NODES, *words)
     assert again.returncode == 2
-    assert f"this run is in the queue already: job {job} PENDING (JobHeldUser)" in again.stderr
+    assert f"is in the queue already: job {job} PENDING (JobHeldUser)" in again.stderr
     submits.slurm.ask("scancel", job)
     _, (other,) = submits.submit(*words)
     submits.slurm.ask("scancel", other)
@@ -194,3 +195,27 @@ def test_what_slurm_refuses_is_said_in_its_own_words(submits, small):
     done = submits.type(*ON_NODES, *small, "slurm.partition=nowhere")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "SLURM refuses the job" in done.stderr and "invalid partition" in done.stderr
+
+
+def test_a_sweep_is_one_array_whose_runs_go_on_like_any(submits, small):
+    words = (*small, "-m", "train.seed=1,2,1", "lr.min_lr=0,1", "train.iters=5")
+    done = submits.type(*ON_NODES, *words, "launch.output=json")
+    assert done.returncode == 2, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["num_runs"] == 2 and said["num_impossible"] == 3 and said["num_repeated"] == 1
+    (array,) = said["arrays"]
+    runs = [point["run"] for point in said["points"] if point["status"] not in ("impossible", "repeat")]
+    folders = [RunFolder(Path(run)) for run in runs]
+    jobs = [read_submitted(folder).jobs for folder in folders]
+    assert jobs == [(f"{array['job']}_0",), (f"{array['job']}_1",)]
+    again = submits.type(*ON_NODES, *words)
+    assert again.returncode == 2 and again.stderr.count("is in the queue already") == 2
+    for folder, (job,) in zip(folders, jobs, strict=True):
+        submits.until_ended(folder, job)
+        assert list(losses(folder)) == [1, 2, 3, 4, 5]
+    assert losses(folders[0]) != losses(folders[1])
+    # Nothing is left, and the same command says so.
+    assert (
+        json.loads(submits.type(*ON_NODES, *words, "launch.output=json").stdout.splitlines()[-1])["arrays"]
+        == []
+    )

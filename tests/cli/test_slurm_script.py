@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_jobs import SMALL, write_corpus
@@ -33,19 +37,26 @@ def written(*words: str) -> RunFolder:
 
 
 def ran(folder: RunFolder, srun: str = "exit 0", **environment: str) -> tuple[int, list[str], dict[str, str]]:
+    """A run's script as `ran_script` runs it."""
+    return ran_script(folder.batch_script, srun, **environment)
+
+
+def ran_script(
+    script: Path, srun: str = "exit 0", **environment: str
+) -> tuple[int, list[str], dict[str, str]]:
     """The script run by bash with programs in place of SLURM's: exit code, srun's words and environment."""
     programs = Path("programs").absolute()
     programs.mkdir(exist_ok=True)
     record = 'printf "%s\\0" "$@" > "$RECORD/words"; env --null > "$RECORD/environment"'
-    for name, script in {
+    for name, lines in {
         "srun": f"{record}; {srun}",
         "scontrol": 'echo "$@" >> "$RECORD/scontrol"; echo n7',
     }.items():
-        (programs / name).write_text(f"#!/bin/bash\n{script}\n")
+        (programs / name).write_text(f"#!/bin/bash\n{lines}\n")
         (programs / name).chmod(0o755)
     there = {"PATH": f"{programs}:{os.environ['PATH']}", "RECORD": str(Path.cwd()), "HOME": str(Path.cwd())}
     there |= {"SLURM_JOB_ID": "123", "SLURM_JOB_NODELIST": "n[7-8]", **environment}
-    done = subprocess.run(["bash", str(folder.batch_script)], env=there, capture_output=True, text=True)
+    done = subprocess.run(["bash", str(script)], env=there, capture_output=True, text=True)
     assert Path("words").exists(), done.stderr
     words = Path("words").read_text().split("\0")[:-1]
     pairs = (pair.split("=", 1) for pair in Path("environment").read_text().split("\0")[:-1])
@@ -214,3 +225,48 @@ def test_a_frozen_job_whose_data_has_changed_is_not_started(there, capsys):
     Path("corpus/00.txt").write_text("other words than before")
     assert command.main(["--job", str(folder.job_file), "launch=local"]) == 2
     assert "would be another run now" in capsys.readouterr().err
+
+
+def swept(*words: str) -> dict[str, Any]:
+    """What is said, as JSON, of a sweep whose scripts were written."""
+    places = ["data.path=corpus", "data.cache_dir=cache", "launch.submit=false", "launch.output=json"]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        command.main([*SMALL, *places, "-m", "launch=slurm", *words])
+    return dict(json.loads(said.getvalue().splitlines()[-1]))
+
+
+def test_a_sweep_is_one_array_of_the_runs_that_are_left(there):
+    said = swept("train.seed=1,2,3", "slurm.at_once=2")
+    (array,) = said["arrays"]
+    script = Path(array["script"]).read_text()
+    assert "#SBATCH --array=0-2%2\n" in script
+    assert f'#SBATCH --output="{Path(said["folder"]).resolve()}/slurm-%A_%a.log"\n' in script
+    frozen = [Path(point["run"]) for point in said["points"]]
+    for task, folder in enumerate(frozen):
+        program = ran_script(Path(array["script"]), SLURM_ARRAY_TASK_ID=str(task))[1]
+        assert f"{folder.resolve()}/job.yaml" in program
+        assert (folder / "job.yaml").is_file()
+
+
+def test_runs_that_ask_for_other_nodes_are_arrays_of_their_own(there):
+    said = swept("topology.dp=1,2", "train.seed=1,2", "device=cuda", "launch.nnodes=1")
+    scripts = [Path(array["script"]) for array in said["arrays"]]
+    assert [script.name for script in scripts] == ["array-1.sbatch", "array-2.sbatch"]
+    assert [line for script in scripts for line in script.read_text().splitlines() if "--gres" in line] == [
+        "#SBATCH --gres=gpu:1",
+        "#SBATCH --gres=gpu:2",
+    ]
+
+
+def test_a_sweep_has_one_way_of_asking_slurm(there, capsys):
+    assert command.main([*SMALL, "-m", "launch=slurm", "slurm.partition=a,b"]) == 2
+    assert "slurm.partition is one for the whole sweep, and there are a and b" in capsys.readouterr().err
+
+
+def test_the_script_of_an_array_passes_shellcheck(there):
+    if shutil.which("shellcheck") is None:
+        pytest.skip("there is no shellcheck here (Debian: shellcheck)")
+    (array,) = swept("train.seed=1,2")["arrays"]
+    done = subprocess.run(["shellcheck", array["script"]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

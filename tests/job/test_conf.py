@@ -22,6 +22,8 @@ COMPANIONS = {
     ("tokenizer", "tiktoken"): ["tokenizer.path=some.tiktoken"],
     ("data", "text"): ["data.path=text.txt"],
     ("cuda_graph", "te"): ["backend=te"],
+    ("launch", "nodes"): ["launch.nnodes=1", "launch.node_rank=0", "launch.master_addr=127.0.0.1"],
+    ("launch", "slurm"): ["device=cuda"],
     ("moe", "mixtral"): ["model=llama1_7b"],
     ("moe", "deepseek_v2_lite"): ["model=deepseek_v2_lite"],
     ("moe", "deepseek_v3"): ["model=deepseek_v3"],
@@ -51,8 +53,9 @@ MODEL_OF_TOPOLOGY = {
 
 def test_all_groups_are_there() -> None:
     model_and_data = "model topology attention moe data tokenizer train optimizer lr precision cluster"
-    how = "kernels overlap cuda_graph checkpoint logging profile launch watch alerts resilience experiment"
-    assert sorted(group_options(ConfigSource())) == sorted(f"{model_and_data} {how}".split())
+    how = "kernels overlap cuda_graph checkpoint logging profile experiment"
+    where = "launch slurm watch alerts resilience"
+    assert sorted(group_options(ConfigSource())) == sorted(f"{model_and_data} {how} {where}".split())
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

@@ -1,0 +1,28 @@
+"""What SLURM knows of runs that were submitted to it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from megaplug.launchers import slurm
+from megaplug.runs.folder import RunFolder
+from megaplug.runs.submitted import read_submitted
+
+Queue = dict[str, str]
+"""The state of each job that has not ended, by its number."""
+
+
+def queues_of(folders: Sequence[RunFolder]) -> list[Queue]:
+    """For each run the jobs that SLURM has not ended; none where there is no SLURM.
+
+    Raises:
+        UserError: SLURM does not answer, or a run does not say which jobs are its own.
+    """
+    submitted = [read_submitted(folder) for folder in folders]
+    own = [() if found is None else found.jobs for found in submitted]
+    everything = [job for jobs in own for job in jobs]
+    if not everything or shutil.which("squeue") is None:
+        return [{} for _ in folders]
+    states = slurm.queued(everything)
+    return [{job: states[job] for job in jobs if job in states} for jobs in own]

@@ -1,0 +1,77 @@
+"""Runs that were submitted: what is said of them and done with them, with little programs for SLURM's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megaplug.commands import runs as command
+from megaplug.runs.folder import RunFolder
+from megaplug.runs.lock import RunLock
+from megaplug.runs.state import RunState, write_state
+from megaplug.runs.submitted import Submitted, write_submitted
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two runs that were submitted, and SLURM's programs, which know what ``queue`` holds."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "programs"))
+    (tmp_path / "programs").mkdir()
+    program("squeue", f"/bin/cat {tmp_path}/queue")
+    program("scancel", f'echo "$@" >> {tmp_path}/cancelled')
+    for name, jobs in (("one-1111aaaa", ("17", "18")), ("two-2222bbbb", ("19",))):
+        folder = RunFolder(Path("runs") / name)
+        folder.path.mkdir(parents=True)
+        write_state(folder.state_file, RunState("stopped", 10, 10, 20, "saved after SIGUSR2"))
+        write_submitted(folder, Submitted(jobs, "", "python launch/train.py", (), None, "train"))
+    return tmp_path
+
+
+def program(name: str, script: str) -> None:
+    file = Path("programs") / name
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+
+
+def statuses(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    assert command.main(["output=json"]) == 0
+    return {run["run"]: run["status"] for run in json.loads(capsys.readouterr().out)["runs"]}
+
+
+def test_a_run_that_waits_in_the_queue_is_queued(there, capsys):
+    (there / "queue").write_text("17|PENDING|BeginTime\n18|PENDING|Dependency\n")
+    assert statuses(capsys) == {"one-1111aaaa": "queued", "two-2222bbbb": "stopped"}
+    assert command.main([]) == 0
+    said = capsys.readouterr().out
+    assert "job 17 PENDING (BeginTime)" in said and "job 18 PENDING (Dependency)" in said
+
+
+def test_a_run_whose_launcher_lives_runs_whatever_the_queue_says(there, capsys):
+    (there / "queue").write_text("19|RUNNING|None\n")
+    folder = RunFolder(there / "runs" / "two-2222bbbb")
+    with RunLock.acquire(folder):
+        write_state(folder.state_file, RunState("running", 10, 10, 20))
+        assert statuses(capsys)["two-2222bbbb"] == "running"
+
+
+def test_without_slurm_here_runs_are_told_as_their_folders_say(there, capsys):
+    (there / "programs" / "squeue").unlink()
+    assert statuses(capsys) == {"one-1111aaaa": "stopped", "two-2222bbbb": "stopped"}
+
+
+def test_a_controller_that_does_not_answer_is_said_and_hides_no_run(there, capsys):
+    program("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert statuses(capsys) == {"one-1111aaaa": "stopped", "two-2222bbbb": "stopped"}
+    assert command.main([]) == 0
+    assert "what is queued is not known: squeue does not answer: Unable to" in capsys.readouterr().out
+
+
+def test_stopping_takes_what_waits_out_of_the_queue_before_what_runs_is_ended(there, capsys):
+    """Else the next of a chain would begin. What runs is told as by Ctrl-C: it is not queued again."""
+    (there / "queue").write_text("17|RUNNING|None\n18|PENDING|Dependency\n")
+    assert command.main(["action=stop", "run=one-1111aaaa"]) == 0
+    assert (there / "cancelled").read_text() == "18\n--signal=INT 17\n"
+    assert "was only queued" in capsys.readouterr().out
