@@ -23,7 +23,7 @@ def nodes_problems(job: Job) -> Iterator[Problem]:
                 yield Problem(f"launch.{name}", "means nothing on this machine alone", "use launch=nodes")
     if launch.kind != "nodes":
         return
-    missing = [name for name in ("nnodes", "node_rank", "master_addr") if getattr(launch, name) is None]
+    missing = [name for name in ("nnodes", "node_rank", "master_addr") if getattr(launch, name) in (None, "")]
     meaning = {
         "nnodes": "how many nodes there are",
         "node_rank": "which of them this is, from 0",
@@ -31,9 +31,11 @@ def nodes_problems(job: Job) -> Iterator[Problem]:
     }
     for name in missing:
         yield Problem(f"launch.{name}", f"is not given: {meaning[name]}")
-    if None not in (launch.nnodes, launch.node_rank) and launch.node_rank not in range(launch.nnodes or 0):
-        message = f"is {launch.node_rank}, and there are {launch.nnodes} nodes"
-        yield Problem("launch.node_rank", message, f"from 0 to {(launch.nnodes or 1) - 1}")
+    number, own = launch.nnodes, launch.node_rank
+    # That there are none, or fewer, is said elsewhere.
+    if number is not None and number > 0 and own is not None and own not in range(number):
+        message = f"is {own}, and there {'is 1 node' if number == 1 else f'are {number} nodes'}"
+        yield Problem("launch.node_rank", message, "use 0" if number == 1 else f"from 0 to {number - 1}")
     if launch.master_port is None and (launch.nnodes or 1) > 1:
         message = "the other nodes cannot know a port that is found"
         yield Problem("launch.master_port", message, "such as 29400")
@@ -49,12 +51,14 @@ def share_problems(job: Job, topology: Topology) -> Iterator[Problem]:
     if job.launch.kind not in ("nodes", "slurm") or number is None or number == 1:
         return
     if topology.world_size % number:
-        message = f"{topology.world_size} ranks cannot be shared out among {number} nodes"
+        ranks = "1 rank" if topology.world_size == 1 else f"{topology.world_size} ranks"
+        message = f"{ranks} cannot be shared out among {number} nodes"
         yield Problem("launch.nnodes", message, "the number of ranks must be a multiple of that of nodes")
         return
     per_node = topology.world_size // number
     for name in job.launch.within_node:
-        if not stays_in_node(topology, name, per_node):
+        # What is no group is said elsewhere.
+        if name in GROUPS and not stays_in_node(topology, name, per_node):
             size = group_size(topology, name)
             message = f"groups of {size} ranks ({name}) would reach beyond a node of {per_node}"
             others = [other for other in job.launch.within_node if other != name]
