@@ -31,7 +31,8 @@ class Rank:
     Attributes:
         rank: Its number.
         end: Its ``end`` event.
-        exit_code: As `subprocess` counts: negative for a signal; None while it lives.
+        exit_code: As `subprocess` counts: negative for a signal; None while it lives, and where it has lived
+            until the whole group was killed.
         peak_bytes: The most memory that it has said it had used.
         can_save: It has done a step, and saves when it is told to stop.
     """
@@ -88,7 +89,6 @@ class LocalRank(Rank):
     def close(self) -> None:
         """Reap the process, which has been killed, and close what was open for it."""
         self.process.wait()
-        self.exit_code = self.process.returncode if self.exit_code is None else self.exit_code
         for fd in (self.pidfd, self.events_fd, self.stack_fd):
             os.close(fd)
 

@@ -103,6 +103,21 @@ def test_a_reported_reason_is_shown(job):
     assert outcome.reason == "rank 0 failed: no data"
 
 
+def test_a_rank_that_stays_after_its_failure_is_not_taken_for_one_without_memory(job):
+    outcome = job.run(
+        """
+print("the cause", flush=True)
+events.write("end", status="failed", kind="data", reason="no data")
+signal.pause()
+"""
+    )
+    assert (outcome.reason, outcome.log_tail, outcome.hint) == (
+        "rank 0 failed: no data",
+        ("the cause",),
+        "",
+    )
+
+
 def test_a_full_disk_gets_a_hint(job):
     outcome = job.run('raise OSError(28, "No space left on device")')
     assert "is full" in outcome.hint
@@ -126,6 +141,7 @@ def test_children_of_ranks_are_not_left_behind(job, is_alive):
         """
 child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 (here / f"pid{rank}").write_text(str(child.pid))
+while len(list(here.glob("pid*"))) < 2: os.sched_yield()
 if rank == 0: os._exit(3)  # the group's leader is the first to go
 signal.pause()
 """,
