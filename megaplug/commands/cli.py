@@ -232,6 +232,16 @@ def is_read(text: str) -> bool:
     return True
 
 
+def tell[T](show: Callable[[T], None], what: T) -> None:
+    """Show something to a person who may have gone: a closed pipe or terminal is no reason to end a run."""
+    try:
+        show(what)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 class Ended(BaseException):
     """A signal that ends commands has come; what is under way cleans up as after Ctrl-C.
 

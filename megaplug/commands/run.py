@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,17 +122,17 @@ def start(job: Job, command: CommandLine, frozen: FrozenJob | None = None) -> En
             print("\n".join(notes), file=sys.stderr, end="\n" if notes else "")
             if nodes is not None:
                 with StopSignals() as signals:
-                    nodes.complete(signals, lambda _: None)
+                    nodes.complete(signals, lambda event: print(event["text"], file=sys.stderr), is_over=True)
                 nodes.dismiss(0, "node 0 says that there is nothing to do")
             return End(0)
         make_ready(resolved, folder, report)
         end = min(resolved.derived.iters, resolved.job.train.stop_at or resolved.derived.iters)
         shown = make_progress(job.logging.progress, job.launch.output, end, iteration)
         with shown as progress, StopSignals() as signals:
-            _shown(progress.header, _header(resolved, folder, iteration, command.overrides))
+            cli.tell(progress.header, _header(resolved, folder, iteration, command.overrides))
 
             def tell(event: Event) -> None:
-                _shown(progress.event, event)
+                cli.tell(progress.event, event)
 
             for note in notes:
                 tell({"event": "note", "text": note})
@@ -149,7 +149,7 @@ def start(job: Job, command: CommandLine, frozen: FrozenJob | None = None) -> En
                 for fault in alerts.finish(signals.reader) if course.outcome.kind != AT_ONCE else []:
                     tell({"event": "note", "text": fault})
             with signals.waiting():
-                _shown(progress.summary, _summary(resolved, folder, course, progress, command))
+                cli.tell(progress.summary, _summary(resolved, folder, course, progress, command))
     return End(course.outcome.exit_code, signals.heard)
 
 
@@ -168,16 +168,6 @@ def _nsys_line(folder: RunFolder, command: CommandLine) -> str:
     capture = "--capture-range=cudaProfilerApi --capture-range-end=stop"
     output = shlex.quote(str(folder.profile / "nsys"))
     return f"nsys profile -s none -t nvtx,cuda -o {output} {capture} {command.typed()}"
-
-
-def _shown[T](show: Callable[[T], None], what: T) -> None:
-    """Show something to a person who may have gone: a closed pipe or terminal is no reason to end a run."""
-    try:
-        show(what)
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 def _latest(resolved: Resolved) -> RunFolder | None:

@@ -6,9 +6,11 @@ import selectors
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from megaplug.errors import UserError
-from megaplug.launchers.crew import Event, LocalCrew, News
+from megaplug.launchers.crew import Event, LastWords, LocalCrew, News
+from megaplug.launchers.handshake import printable
 from megaplug.launchers.hang import TICK_S
 from megaplug.launchers.ranks import Rank, Share
 from megaplug.launchers.stops import SIGNALS, StopSignals
@@ -52,19 +54,20 @@ class Agent:
     def serve(self, signals: StopSignals) -> int:
         """Do as node 0 says, until it says that the job is over.
 
-        A signal is passed on to it; a second Ctrl-C ends this node's ranks at once, and so the job.
+        Signals are passed on to it; a second Ctrl-C ends this node's ranks at once, and so the job.
 
         Returns:
             The job's exit code.
 
         Raises:
-            UserError: Node 0 has gone.
+            UserError: Node 0 has gone, or cannot be understood.
         """
         with selectors.DefaultSelector() as selector:
             selector.register(signals.reader, selectors.EVENT_READ)
             selector.register(self._wire, selectors.EVENT_READ)
             try:
-                code = None
+                # What came together with the welcome makes nothing readable any more.
+                code = self._instructed(selector)
                 while code is None:
                     ready = selector.select(TICK_S)
                     for key, _ in ready:
@@ -82,19 +85,22 @@ class Agent:
 
     def _signalled(self, numbers: bytes) -> int | None:
         for number in numbers:
+            if number not in SIGNALS:
+                continue
+            self._wire.send("asked to stop", signal=number)
             if number == signal.SIGINT and self._was_asked:
                 return _AT_ONCE
-            if number in SIGNALS:
-                self._was_asked = True
-                self._wire.send("asked to stop", signal=number)
+            self._was_asked = True
         return None
 
     def _instructed(self, selector: selectors.BaseSelector) -> int | None:
         for message in self._wire.receive():
-            if message["kind"] == "over":
-                self._tell({"event": "note", "text": str(message["text"])})
-                return int(message["exit_code"])
-            self._obey(message, selector)
+            kind, what = _read(message)
+            if kind == "over":
+                code, text = what
+                self._tell({"event": "note", "text": text})
+                return int(code)
+            self._obey(kind, what, selector)
         if self._wire.ended:
             raise UserError(
                 "node 0 has gone: its launcher was killed, or it cannot be reached",
@@ -103,17 +109,18 @@ class Agent:
             )
         return None
 
-    def _obey(self, message: Message, selector: selectors.BaseSelector) -> None:
-        kind = message["kind"]
+    def _obey(self, kind: str, what: Any, selector: selectors.BaseSelector) -> None:
         if kind == "start":
-            self._start(Share(**message["share"]), selector)
+            self._end(selector, _KILL_S)
+            self._start(what, selector)
         elif kind == "end":
-            self._wire.send("ended", left=self._end(selector, float(message["wait_s"])))
+            words = self._words_of_the_failed()
+            self._wire.send("ended", left=self._end(selector, what), words=words)
         elif self._crew is not None and kind == "signal":
-            self._crew.signal(int(message["number"]))
+            self._crew.signal(what)
         elif self._crew is not None and kind == "ask":
-            asked = [rank for rank in self._crew.ranks if rank.rank in message["ranks"]]
-            stands = self._crew.ask(asked, float(message["wait_s"]))
+            ranks, wait_s = what
+            stands = self._crew.ask([rank for rank in self._crew.ranks if rank.rank in ranks], wait_s)
             self._wire.send("stands", stands={rank: asdict(stand) for rank, stand in stands.items()})
 
     def _start(self, share: Share, selector: selectors.BaseSelector) -> None:
@@ -125,7 +132,7 @@ class Agent:
         try:
             self._crew.start(share, None)
         except UserError as error:
-            self._wire.send("cannot start", reason=str(error))
+            self._wire.send("cannot start", reason=error.message, hint=error.hint)
         self._crew.watch(selector)
 
     def _end(self, selector: selectors.BaseSelector, wait_s: float) -> list[str]:
@@ -157,14 +164,19 @@ class Agent:
         return before == event.get("progress")
 
     def _exited(self, rank: Rank) -> None:
+        has_failed = rank.end is None or rank.end.get("status") not in GOOD
+        words = self._words(rank) if has_failed else LastWords()
+        self._wire.send("exit", rank=rank.rank, code=rank.exit_code, words=asdict(words))
+
+    def _words(self, rank: Rank) -> LastWords:
         assert self._crew is not None
-        said = rank.end or {}
-        lines: tuple[str, ...] = ()
-        hint = ""
-        if said.get("status") not in GOOD:
-            words = self._crew.last_words(rank, str(said.get("reason", "")))
-            lines, hint = words.lines, words.hint
-        self._wire.send("exit", rank=rank.rank, code=rank.exit_code, lines=lines, hint=hint)
+        return self._crew.last_words(rank, str((rank.end or {}).get("reason", "")))
+
+    def _words_of_the_failed(self) -> dict[int, Any]:
+        """Of ranks that have said that they fail, and are not waited for until they leave."""
+        ranks = [] if self._crew is None else self._crew.ranks
+        failed = [rank for rank in ranks if rank.end is not None and rank.end.get("status") not in GOOD]
+        return {rank.rank: asdict(self._words(rank)) for rank in failed if rank.exit_code is None}
 
     def _look_for_stopped(self) -> None:
         """Tell which ranks somebody has stopped, or woken: they cannot say so themselves."""
@@ -175,3 +187,36 @@ class Agent:
             if is_stopped != (rank.rank in self._stopped):
                 self._stopped ^= {rank.rank}
                 self._wire.send("stopped", rank=rank.rank, is_stopped=is_stopped)
+
+
+def _read(message: Message) -> tuple[str, Any]:
+    """What node 0 says, and with what.
+
+    Raises:
+        UserError: It is none of what a node is told.
+    """
+    try:
+        return message["kind"], _INSTRUCTIONS[message["kind"]](message)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"node 0 says what this node does not understand: {printable(message)}",
+            hint="is it the same megaplug on all nodes?",
+            exit_code=1,
+        ) from error
+
+
+def _share(said: Mapping[str, Any]) -> Share:
+    share = Share(**said)
+    numbers = [value for name, value in asdict(share).items() if name != "address"]
+    if not isinstance(share.address, str) or not all(isinstance(number, int) for number in numbers):
+        raise TypeError("a number is no number, or the address no text")
+    return share
+
+
+_INSTRUCTIONS: dict[str, Callable[[Message], Any]] = {
+    "start": lambda said: _share(said["share"]),
+    "signal": lambda said: signal.Signals(said["number"]),
+    "ask": lambda said: (frozenset(said["ranks"]), float(said["wait_s"])),
+    "end": lambda said: float(said["wait_s"]),
+    "over": lambda said: (int(said["exit_code"]), str(said["text"])),
+}

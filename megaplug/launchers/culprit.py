@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from megaplug.launchers.hang import HangWatch
 from megaplug.launchers.screen import duration
-from megaplug.launchers.stacks import Stand
+from megaplug.launchers.stacks import UNKNOWN, Stand
 from megaplug.launchers.verdict import Outcome
 from megaplug.runs.atomic import disk_errors
 from megaplug.runs.folder import RunFolder
@@ -81,6 +81,8 @@ def _place(stand: Stand) -> str:
         return f"it stands in {stand.frames[0]}"
     if stand.state == "D":
         return "it waits for a disk or device in the kernel"
+    if stand.state == UNKNOWN:
+        return "and the launcher of its node does not answer"
     return "it gives no stack"
 
 

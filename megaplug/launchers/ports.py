@@ -8,6 +8,7 @@ import socket
 from megaplug.errors import UserError
 
 _FREE = "leave launch.master_port out (null) and a free one is found"
+_ANOTHER = "take another, the same on every node"
 
 
 def listen(address: str, port: int | None, *, everywhere: bool = False) -> socket.socket:
@@ -25,9 +26,9 @@ def listen(address: str, port: int | None, *, everywhere: bool = False) -> socke
         raise UserError(f"launch.master_port: {port} is not a port (1 to 65535)", hint=_FREE)
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(address, port or 0, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:
         raise UserError(
-            f"launch.master_addr: {address!r} is not known here: {error.strerror}",
+            f"launch.master_addr: {address!r} is not known here: {error.args[-1]}",
             hint="for ranks on this machine alone leave it at 127.0.0.1",
         ) from error
     listener = socket.socket(family, kind, protocol)
@@ -42,13 +43,13 @@ def listen(address: str, port: int | None, *, everywhere: bool = False) -> socke
         listener.listen(1024)
     except OSError as error:
         listener.close()
-        raise _refused(address, port, error) from error
+        raise _refused(address, port, error, _ANOTHER if everywhere else _FREE) from error
     return listener
 
 
-def _refused(address: str, port: int | None, error: OSError) -> UserError:
+def _refused(address: str, port: int | None, error: OSError, hint: str) -> UserError:
     if error.errno == errno.EADDRINUSE:
-        return UserError(f"launch.master_port: port {port} of {address} is in use", hint=_FREE)
+        return UserError(f"launch.master_port: port {port} of {address} is in use", hint=hint)
     if error.errno == errno.EADDRNOTAVAIL:
         return UserError(
             f"launch.master_addr: {address} is not an address of this machine",
@@ -56,6 +57,6 @@ def _refused(address: str, port: int | None, error: OSError) -> UserError:
         )
     if error.errno == errno.EACCES:
         return UserError(
-            f"launch.master_port: port {port} needs privileges", hint=f"take one above 1023, or {_FREE}"
+            f"launch.master_port: port {port} needs privileges", hint=f"take one above 1023, or {hint}"
         )
     return UserError(f"cannot listen at {address}:{port}: {error.strerror}")

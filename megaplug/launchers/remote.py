@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import selectors
+import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from megaplug.launchers.crew import Event, LastWords, News
+from megaplug.launchers.handshake import printable
 from megaplug.launchers.ranks import Rank, Share
-from megaplug.launchers.stacks import Stand
+from megaplug.launchers.stacks import UNKNOWN, Stand
 from megaplug.launchers.wire import Message, Wire
 
 # Beyond what the other machine may take itself, for its answer to come.
 _ANSWER_S = 5.0
 _CANNOT_START = 2
+_GONE = "has gone: its launcher was killed, or the machine cannot be reached"
 
 
 @dataclass
@@ -44,6 +47,7 @@ class RemoteCrew:
         self.ranks: list[RemoteRank] = []
         self._wire = wire
         self._name = name
+        self._fault = ""
 
     def start(self, share: Share, listener: socket.socket | None) -> None:
         """Tell the machine to start its share; that it cannot is news."""
@@ -65,7 +69,12 @@ class RemoteCrew:
 
     def last_news(self) -> list[News]:
         """What has arrived."""
-        return [one for message in self._wire.receive() for one in self._heard(message)]
+        found = []
+        for message in self._wire.receive():
+            if (news := self._read(self._heard, message)) is None:
+                break
+            found += news
+        return found
 
     def is_stopped(self, rank: Rank) -> bool:
         """As its machine has said last."""
@@ -79,8 +88,8 @@ class RemoteCrew:
         """Have them asked there; ranks of a machine that does not answer give no stack."""
         self._wire.send("ask", ranks=[rank.rank for rank in ranks], wait_s=wait_s)
         said = self._answer("stands", wait_s + _ANSWER_S)
-        stands = {} if said is None else {int(rank): Stand(**stand) for rank, stand in said["stands"].items()}
-        return {rank.rank: stands.get(rank.rank, Stand("?", "")) for rank in ranks}
+        stands = (self._read(_stands, said) if said is not None else None) or {}
+        return {rank.rank: stands.get(rank.rank, Stand(UNKNOWN, "")) for rank in ranks}
 
     def last_words(self, rank: Rank, reason: str) -> LastWords:
         """As they came with its end."""
@@ -95,40 +104,64 @@ class RemoteCrew:
         if said is None:
             self._wire.close()
             return []
-        return [f"{left} of {self._name}" for left in said["left"]]
+        left, words = self._read(_left, said) or ([], {})
+        for rank in self.ranks:
+            rank.words = words.get(rank.rank, rank.words)
+        return [f"{one} of {self._name}" for one in left]
 
     def _answer(self, kind: str, wait_s: float) -> Message | None:
-        """The next message of a kind; others that come before it have lost their meaning."""
+        """The next message of a kind; what was said of ranks before it has lost its meaning."""
         deadline = time.monotonic() + wait_s
-        while (rest := deadline - time.monotonic()) > 0 and not self._wire.ended:
-            said = self._wire.receive_one(rest)
-            if said is not None and said["kind"] == kind:
-                return said
-        return None
+        signals = []
+        try:
+            while (said := self._wire.receive_one(deadline - time.monotonic())) is not None:
+                if said["kind"] == kind:
+                    return said
+                if said["kind"] == "asked to stop":
+                    signals.append(said)
+            return None
+        finally:
+            for asked in reversed(signals):
+                self._wire.put_back(asked)
 
     def _heard(self, message: Message) -> list[News]:
         kind = message["kind"]
         if kind == "asked to stop":
-            return [News(None, {"event": kind, "signal": message["signal"]})]
+            return [News(None, {"event": kind, "signal": signal.Signals(message["signal"])})]
         if kind in ("stands", "ended"):
             return []  # answers that came too late
         if kind == "cannot start":
             said = {"status": "failed", "kind": "config", "reason": f"{self._name}: {message['reason']}"}
+            for rank in self.ranks:
+                rank.words = LastWords(hint=str(message["hint"]))
             return [one for rank in self.ranks for one in self._over(rank, said, _CANNOT_START)]
-        rank = self.ranks[int(message["rank"]) - self.ranks[0].rank]
+        rank = {rank.rank: rank for rank in self.ranks}[message["rank"]]
         if kind == "event":
-            return [News(rank, {**message["event"], "rank": rank.rank})]
+            event = {**message["event"], "rank": rank.rank}
+            if not isinstance(event["event"], str):
+                raise TypeError("an event without a name")
+            return [News(rank, event)]
         if kind == "exit":
-            rank.exit_code = int(message["code"])
-            rank.words = LastWords(tuple(message["lines"]), message["hint"])
+            rank.words, rank.exit_code = _words(message["words"]), int(message["code"])
             return [News(rank, None)]
-        assert kind == "stopped", kind
+        if kind != "stopped":
+            raise ValueError(kind)
         rank.is_stopped = bool(message["is_stopped"])
         return []
 
+    def _read[T](self, read: Callable[[Message], T], message: Message) -> T | None:
+        """What a message says; None where it cannot be understood: then the connection is given up."""
+        try:
+            return read(message)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            said = printable(message)
+            self._fault = f"says what node 0 does not understand: {said}; is it the same megaplug there?"
+            self._wire.close()
+            return None
+
     def _gone(self) -> list[News]:
         """Its ranks end themselves with its launcher, or with the machine."""
-        reason = f"{self._name} has gone: its launcher was killed, or the machine cannot be reached"
+        reason = f"{self._name} {self._fault or _GONE}"
         said = {"status": "failed", "kind": "node", "reason": reason}
         living = [rank for rank in self.ranks if rank.exit_code is None]
         return [one for rank in living for one in self._over(rank, said, 1)]
@@ -137,3 +170,16 @@ class RemoteCrew:
         rank.exit_code = exit_code
         end: Event = {"event": "end", "rank": rank.rank, "time": time.time(), "iteration": None, **said}
         return [*([News(rank, end)] if rank.end is None else []), News(rank, None)]
+
+
+def _stands(said: Message) -> dict[int, Stand]:
+    stands = said["stands"].items()
+    return {int(rank): Stand(str(stand["state"]), str(stand["text"])) for rank, stand in stands}
+
+
+def _left(said: Message) -> tuple[list[str], dict[int, LastWords]]:
+    return list(map(str, said["left"])), {int(rank): _words(words) for rank, words in said["words"].items()}
+
+
+def _words(said: Message) -> LastWords:
+    return LastWords(tuple(map(str, said["lines"])), str(said["hint"]))

@@ -25,6 +25,8 @@ _COLLECTIVE_FILES = "/torch/distributed/"
 _WAITING_LINE = re.compile(r"\.(wait|item|tolist|cpu|synchronize)\(|\bTCPStore\(|\bbarrier\(")
 _NEAREST_FRAMES = 4
 _STOPPED = "T"
+UNKNOWN = "?"
+"""The state of a rank whose machine does not answer."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Stand:
     """Where one rank stands.
 
     Attributes:
-        state: The kernel's letter: ``R`` runs, ``S`` sleeps, ``D`` waits for a disk, ``T`` is stopped.
+        state: The kernel's letter: ``R`` runs, ``S`` sleeps, ``D`` waits for a disk, ``T`` is stopped; or
+            `UNKNOWN`.
         text: What faulthandler has written; empty where the rank gave nothing.
     """
 

@@ -60,6 +60,12 @@ class StopSignals:
             return None
         return next((signal.Signals(number) for number in numbers if number in SIGNALS), None)
 
+    def pass_on(self, number: int) -> None:
+        """Take a signal that was sent to another machine of the job as if it had been sent here."""
+        self.asked = True
+        with contextlib.suppress(BlockingIOError):  # of so many that wait already one more says nothing new
+            self._writer.send(bytes([number]))
+
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Here a second Ctrl-C raises KeyboardInterrupt, as where a terminal takes nothing more."""

@@ -164,10 +164,9 @@ class Supervisor:
                 self._said(one.rank, one.event)
 
     def _of_a_machine(self, event: Event) -> None:
-        """A scheduler may tell any machine of a job to stop; what else one says is shown."""
+        """A scheduler, or Ctrl-C, may tell any machine of a job to stop; what else one says is shown."""
         if event["event"] == "asked to stop":
-            if self.stop is None and any(rank.end is None for rank in self.ranks):
-                self._stop(int(event["signal"]))
+            self.signals.pass_on(event["signal"])
         else:
             self._tell(event)
 

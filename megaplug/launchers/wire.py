@@ -1,27 +1,30 @@
-"""What the launchers of one job say to each other: JSON objects over TCP, one a line, after proof of a key.
+"""What the launchers of one job say to each other: JSON objects over TCP, one a line.
 
-The key lies in the run's folder, and only the run's owner can read it: whoever has it sees the same folder,
-and may be told what to start. Nothing that is executed travels here, only numbers and texts.
+Nothing that is executed travels here, only numbers and texts.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import hmac
 import json
-import secrets
+import select
 import socket
+import time
+from collections import deque
 from typing import Any, Self
 
 # A machine that has died without a word is found so: seconds of silence, between questions, and questions.
 _IDLE_S, _BETWEEN_S, _QUESTIONS = 10, 5, 4
 _UNSENT_MS = 30_000
-_GREETING_S = 5.0
-# Of one line: many ranks' stacks travel in it.
-_MAX_LINE = 64 << 20
+# Of one line: many ranks' stacks travel in it. Who has proved nothing yet may be anybody.
+_MAX_LINE, _MAX_LINE_OF_STRANGERS = 64 << 20, 64 << 10
+_CHUNK = 1 << 16
+# Whoever sends without end does not keep its reader from all else.
+_CHUNKS_AT_ONCE = 256
 
 Message = dict[str, Any]
+NONSENSE = ""
+"""The kind of what is no message."""
 
 
 class Wire:
@@ -31,13 +34,16 @@ class Wire:
         connection: Open; closed with this.
 
     Attributes:
-        ended: The other end has gone.
+        ended: The other end has gone, or has said what is too long for any message.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self.ended = False
         self._connection = connection
-        self._pending = b""
+        self._max_line = _MAX_LINE_OF_STRANGERS
+        self._unfinished = bytearray()
+        self._arrived: deque[Message] = deque()
+        connection.setblocking(True)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (
             (socket.TCP_KEEPIDLE, _IDLE_S),
@@ -53,14 +59,13 @@ class Wire:
         return self._connection.fileno()
 
     @property
-    def peer(self) -> str:
-        """The address of the other end, as it is reached from here."""
-        return str(self._connection.getpeername()[0])
-
-    @property
     def own_address(self) -> str:
         """The address of this end."""
         return str(self._connection.getsockname()[0])
+
+    def trust(self) -> None:
+        """The other end has proved who it is: it may say more in one line."""
+        self._max_line = _MAX_LINE
 
     def send(self, kind: str, **values: Any) -> None:
         """Send one message; where the other end has gone that is seen at the next `receive`."""
@@ -70,39 +75,29 @@ class Wire:
 
     def receive(self) -> list[Message]:
         """The messages that have arrived, without waiting; `ended` is set after the last."""
-        while not self.ended:
-            try:
-                chunk = self._connection.recv(1 << 16, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError:
-                chunk = b""
-            self._take(chunk)
-        return self._messages()
+        self._take()
+        messages = list(self._arrived)
+        self._arrived.clear()
+        return messages
 
     def receive_one(self, wait_s: float) -> Message | None:
         """The next message, waited for; None where none comes in time, or the other end has gone."""
-        self._connection.settimeout(wait_s)
-        try:
-            while b"\n" not in self._pending and not self.ended:
-                self._take(self._connection.recv(1 << 16))
-        except OSError:
-            return None
-        finally:
-            self._connection.settimeout(None)
-        line, found, rest = self._pending.partition(b"\n")
-        self._pending = rest if found else self._pending
-        return _parsed(line) if found else None
+        deadline = time.monotonic() + wait_s
+        self._take()
+        while not self._arrived and not self.ended and (rest := deadline - time.monotonic()) > 0:
+            poll = select.poll()
+            poll.register(self._connection, select.POLLIN)
+            poll.poll(rest * 1000)
+            self._take()
+        return self._arrived.popleft() if self._arrived else None
+
+    def put_back(self, message: Message) -> None:
+        """Let a message be received once more, before all others."""
+        self._arrived.appendleft(message)
 
     def is_open(self) -> bool:
         """Whether the other end is there; what it has said stays to be received."""
-        if not self.ended:
-            try:
-                self.ended = not self._connection.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
-            except BlockingIOError:
-                pass
-            except OSError:
-                self.ended = True
+        self._take()
         return not self.ended
 
     def close(self) -> None:
@@ -116,102 +111,29 @@ class Wire:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _take(self, chunk: bytes) -> None:
-        self._pending += chunk
-        # Whoever sends that much in one line speaks another language.
-        self.ended = not chunk or len(self._pending) > _MAX_LINE
+    def _take(self) -> None:
+        """Read what has arrived."""
+        for _ in range(_CHUNKS_AT_ONCE):
+            if self.ended:
+                return
+            try:
+                chunk = self._connection.recv(_CHUNK, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                chunk = b""
+            self._unfinished += chunk
+            if b"\n" in chunk:
+                *lines, self._unfinished = self._unfinished.split(b"\n")
+                self._arrived.extend(map(_parsed, lines))
+            self.ended = not chunk or len(self._unfinished) > self._max_line
 
-    def _messages(self) -> list[Message]:
-        *lines, self._pending = self._pending.split(b"\n")
-        return [message for line in lines if (message := _parsed(line)) is not None]
 
-
-def _parsed(line: bytes) -> Message | None:
+def _parsed(line: bytearray) -> Message:
     try:
         message = json.loads(line)
-    except ValueError:
-        return None
-    return message if isinstance(message, dict) and isinstance(message.get("kind"), str) else None
-
-
-class RefusedError(Exception):
-    """The other end does not belong to this job, and why."""
-
-
-def welcome(wire: Wire, key: str, run: str) -> Message:
-    """Greet whoever has connected, and hear who it is.
-
-    Args:
-        wire: To it.
-        key: Of the run.
-        run: Its folder's name.
-
-    Returns:
-        What it says of itself; `accept` or `refuse` it.
-
-    Raises:
-        RefusedError: It does not speak this language, or does not know the key.
-    """
-    challenge = secrets.token_hex(16)
-    wire.send("greeting", run=run, challenge=challenge)
-    said = wire.receive_one(_GREETING_S)
-    if said is not None and said["kind"] == "leave":
-        raise RefusedError(str(said.get("reason")))
-    if said is None or said["kind"] != "join":
-        raise RefusedError("it does not answer as a launcher does")
-    if not _proves(said, key, challenge, "join"):
-        refuse(wire, "it does not know the key in the run's folder: is runs_dir on one disk for all nodes?")
-        raise RefusedError("it does not know the run's key")
-    return said
-
-
-def accept(wire: Wire, key: str, said: Message) -> None:
-    """Take it in, and prove that this end knows the key, too."""
-    wire.send("welcome", proof=_proof(key, str(said.get("challenge")), "welcome"))
-
-
-def refuse(wire: Wire, reason: str) -> None:
-    """Say why it cannot take part."""
-    wire.send("refused", reason=reason)
-
-
-def greeted(wire: Wire) -> Message:
-    """What the launcher that was connected to says first: the run's folder.
-
-    Raises:
-        RefusedError: It says nothing, or something else.
-    """
-    said = wire.receive_one(_GREETING_S)
-    if said is None or said["kind"] != "greeting":
-        raise RefusedError("what listens there is no launcher of megaplug")
-    return said
-
-
-def join(wire: Wire, key: str, greeting: Message, **who: Any) -> None:
-    """Answer a greeting, and wait to be taken in.
-
-    Args:
-        wire: To the launcher that has greeted.
-        key: Of the run.
-        greeting: From `greeted`.
-        who: What this end says of itself.
-
-    Raises:
-        RefusedError: It does not take this end in, or does not know the key itself.
-    """
-    challenge = secrets.token_hex(16)
-    proof = _proof(key, str(greeting.get("challenge")), "join")
-    wire.send("join", proof=proof, challenge=challenge, **who)
-    said = wire.receive_one(_GREETING_S)
-    if said is not None and said["kind"] == "refused":
-        raise RefusedError(str(said.get("reason")))
-    if said is None or said["kind"] != "welcome" or not _proves(said, key, challenge, "welcome"):
-        raise RefusedError("what listens there does not know the key in the run's folder")
-
-
-def _proof(key: str, challenge: str, role: str) -> str:
-    return hmac.new(key.encode(), f"{role} {challenge}".encode(), hashlib.sha256).hexdigest()
-
-
-def _proves(said: Message, key: str, challenge: str, role: str) -> bool:
-    return hmac.compare_digest(str(said.get("proof")).encode(), _proof(key, challenge, role).encode())
+    except (ValueError, RecursionError):
+        message = None
+    if isinstance(message, dict) and isinstance(message.get("kind"), str):
+        return message
+    return {"kind": NONSENSE}

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from megaplug.launchers.local import run
@@ -20,6 +25,29 @@ watchdog.start_from_environment()
 rank = int(os.environ["RANK"])
 here = Path(os.environ["FAKE_DIR"])
 events = EventWriter.from_environment()
+"""
+# As a rank that has done a step.
+CAN_SAVE = """
+events.write("step", iteration=5)
+events.write("can save")
+"""
+SAVES = (
+    CAN_SAVE
+    + """
+def leave(*_):
+    events.write("saved", iteration=5, seconds=0.0)
+    events.write("end", status="stopped", iteration=5)
+    os._exit(0)
+signal.signal(signal.SIGTERM, leave)
+"""
+)
+IGNORES = CAN_SAVE + "signal.signal(signal.SIGTERM, lambda *_: events.write('phase', name='ignored'))\n"
+WAITS = """
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+(here / f"pid{rank}").write_text(str(os.getpid()))
+(here / f"pidchild{rank}").write_text(str(child.pid))
+events.write("ready")
+while True: signal.pause()
 """
 
 
@@ -48,3 +76,17 @@ class FakeJob:
 
     def pids(self, pattern: str = "pid*") -> list[int]:
         return [int(path.read_text()) for path in self.dir.glob(pattern)]
+
+
+def await_death(pids: Sequence[int], seconds: float = 10.0) -> None:
+    """Wait on pidfds, no polling."""
+    deadline = time.monotonic() + seconds
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(pid)
+            try:
+                assert select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0], (
+                    f"{pid} still lives"
+                )
+            finally:
+                os.close(fd)

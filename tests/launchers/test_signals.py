@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -13,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_ranks import PRELUDE, FakeJob
+from fake_ranks import CAN_SAVE, IGNORES, PRELUDE, SAVES, WAITS, FakeJob, await_death
 
 from megaplug.errors import UserError
 from megaplug.runs import lock
@@ -34,25 +32,9 @@ print(outcome.status, outcome.reason, flush=True)
 sys.exit(outcome.exit_code)
 """
 
-# As a rank that has done a step.
-_CAN_SAVE = """
-events.write("step", iteration=5)
-events.write("can save")
-"""
-_SAVES = (
-    _CAN_SAVE
-    + """
-def leave(*_):
-    events.write("saved", iteration=5, seconds=0.0)
-    events.write("end", status="stopped", iteration=5)
-    os._exit(0)
-signal.signal(signal.SIGTERM, leave)
-"""
-)
-_IGNORES = _CAN_SAVE + "signal.signal(signal.SIGTERM, lambda *_: events.write('phase', name='ignored'))\n"
 # What Megatron does: who is told tells all others, here through a pipe.
 _AGREE = (
-    _CAN_SAVE
+    CAN_SAVE
     + """
 def leave(*_):
     events.write("saved", iteration=5, seconds=0.0)
@@ -66,13 +48,6 @@ for number in (signal.SIGTERM, signal.SIGUSR2): signal.signal(number, told)
 signal.signal(signal.SIGWINCH, leave)
 """
 )
-_WAITS = """
-child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
-(here / f"pid{rank}").write_text(str(os.getpid()))
-(here / f"pidchild{rank}").write_text(str(child.pid))
-events.write("ready")
-while True: signal.pause()
-"""
 
 
 class Launched(FakeJob):
@@ -85,7 +60,7 @@ class Launched(FakeJob):
                 "-c",
                 _SUPERVISOR,
                 str(self.folder.path),
-                prelude + script + _WAITS,
+                prelude + script + WAITS,
                 str(grace_s),
             ],
             env=os.environ | self.env,
@@ -115,23 +90,9 @@ def launched(tmp_path):
     job.process.communicate()
 
 
-def _await_death(pids, seconds=10.0):
-    """Wait on pidfds, no polling."""
-    deadline = time.monotonic() + seconds
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            fd = os.pidfd_open(pid)
-            try:
-                assert select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0], (
-                    f"{pid} still lives"
-                )
-            finally:
-                os.close(fd)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2])
 def test_one_signal_lets_the_ranks_save(launched, is_alive, number):
-    launched.start(_SAVES)
+    launched.start(SAVES)
     launched.process.send_signal(number)
     code, last = launched.end()
     assert (code, last) == (128 + number, f"stopped saved after {number.name}")
@@ -143,7 +104,7 @@ def test_one_signal_lets_the_ranks_save(launched, is_alive, number):
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
 def test_a_ctrl_c_after_any_signal_kills_at_once(launched, is_alive, first):
-    launched.start(_IGNORES, grace_s=1000)
+    launched.start(IGNORES, grace_s=1000)
     launched.process.send_signal(first)
     launched.wait_for("stopping")
     sent = time.monotonic()
@@ -172,7 +133,7 @@ def _await_taken(pid: int, number: signal.Signals) -> None:
 @pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP])
 def test_what_a_scheduler_repeats_does_not_cut_a_save_short(launched, again):
     """SIGUSR2 before the time limit, SIGTERM at it."""
-    slow = _SAVES.replace(
+    slow = SAVES.replace(
         "def leave(*_):", "def leave(*_):\n    while not (here / 'go').exists(): time.sleep(0.01)"
     )
     launched.start(slow)
@@ -187,7 +148,7 @@ def test_what_a_scheduler_repeats_does_not_cut_a_save_short(launched, again):
 
 
 def test_ranks_that_ignore_sigterm_are_killed_after_the_grace(launched, is_alive):
-    launched.start(_IGNORES, grace_s=0.3)
+    launched.start(IGNORES, grace_s=0.3)
     launched.process.send_signal(signal.SIGTERM)
     code, last = launched.end()
     assert code == 128 + signal.SIGTERM
@@ -199,7 +160,7 @@ def test_ranks_that_ignore_sigterm_are_killed_after_the_grace(launched, is_alive
 
 def test_a_checkpoint_that_nobody_told_of_counts(launched):
     """It got its name in the moment in which the ranks were killed."""
-    launched.start(_IGNORES, grace_s=0.3)
+    launched.start(IGNORES, grace_s=0.3)
     for step in (4, 9):  # one of them of a later time, which a start has gone back from
         (launched.folder.checkpoints / f"iter_{step:07d}").mkdir(parents=True)
     launched.process.send_signal(signal.SIGTERM)
@@ -251,7 +212,7 @@ if rank == 0: signal.signal(signal.SIGTERM, told)
 
 def test_a_rank_that_fails_as_it_saves_has_failed(launched):
     fails = (
-        _CAN_SAVE
+        CAN_SAVE
         + """
 def full(*_):
     events.write("end", status="failed", reason="the disk is full")
@@ -269,7 +230,7 @@ signal.signal(signal.SIGTERM, full)
 
 
 def test_a_second_ctrl_c_reaches_a_launcher_whose_output_nobody_takes(launched, is_alive):
-    launched.start(_CAN_SAVE + """
+    launched.start(CAN_SAVE + """
 def flood(*_):
     for number in range(20_000): events.write("note", text="x" * 100)
 signal.signal(signal.SIGTERM, flood)
@@ -281,15 +242,15 @@ signal.signal(signal.SIGTERM, flood)
         assert time.monotonic() < deadline
         time.sleep(0.01)
     launched.process.send_signal(signal.SIGINT)
-    _await_death(launched.pids(), 2.0)
+    await_death(launched.pids(), 2.0)
     assert launched.end()[0] == 130
 
 
 def test_ranks_and_their_children_end_with_a_killed_supervisor(launched):
-    launched.start(_IGNORES)
+    launched.start(IGNORES)
     launched.process.kill()
     assert len(launched.pids()) == 4
-    _await_death(launched.pids())
+    await_death(launched.pids())
     RunLock.acquire(launched.folder).release()  # and the lock is gone with them
 
 
@@ -304,5 +265,5 @@ def test_an_orphan_rank_keeps_the_lock(launched, monkeypatch):
     finally:
         for pid in launched.pids():
             os.kill(pid, signal.SIGKILL)
-    _await_death(launched.pids())
+    await_death(launched.pids())
     RunLock.acquire(launched.folder).release()
