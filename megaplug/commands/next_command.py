@@ -9,7 +9,11 @@ from megaplug.runs.early_stop import EARLY_STOP
 from megaplug.runs.folder import RunFolder
 
 # What a person has to do before the same command helps, by the kind of the failure.
-_ONCE = {"disk": "once the disk takes it", "memory": "with one of the changes above"}
+_ONCE = {
+    "disk": "once the disk takes it",
+    "memory": "with one of the changes above",
+    "missing": "on every node",
+}
 
 
 def next_command(

@@ -37,6 +37,20 @@ def train(
     )
 
 
+def started(words: Sequence[str]) -> subprocess.Popen[str]:
+    """Type a command, and do not wait."""
+    return subprocess.Popen(
+        _command(words),
+        cwd=ROOT,
+        env=_environment(None),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in a shell's background ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
 def _command(words: Sequence[str]) -> list[str]:
     return [sys.executable, str(ROOT / "launch" / "train.py"), *words]
 
