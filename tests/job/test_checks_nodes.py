@@ -105,8 +105,12 @@ def test_every_group_that_would_be_cut_is_told() -> None:
     ]
 
 
-@pytest.mark.parametrize("launch", ["local", "print", "freeze"])
+@pytest.mark.parametrize("launch", ["print", "freeze"])
+def test_what_is_only_shown_or_written_may_be_for_several_nodes(launch: str) -> None:
+    assert _launch_problems(*NODES, "topology.dp=2", f"launch={launch}") == []
+
+
 @pytest.mark.parametrize("key", ["nnodes", "node_rank"])
-def test_on_one_machine_no_node_has_a_number(launch: str, key: str) -> None:
-    (problem,) = _launch_problems(f"launch={launch}", f"launch.{key}=1", "topology.dp=2")
+def test_on_one_machine_no_node_has_a_number(key: str) -> None:
+    (problem,) = _launch_problems("launch=local", f"launch.{key}=1", "topology.dp=2")
     assert problem == Problem(f"launch.{key}", "means nothing on this machine alone", "use launch=nodes")
