@@ -8,7 +8,9 @@ processes must be gone, its lock free, its folder in order; after every start it
 that was completed; at the end its figures must be those of the undisturbed run. What fails says its seed and
 keeps its folder. ``--only N`` repeats one run. A thousand kills take hours, which need not be in one piece:
 
-    python benchmarks/kill_campaign.py --kills 1000 --at-once 2 --record kills.jsonl
+    python benchmarks/kill_campaign.py --kills 1000 --at-once 2 --ranks 1,2,1,4,1,1,2,1 --seed 7 --record FILE
+
+goes on after the runs that are recorded there, such as those of ``benchmarks/results/kills_1000.jsonl``.
 """
 
 from __future__ import annotations
