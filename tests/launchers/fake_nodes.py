@@ -29,10 +29,11 @@ from megaplug.launchers.nodes import read_key
 from megaplug.launchers.stops import StopSignals
 from megaplug.launchers.wire import Wire
 from megaplug.runs.folder import RunFolder
-_, node, number, port, folder, *command = sys.argv
+_, node, number, place, folder, *command = sys.argv
 folder = RunFolder(Path(folder))
+address, _, port = place.rpartition(":")
 try:
-    with StopSignals() as signals, Wire(socket.create_connection(("127.0.0.1", int(port)))) as wire:
+    with StopSignals() as signals, Wire(socket.create_connection((address, int(port)))) as wire:
         while (greeting := greeted(wire)) is None:
             select.select([wire], [], [])
         assert greeting["run"] == folder.name
@@ -102,8 +103,7 @@ class FakeNodes(FakeJob):
             command: What its ranks execute instead.
             more: Variables for it and its ranks.
         """
-        port = place.rpartition(":")[2]
-        words = [_AGENT, str(node), str(number), port, str(self.folder.path)]
+        words = [_AGENT, str(node), str(number), place, str(self.folder.path)]
         process = self._started([*words, *(command or [sys.executable, "-c", PRELUDE + script])], more)
         self.agents.append(process)
         return process
@@ -115,6 +115,7 @@ class FakeNodes(FakeJob):
         number: int = 2,
         when: Callable[[dict], None] = lambda event: None,
         agent_command: Sequence[str] = (),
+        reached_at: str = "127.0.0.1",
         **options,
     ) -> Outcome:
         """Run a job, led from this process.
@@ -125,6 +126,7 @@ class FakeNodes(FakeJob):
             number: Of nodes.
             when: Is told every event, and may do something to somebody.
             agent_command: What the ranks of the other nodes execute instead.
+            reached_at: The address of this machine, as the others know it.
             options: For `run`.
         """
 
@@ -135,7 +137,8 @@ class FakeNodes(FakeJob):
         options.setdefault("patience", Patience(report_s=1.0, teardown_s=0.5))
         with StopSignals() as signals, self.nodes(number, per_node) as nodes:
             for node in range(1, number):
-                self.agent(node, nodes.place, script, number, agent_command)
+                place = f"{reached_at}:{nodes.place.rpartition(':')[2]}"
+                self.agent(node, place, script, number, agent_command)
             assert nodes.complete(signals, lambda event: self.notes.append(event["text"])) == ""
             command = [sys.executable, "-c", PRELUDE + script]
             world_size = per_node * number

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -90,3 +92,13 @@ def await_death(pids: Sequence[int], seconds: float = 10.0) -> None:
                 )
             finally:
                 os.close(fd)
+
+
+def await_taken(pid: int, number: signal.Signals) -> None:
+    """Until a process has a signal no more among those that wait for it: equal ones wait as one."""
+    deadline = time.monotonic() + 5.0
+    pending = re.compile(r"^(?:Sig|Shd)Pnd:\s*([0-9a-f]+)$", re.MULTILINE)
+    while any(
+        int(mask, 16) >> (number - 1) & 1 for mask in pending.findall(Path(f"/proc/{pid}/status").read_text())
+    ):
+        assert time.monotonic() < deadline

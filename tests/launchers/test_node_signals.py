@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_nodes import FakeNodes, ended, read_until
-from fake_ranks import IGNORES, SAVES, WAITS, await_death
+from fake_ranks import IGNORES, SAVES, WAITS, await_death, await_taken
 
 from megaplug.launchers.stops import StopSignals
 from megaplug.runs.state import read_state
@@ -53,6 +53,20 @@ def test_a_second_ctrl_c_to_any_launcher_ends_all_at_once(nodes: FakeNodes, firs
     assert ended(nodes.agents[0])[0] == 130
     assert time.monotonic() - sent < 5.0
     await_death(nodes.pids())
+
+
+def test_a_second_ctrl_c_ends_a_node_though_the_leader_is_stopped(nodes: FakeNodes, is_alive) -> None:
+    leader = nodes.start_leader(IGNORES + WAITS)
+    read_until(leader, "ready")
+    read_until(leader, "ready")
+    leader.send_signal(signal.SIGSTOP)
+    agent = nodes.agents[0]
+    agent.send_signal(signal.SIGINT)
+    await_taken(agent.pid, signal.SIGINT)
+    agent.send_signal(signal.SIGINT)
+    assert ended(agent)[0] == 130
+    # It has not left them to end themselves.
+    assert not any(map(is_alive, nodes.pids("pid*1")))
 
 
 def test_a_signal_to_a_launcher_that_waits_for_others_ends_the_wait(nodes: FakeNodes) -> None:

@@ -11,8 +11,9 @@ import pytest
 from fake_nodes import FakeNodes, ended
 from fake_ranks import WAITS, await_death
 
-from megaplug.launchers import remote
+from megaplug.launchers import interfaces, remote
 from megaplug.launchers.hang import Limits
+from megaplug.launchers.local import meeting_at
 from megaplug.launchers.supervisor import Patience
 
 # Ranks that say where they are, and of which one fails only when all are there.
@@ -71,6 +72,40 @@ events.write("end", status="finished", iteration=2, reason="all steps are done")
         assert f"rank {rank} of 6" in log and log.endswith(f"written by {rank}\n")
     assert {"node 1 (host1) has joined", "node 2 (host2) has joined"} < set(nodes.notes)
     assert [ended(agent) for agent in nodes.agents] == [(0, "finished: all steps are done")] * 2
+
+
+def test_all_ranks_meet_at_rank_zero_at_the_address_by_which_each_node_knows_its_machine(
+    nodes: FakeNodes,
+) -> None:
+    script = """
+import socket
+place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+if rank == 0:
+    server = socket.socket(fileno=int(os.environ["MEGAPLUG_STORE_FD"]))
+    server.accept()[0].sendall(b"hello")
+else:
+    assert place[0] == "127.0.0.2" and socket.create_connection(place).recv(5) == b"hello"
+events.write("end", status="finished")
+"""
+    assert nodes.lead(script, reached_at="127.0.0.2").status == "finished"
+
+
+def test_gloo_and_nccl_are_told_the_interface_on_which_the_launchers_talk(
+    nodes: FakeNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in interfaces.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert meeting_at("127.0.0.1") == {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    assert meeting_at("192.0.2.1") == {}
+    tells = """
+events.write("env", name=os.environ.get("NCCL_SOCKET_IFNAME"))
+events.write("end", status="finished")
+"""
+    nodes.lead(tells)
+    assert nodes.of("env")[0]["name"] == "lo"
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "mine")
+    nodes.lead(tells)
+    assert nodes.of("env")[1]["name"] == "mine"
 
 
 def test_a_rank_that_fails_elsewhere_is_named_with_its_last_lines_and_what_they_suggest(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_ranks import CAN_SAVE, IGNORES, PRELUDE, SAVES, WAITS, FakeJob, await_death
+from fake_ranks import CAN_SAVE, IGNORES, PRELUDE, SAVES, WAITS, FakeJob, await_death, await_taken
 
 from megaplug.errors import UserError
 from megaplug.runs import lock
@@ -120,16 +119,6 @@ def test_a_ctrl_c_after_any_signal_kills_at_once(launched, is_alive, first):
     RunLock.acquire(launched.folder).release()
 
 
-def _await_taken(pid: int, number: signal.Signals) -> None:
-    """Until a process has a signal no more among those that wait for it: equal ones wait as one."""
-    deadline = time.monotonic() + 5.0
-    pending = re.compile(r"^(?:Sig|Shd)Pnd:\s*([0-9a-f]+)$", re.MULTILINE)
-    while any(
-        int(mask, 16) >> (number - 1) & 1 for mask in pending.findall(Path(f"/proc/{pid}/status").read_text())
-    ):
-        assert time.monotonic() < deadline
-
-
 @pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP])
 def test_what_a_scheduler_repeats_does_not_cut_a_save_short(launched, again):
     """SIGUSR2 before the time limit, SIGTERM at it."""
@@ -141,7 +130,7 @@ def test_what_a_scheduler_repeats_does_not_cut_a_save_short(launched, again):
     launched.wait_for("stopping")
     for _ in range(3):
         launched.process.send_signal(again)
-        _await_taken(launched.process.pid, again)  # so that they come one by one
+        await_taken(launched.process.pid, again)  # so that they come one by one
     (launched.dir / "go").touch()
     code, last = launched.end()
     assert (code, last) == (128 + signal.SIGUSR2, "stopped saved after SIGUSR2")
