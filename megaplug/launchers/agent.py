@@ -120,7 +120,7 @@ class Agent:
             self._crew.signal(what)
         elif self._crew is not None and kind == "ask":
             ranks, wait_s = what
-            stands = self._crew.ask([rank for rank in self._crew.ranks if rank.rank in ranks], wait_s)
+            stands = self._crew.ask([rank for rank in self._crew.ranks if rank.rank in ranks], wait_s)()
             self._wire.send("stands", stands={rank: asdict(stand) for rank, stand in stands.items()})
 
     def _start(self, share: Share, selector: selectors.BaseSelector) -> None:
@@ -141,7 +141,7 @@ class Agent:
         for key in list(selector.get_map().values()):
             if key.data is self._crew:
                 selector.unregister(key.fileobj)
-        left = self._crew.end(wait_s)
+        left = self._crew.end(wait_s)()
         self._crew = None
         return left
 

@@ -7,8 +7,9 @@ import os
 import selectors
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from megaplug.launchers import stacks
@@ -75,14 +76,19 @@ class Crew(Protocol):
     def signal(self, number: int) -> None:
         """Send a signal to every rank that lives."""
 
-    def ask(self, ranks: Sequence[Rank], wait_s: float) -> dict[int, Stand]:
-        """Where some of its ranks stand, see `stacks.ask`."""
+    def ask(self, ranks: Sequence[Rank], wait_s: float) -> Callable[[], dict[int, Stand]]:
+        """Ask where some of its ranks stand, see `stacks.ask`; returns what waits for the answer."""
 
     def last_words(self, rank: Rank, reason: str) -> LastWords:
         """Of a rank that has failed, for the given reason."""
 
-    def end(self, wait_s: float) -> list[str]:
-        """Kill what lives, wait until it is gone; names what still is there after so many seconds."""
+    def end(self, wait_s: float) -> Callable[[], list[str]]:
+        """Have what lives killed.
+
+        Returns:
+            What waits until it is gone, and names what still is there after so many seconds. So all machines
+            are told before the first is waited for.
+        """
 
 
 class LocalCrew:
@@ -157,9 +163,9 @@ class LocalCrew:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(rank.pidfd, number)
 
-    def ask(self, ranks: Sequence[Rank], wait_s: float) -> dict[int, Stand]:
-        """Have them write their stacks."""
-        return stacks.ask([self._own(rank) for rank in ranks], wait_s)
+    def ask(self, ranks: Sequence[Rank], wait_s: float) -> Callable[[], dict[int, Stand]]:
+        """Have them write their stacks, once that is waited for."""
+        return partial(stacks.ask, [self._own(rank) for rank in ranks], wait_s)
 
     def last_words(self, rank: Rank, reason: str) -> LastWords:
         """From its log."""
@@ -168,8 +174,11 @@ class LocalCrew:
         killed = count_oom_kills() - self._oom_kills
         return LastWords(lines, hint_for((*lines, reason), rank.exit_code, killed, self._folder.path))
 
-    def end(self, wait_s: float) -> list[str]:
-        """Kill the whole process group."""
+    def end(self, wait_s: float) -> Callable[[], list[str]]:
+        """Kill the whole process group, once that is waited for."""
+        return partial(self._end, wait_s)
+
+    def _end(self, wait_s: float) -> list[str]:
         left = kill_group(self.ranks, wait_s)
         if self._parent_fd >= 0:
             os.close(self._parent_fd)

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from megaplug.launchers.crew import Event, LastWords, News
@@ -84,9 +85,12 @@ class RemoteCrew:
         """Have it sent there."""
         self._wire.send("signal", number=number)
 
-    def ask(self, ranks: Sequence[Rank], wait_s: float) -> dict[int, Stand]:
+    def ask(self, ranks: Sequence[Rank], wait_s: float) -> Callable[[], dict[int, Stand]]:
         """Have them asked there; ranks of a machine that does not answer give no stack."""
         self._wire.send("ask", ranks=[rank.rank for rank in ranks], wait_s=wait_s)
+        return partial(self._stands, ranks, wait_s)
+
+    def _stands(self, ranks: Sequence[Rank], wait_s: float) -> dict[int, Stand]:
         said = self._answer("stands", wait_s + _ANSWER_S)
         stands = (self._read(_stands, said) if said is not None else None) or {}
         return {rank.rank: stands.get(rank.rank, Stand(UNKNOWN, "")) for rank in ranks}
@@ -95,11 +99,14 @@ class RemoteCrew:
         """As they came with its end."""
         return rank.words if isinstance(rank, RemoteRank) else LastWords()
 
-    def end(self, wait_s: float) -> list[str]:
+    def end(self, wait_s: float) -> Callable[[], list[str]]:
         """Have them killed there; a machine that does not answer is taken in no more."""
         if self._wire.ended or not self.ranks:
-            return []
+            return list
         self._wire.send("end", wait_s=wait_s)
+        return partial(self._ended, wait_s)
+
+    def _ended(self, wait_s: float) -> list[str]:
         said = self._answer("ended", wait_s + _ANSWER_S)
         if said is None:
             self._wire.close()

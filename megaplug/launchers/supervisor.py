@@ -116,8 +116,8 @@ class Supervisor:
                 write_state(self.folder.state_file, replace(self.state, status="failed", reason=reason))
             raise
         finally:
-            for crew in self.crews:
-                left += crew.end(self.patience.kill_s)
+            for wait in [crew.end(self.patience.kill_s) for crew in self.crews]:
+                left += wait()
         return self._conclude(outcome, left)
 
     def _watch(self) -> Ended | None:
@@ -189,9 +189,9 @@ class Supervisor:
             return False
         stands: dict[int, Stand] = {}
         with self.signals.waiting():
-            for crew in self.crews:
-                asked = [rank for rank, own in living.values() if own is crew]
-                stands |= crew.ask(asked, self.patience.stack_s)
+            asked = [(crew, [rank for rank, own in living.values() if own is crew]) for crew in self.crews]
+            for wait in [crew.ask(ranks, self.patience.stack_s) for crew, ranks in asked if ranks]:
+                stands |= wait()
         try:
             written = write_stacks(self.folder, self.hang, stands)
         except UserError as error:

@@ -115,25 +115,25 @@ def test_a_machine_that_goes_takes_only_ranks_with_it_that_lived(far: Far) -> No
 
 def test_stacks_come_from_there_and_a_rank_without_one_is_unknown(far: Far) -> None:
     far.says({"kind": "stands", "stands": {"3": {"state": "R", "text": "in loop"}}})
-    stands = far.crew.ask(far.crew.ranks, 1.0)
+    stands = far.crew.ask(far.crew.ranks, 1.0)()
     assert stands == {2: Stand(UNKNOWN, ""), 3: Stand("R", "in loop")}
 
 
 @pytest.mark.parametrize("said", [{}, {"stands": []}, {"stands": {"x": {}}}, {"stands": {"3": {"state": 1}}}])
 def test_stacks_that_cannot_be_understood_are_none(far: Far, said: dict) -> None:
     far.says({"kind": "stands", **said})
-    assert set(far.crew.ask(far.crew.ranks, 1.0).values()) == {Stand(UNKNOWN, "")}
+    assert set(far.crew.ask(far.crew.ranks, 1.0)().values()) == {Stand(UNKNOWN, "")}
 
 
 def test_a_machine_that_does_not_answer_is_hung_up_on(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_ANSWER_S", 0.1)
-    assert set(far.crew.ask(far.crew.ranks, 0.0).values()) == {Stand(UNKNOWN, "")}
-    assert far.crew.end(0.0) == [] and not far.wire.is_open()
+    assert set(far.crew.ask(far.crew.ranks, 0.0)().values()) == {Stand(UNKNOWN, "")}
+    assert far.crew.end(0.0)() == [] and not far.wire.is_open()
 
 
 def test_what_is_left_there_and_the_words_of_ranks_that_stayed_come_with_the_end(far: Far) -> None:
     far.says({"kind": "ended", "left": ["process 7"], "words": {"3": _failed_words()}})
-    assert far.crew.end(1.0) == ["process 7 of node 1 (there)"]
+    assert far.crew.end(1.0)() == ["process 7 of node 1 (there)"]
     assert far.crew.ranks[1].words == LastWords(("the cause",), "what helps")
     assert far.wire.is_open()
 
@@ -145,7 +145,7 @@ def test_a_signal_that_comes_while_ranks_are_ended_is_not_lost(far: Far) -> None
         {"kind": "asked to stop", "signal": 2},
         {"kind": "ended", "left": [], "words": {}},
     )
-    far.crew.end(1.0)
+    far.crew.end(1.0)()
     assert [said["signal"] for said in far.wire.receive()] == [15, 2]
 
 
@@ -158,3 +158,16 @@ def test_a_socket_that_was_reset_is_a_machine_that_has_gone(far: Far) -> None:
     far.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
     far.socket.close()
     assert far.news() == [(2, "end"), (2, None), (3, "end"), (3, None)]
+
+
+def test_a_machine_is_told_before_it_is_waited_for(far: Far) -> None:
+    """So that of many the last does not wait for the answer of the first."""
+    far.socket.settimeout(5.0)
+    read = far.socket.makefile("rb").readline
+    assert json.loads(read())["kind"] == "start"
+    asked, ended = far.crew.ask(far.crew.ranks, 1.0), far.crew.end(1.0)
+    assert [json.loads(read())["kind"] for _ in range(2)] == ["ask", "end"]
+    far.says({"kind": "stands", "stands": {"2": {"state": "S", "text": "here"}}})
+    assert asked()[2] == Stand("S", "here")
+    far.says({"kind": "ended", "left": [], "words": {}})
+    assert ended() == []
