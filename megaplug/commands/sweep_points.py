@@ -174,6 +174,9 @@ def _one_for_all(jobs: Sequence[Job]) -> None:
         if len(found) > 1:
             message = f"{key} is one for the whole sweep, and there are {' and '.join(sorted(found))}"
             raise UserError(message, hint="start a sweep for each")
+    if any(job.launch.kind == "nodes" for job in jobs):
+        message = "launch=nodes is one job on several machines, and a sweep has many"
+        raise UserError(message, hint="launch=slurm queues them, launch=local runs them here")
 
 
 def _checked(point: Point) -> Point:

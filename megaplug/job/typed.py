@@ -18,7 +18,11 @@ _WANTED = {int: "a whole number", float: "a number", bool: "true or false", str:
 # Numbers so large that they may be written as 15T.
 _COUNTS = ("train.tokens",)
 # Keys that hold a value by name: such a name, and what it names.
-_TABLES = {"cluster.peak_tflops": ("bf16", "number format")}
+_TABLES = {
+    "cluster.peak_tflops": ("bf16", "number format"),
+    "slurm.environment": ("NAME", "variable"),
+    "slurm.options": ("constraint", "option"),
+}
 
 
 def to_job(config: DictConfig) -> Job:

@@ -270,3 +270,15 @@ def test_the_script_of_an_array_passes_shellcheck(there):
     (array,) = swept("train.seed=1,2")["arrays"]
     done = subprocess.run(["shellcheck", array["script"]], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(("key", "such"), [("environment", "NAME"), ("options", "constraint")])
+def test_what_has_names_is_not_given_as_one_text(there, key, such, capsys):
+    assert command.main([*SMALL, "launch=slurm", f"slurm.{key}=FOO"]) == 2
+    assert f"such as slurm.{key}.{such}='FOO'" in capsys.readouterr().err
+
+
+def test_a_sweep_is_not_one_job_of_several_nodes(there, capsys):
+    words = ["launch=nodes", "launch.nnodes=1", "launch.node_rank=0", "launch.master_addr=127.0.0.1"]
+    assert command.main([*SMALL, "-m", "train.seed=1,2", *words]) == 2
+    assert "launch=nodes is one job on several machines" in capsys.readouterr().err
