@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from live_command import train
 from small_jobs import SMALL, write_corpus
 
 from megaplug.commands import train as command
+from megaplug.job.freeze import read_frozen
 from megaplug.runs.folder import RunFolder
 
 NASTY = "$(touch pwned) `touch pwned`'; touch pwned; ' \" \\ $HOME {{words|}} #!&|<>\n*~"
@@ -282,3 +284,18 @@ def test_a_sweep_is_not_one_job_of_several_nodes(there, capsys):
     words = ["launch=nodes", "launch.nnodes=1", "launch.node_rank=0", "launch.master_addr=127.0.0.1"]
     assert command.main([*SMALL, "-m", "train.seed=1,2", *words]) == 2
     assert "launch=nodes is one job on several machines" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_a_job_is_to_start_from_stays_what_it_was_when_it_was_submitted(there):
+    """The other run goes on while this one waits in the queue."""
+    places = ["data.path=corpus", "data.cache_dir=cache"]
+    other = [*SMALL, *places, "name=other", "train.iters=20", "checkpoint.save_interval=5"]
+    assert train(*other, "train.stop_at=5", cwd=there).returncode == 0
+    (source,) = Path("runs").glob("other-*")
+    folder = written("name=this", f"load={source}", "train.iters=2")
+    assert train(*other, "train.stop_at=10", cwd=there).returncode == 0
+    done = train("--job", str(folder.job_file), "launch=local", cwd=there)
+    assert done.returncode == 0, done.stderr
+    assert "the weights of" in done.stdout and "iter_0000005" in done.stdout
+    assert read_frozen(folder.job_file).digest in folder.name
