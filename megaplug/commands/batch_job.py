@@ -29,6 +29,7 @@ _FIRST_NODE = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
 # Said by the script itself, or to SLURM.
 _NOT_PASSED_ON = (
     "launch.submit", "launch.nnodes", "launch.master_addr", "launch.master_port", "launch.max_gpu_hours",
+    "launch.at_once",
 )  # fmt: skip
 
 
@@ -106,7 +107,7 @@ def script_of(runs: Sequence[Prepared], file: Path) -> str:
     on_gpus = first.resolved.derived.device == "cuda"
     gres = config.gres or (f"gpu:{first.ranks_of_a_node}" if on_gpus else None)
     name = f"sweep-{place.name}" if is_array else first.folder.name
-    at_once = f"%{config.at_once}" if config.at_once else ""
+    at_once = f"%{job.launch.at_once}" if job.launch.at_once else ""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     title = f"{name}: written by megaplug {megaplug.__version__} {code_revision()[:12]}, {now}"
     address, port = job.launch.master_addr, job.launch.master_port

@@ -15,6 +15,7 @@ from megaplug.commands.actions import Answer
 from megaplug.commands.run import freeze, start
 from megaplug.commands.runs_compare import compare
 from megaplug.commands.submit import submit_all
+from megaplug.commands.sweep_packed import Packed
 from megaplug.commands.sweep_points import Point, Points, check_points
 from megaplug.commands.sweep_report import as_json, confirming, explained, hours, listed
 from megaplug.errors import UserError
@@ -78,12 +79,25 @@ class _Sweep:
         self._confirm()
         if points.job is not None and points.job.launch.kind == "slurm":
             return self._submit()
+        if points.job is not None and (points.job.launch.at_once or 1) > 1 and not self._freezes:
+            return self._side_by_side()
         for point in points.left:
             code = cli.guarded(functools.partial(self._start, point))
             self._codes[point.number] = code
             if code > _SIGNALLED or self._ended_by is not None:
                 self._ended_by = self._ended_by or code
                 break
+        return self._end()
+
+    def _side_by_side(self) -> int:
+        """Start what is left as room comes free; the exit code."""
+        packed = Packed(self._points, self._is_json, self._begins)
+        self._codes, heard = packed.run()
+        self._ended_by = None if heard is None else _SIGNALLED + heard
+        return self._end()
+
+    def _end(self) -> int:
+        """Compare, write, and say how far it has come; the exit code."""
         code = self._exit_code()
         compared = self._compared()
         report = self._report(comparison=None if compared is None else compared.report)
@@ -133,14 +147,7 @@ class _Sweep:
 
     def _start(self, point: Point) -> int:
         assert point.job is not None
-        points = self._points
-        place, num_runs, own = points.runs.index(point) + 1, len(points.runs), " ".join(point.own)
-        of_runs = f" (run {place} of {num_runs})" if num_runs < len(points.all) else ""
-        self._tell(
-            {"event": "point", "number": point.number, "run": place, "num_runs": num_runs, "own": own},
-            [f"point {point.number} of {len(points.all)}: {own}{of_runs}"],
-        )
-        self._write(self._report(running=point.number))
+        self._begins(point)
         one = self._alone(point)
         try:
             if self._freezes:
@@ -153,6 +160,17 @@ class _Sweep:
             # What has come too late for this run ends those that would follow.
             self._ended_by = _SIGNALLED + end.heard
         return end.exit_code
+
+    def _begins(self, point: Point) -> None:
+        """Tell that a point's run begins."""
+        points = self._points
+        place, num_runs, own = points.runs.index(point) + 1, len(points.runs), " ".join(point.own)
+        of_runs = f" (run {place} of {num_runs})" if num_runs < len(points.all) else ""
+        self._tell(
+            {"event": "point", "number": point.number, "run": place, "num_runs": num_runs, "own": own},
+            [f"point {point.number} of {len(points.all)}: {own}{of_runs}"],
+        )
+        self._write(self._report(running=point.number))
 
     def _exit_code(self) -> int:
         codes = list(self._codes.values())

@@ -24,7 +24,7 @@ from megaplug.runs.state import RunState, read_state
 
 # Where, and how, the sweep as a whole is run.
 _OF_ALL = (
-    "runs_dir", "launch.kind", "launch.output", "launch.max_gpu_hours", "launch.submit",
+    "runs_dir", "launch.kind", "launch.output", "launch.max_gpu_hours", "launch.submit", "launch.at_once",
     *(f"slurm.{item.name}" for item in fields(SlurmConfig)),
 )  # fmt: skip
 

@@ -63,7 +63,7 @@ _POSITIVE = (
     "precision.loss_scale_window", "precision.hysteresis",
     "train.early_stop_patience", "train.loss_chunk_tokens", "alerts.timeout_s",
     "launch.omp_num_threads", "launch.nnodes", "launch.join_s", "launch.grace_s",
-    "slurm.cpus_per_task", "slurm.signal_s", "slurm.chain", "slurm.at_once",
+    "slurm.cpus_per_task", "slurm.signal_s", "slurm.chain", "launch.at_once",
     "launch.distributed_timeout_minutes",
     "tokenizer.tiktoken_num_special_tokens",
 )  # fmt: skip

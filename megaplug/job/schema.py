@@ -326,6 +326,7 @@ class LaunchConfig:
     node_rank: int | None = None
     join_s: float = 600.0
     submit: bool = True
+    at_once: int | None = None
     within_node: list[str] = field(default_factory=lambda: ["tp", "cp"])
     omp_num_threads: int | None = None
     grace_s: float = 120.0
@@ -357,7 +358,6 @@ class SlurmConfig:
     requeue: bool = True
     signal_s: int = 120
     chain: int = 1
-    at_once: int | None = None
 
 
 @dataclass

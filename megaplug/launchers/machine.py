@@ -144,6 +144,13 @@ def _num_gpus() -> int:
     return present if visible is None else min(_visible(visible), present)
 
 
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that a process sees here."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    number = _num_gpus()
+    return [str(gpu) for gpu in range(number)] if names is None else names.split(",")[:number]
+
+
 def _visible(text: str) -> int:
     """How many devices CUDA_VISIBLE_DEVICES names; CUDA stops reading at the first that is none."""
     count = 0

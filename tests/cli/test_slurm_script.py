@@ -239,7 +239,7 @@ def swept(*words: str) -> dict[str, Any]:
 
 
 def test_a_sweep_is_one_array_of_the_runs_that_are_left(there):
-    said = swept("train.seed=1,2,3", "slurm.at_once=2")
+    said = swept("train.seed=1,2,3", "launch.at_once=2")
     (array,) = said["arrays"]
     script = Path(array["script"]).read_text()
     assert "#SBATCH --array=0-2%2\n" in script

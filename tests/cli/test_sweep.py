@@ -13,7 +13,7 @@ import pytest
 from live_command import Live
 from small_jobs import SMALL, write_corpus
 
-from megaplug.commands import runs, sweep, sweep_points, train
+from megaplug.commands import runs, sweep, sweep_packed, sweep_points, train
 from megaplug.commands.attempts import Course
 from megaplug.commands.readiness import open_folder
 from megaplug.commands.resolved import resolve
@@ -359,3 +359,52 @@ def steps_of(point: dict[str, Any]) -> list[tuple[int, float]]:
     """Step and loss of all that a point's run has recorded."""
     lines = read_metrics(RunFolder(Path(point["run"])).metrics_file)
     return [(line["iteration"], line["loss"]) for line in lines if "loss" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_runs_side_by_side_are_told_apart_interrupted_and_finished(words, tmp_path):
+    places = f"runs_dir={tmp_path / 'runs'}"
+    swept = [*words, "lr.lr=1e-3,2e-3,4e-3", "launch.at_once=2", places, "train.iters=400"]
+    with Live(["--multirun", *swept]) as live:
+        seen: set[int] = set()
+
+        def both_train(event: dict[str, Any]) -> bool:
+            seen.update([event["point"]] if event["event"] == "step" else [])
+            return seen == {1, 2}
+
+        live.until(both_train, 300)
+        live.process.send_signal(signal.SIGINT)
+        assert live.end() == 130
+    assert [point["status"] for point in sweep_json(tmp_path)["points"]] == ["stopped", "stopped", "new"]
+    with Live(["--multirun", *swept, "train.stop_at=60"]) as again:
+        assert again.end(600) == 0, again.stderr()
+    points = sweep_json(tmp_path)["points"]
+    for point in points:
+        steps = [step for step, _ in steps_of(point)]
+        assert len(steps) >= 60 and steps == list(range(1, len(steps) + 1))
+
+
+def test_of_runs_side_by_side_a_person_sees_a_line_now_and_then(capsys):
+    packed = sweep_packed.Packed(sweep_points.Points(()), is_json=False, started=lambda _: None)
+    step = {"event": "step", "iteration": 3, "loss": 2.5, "tokens_per_second": 1234.0}
+    packed._said(2, json.dumps(step))
+    packed._said(2, json.dumps({**step, "iteration": 4}))
+    packed._said(3, json.dumps({"event": "phase", "name": "training"}))
+    packed._said(3, json.dumps({"event": "note", "text": "resumes"}))
+    summary = {"event": "summary", "status": "failed", "iteration": 1, "iters": 9, "reason": "why"}
+    packed._said(3, json.dumps(summary))
+    packed._said(3, "error: another job is using it")
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
+        "point 2  step 3  loss 2.5000  1.23k tokens/s",
+        "point 3  resumes",
+        "point 3  failed at step 1 of 9: why",
+    ]
+    assert said.err == "point 3  error: another job is using it\n"
+
+
+def test_a_layout_for_the_whole_machine_is_not_run_beside_others(words, capsys, monkeypatch):
+    auto = [*words, "topology=auto", "topology.world_size=1", "train.seed=1,2", "launch.at_once=2"]
+    assert typed(*auto) == 2
+    assert "leaves no room for other runs" in capsys.readouterr().err
