@@ -325,8 +325,8 @@ class LaunchConfig:
     nnodes: int | None = None
     node_rank: int | None = None
     join_s: float = 600.0
-    submit: bool = True
     at_once: int | None = None
+    submit: bool = True
     within_node: list[str] = field(default_factory=lambda: ["tp", "cp"])
     omp_num_threads: int | None = None
     grace_s: float = 120.0
