@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from megaplug.runs.checkpoints import RepairReport
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.history import append_event
 from megaplug.runs.lock import RunLock
-from megaplug.runs.state import RunState, read_state, write_state
+from megaplug.runs.state import RunState, write_state
 
 
 @dataclass(frozen=True)
@@ -176,12 +176,24 @@ class Attempts:
         else:
             hint = "the same command starts each of them, with its own launch.node_rank"
             outcome = Outcome("failed", iteration, iteration, why, None, 1, hint=hint, kind="missing")
+        return self._written(outcome)
+
+    def _stopped(self, outcome: Outcome, number: int, name: str) -> Outcome:
+        """The outcome of a run that a signal ends between two starts."""
+        reason = f"stopped by {name} before it was started again"
+        saved = outcome.saved_iteration
+        return self._written(
+            Outcome("stopped", outcome.iteration, saved, reason, exit_code=128 + number, signal=name)
+        )
+
+    def _written(self, outcome: Outcome) -> Outcome:
+        """The same outcome, which no supervisor has written down: no rank was there."""
         write_state(
             self._folder.state_file,
             RunState(
                 outcome.status,
-                iteration,
-                iteration,
+                outcome.iteration,
+                outcome.saved_iteration,
                 self._resolved.derived.iters,
                 reason=outcome.reason,
                 num_restarts=len(self._restarts.done),
@@ -190,17 +202,6 @@ class Attempts:
             ),
         )
         return outcome
-
-    def _stopped(self, outcome: Outcome, number: int, name: str) -> Outcome:
-        """The outcome of a run that a signal ends between two starts."""
-        reason = f"stopped by {name} before it was started again"
-        state = read_state(self._folder.state_file)
-        assert state is not None, "its ranks have been started"
-        write_state(
-            self._folder.state_file, replace(state, status="stopped", reason=reason, rank=None, signal=name)
-        )
-        saved = outcome.saved_iteration
-        return Outcome("stopped", outcome.iteration, saved, reason, exit_code=128 + number, signal=name)
 
     def _record_damage(self, report: RepairReport, iteration: int) -> None:
         if not report.set_aside:

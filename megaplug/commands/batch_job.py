@@ -19,18 +19,12 @@ from megaplug.job.checks import resolve_topology
 from megaplug.job.freeze import code_revision
 from megaplug.job.schema import Job
 from megaplug.launchers.batch_script import rendered, template_file
-from megaplug.plan.cluster import AUTO, cluster_of
 from megaplug.runs.folder import RunFolder
 
 _NEVER_IN_A_PATH = '"\\\n\0'
 # Where the launchers of a job meet: jobs that share a node have ports of their own.
 _PORT = "$((20000 + SLURM_JOB_ID % 20000))"
 _FIRST_NODE = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
-# Said by the script itself, or to SLURM.
-_NOT_PASSED_ON = (
-    "launch.submit", "launch.nnodes", "launch.master_addr", "launch.master_port", "launch.max_gpu_hours",
-    "launch.at_once",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,16 +47,9 @@ class Prepared:
         return self.resolved.topology.world_size // (self.resolved.job.launch.nnodes or 1)
 
     @property
-    def launch_words(self) -> list[str]:
-        """What was typed of ``launch``, for the launchers on the nodes."""
-        own = [word for word in self.command.overrides if word.startswith("launch.")]
-        return [word for word in own if word.partition("=")[0] not in _NOT_PASSED_ON]
-
-    @property
     def kind(self) -> tuple[object, ...]:
         """What has to be the same for runs to be one array."""
-        launch = self.resolved.job.launch
-        return launch.nnodes, self.ranks_of_a_node, self.resolved.derived.device, tuple(self.launch_words)
+        return self.resolved.job.launch.nnodes, self.ranks_of_a_node, self.resolved.derived.device
 
 
 def on_nodes(job: Job) -> Job:
@@ -76,14 +63,11 @@ def on_nodes(job: Job) -> Job:
     if job.launch.nnodes is not None or device == "auto" or job.topology.auto:
         return job
     world_size = resolve_topology(job).world_size
-    per_node = world_size if device == "cpu" else _gpus_of_a_node(job)
-    launch = dataclasses.replace(job.launch, nnodes=-(-world_size // per_node))
+    per_node = world_size if device == "cpu" else job.cluster.gpus_per_node
+    # Where it is not known, the checks say so.
+    nnodes = None if per_node is None else -(-world_size // per_node)
+    launch = dataclasses.replace(job.launch, nnodes=nnodes)
     return dataclasses.replace(job, launch=launch)
-
-
-def _gpus_of_a_node(job: Job) -> int:
-    named = job.cluster.name != AUTO
-    return job.cluster.gpus_per_node or (cluster_of(job.cluster).gpus_per_node if named else 8)
 
 
 def script_of(runs: Sequence[Prepared], file: Path) -> str:
@@ -144,7 +128,6 @@ def script_of(runs: Sequence[Prepared], file: Path) -> str:
             "srun_options": _srun_options(job, folders),
             "within": _within(job, folders),
             "train": shlex.join([config.python or sys.executable, *_program()]),
-            "words": shlex.join(first.launch_words),
         },
     )
 

@@ -51,6 +51,10 @@ class CommandLine:
     program: str
     job_file: Path | None = None
 
+    def words(self) -> list[str]:
+        """Flags and overrides."""
+        return [*self._flags(), *self.overrides]
+
     def typed(self, *changes: str) -> str:
         """The command as a line that can be pasted into a shell.
 
@@ -60,6 +64,9 @@ class CommandLine:
         keys = {change.lstrip("-").split("=", 1)[0] for change in changes}
         kept = [word for word in self.overrides if word.split("=", 1)[0] not in keys]
         added = [change for change in changes if not change.startswith("-")]
+        return " ".join([self.program, shlex.join([*self._flags(), *kept, *added])]).strip()
+
+    def _flags(self) -> list[str]:
         flags = [] if self.job_file is None else ["--job", str(self.job_file)]
         if self.source.extra_dir is not None:
             flags += ["--config-dir", str(self.source.extra_dir)]
@@ -67,7 +74,7 @@ class CommandLine:
             flags += ["--config-name", self.source.name]
         if self.multirun:
             flags.append("--multirun")
-        return " ".join([self.program, shlex.join([*flags, *kept, *added])]).strip()
+        return flags
 
 
 def parse(argv: Sequence[str], program: str, *, flags: str = FLAGS) -> CommandLine:

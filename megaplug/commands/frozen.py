@@ -11,6 +11,7 @@ from megaplug.commands.run import start
 from megaplug.errors import UserError
 from megaplug.job.compose import ConfigSource, compose_job
 from megaplug.job.freeze import FrozenJob, read_frozen
+from megaplug.job.schema import LaunchConfig
 from megaplug.runs.submitted import read_submitted
 
 
@@ -26,13 +27,21 @@ def start_frozen(command: CommandLine) -> int:
     if strange:
         message = f"{strange[0].partition('=')[0]} is frozen in {command.job_file}"
         raise UserError(message, hint="only launch=... and launch.*=... can be said beside --job")
-    launch = compose_job(command.overrides, command.source).launch
-    job = on_this_node(dataclasses.replace(frozen.job, launch=launch, resume=True))
+    job = on_this_node(dataclasses.replace(frozen.job, launch=_launch(command, frozen), resume=True))
     if job.launch.kind == "nodes" and job.launch.node_rank:
         return serve(job)
     if job.launch.kind not in ("local", "nodes"):
         raise UserError(f"launch={job.launch.kind} composes its job", hint="leave out --job")
     return start(job, _as_typed(command, frozen), frozen).exit_code
+
+
+def _launch(command: CommandLine, frozen: FrozenJob) -> LaunchConfig:
+    """As it was frozen, but for what is typed; which nodes there are is for whoever starts it to say."""
+    typed = compose_job(command.overrides, command.source).launch
+    keys = [word.partition("=")[0].removeprefix("launch.") for word in command.overrides]
+    values = {key: getattr(typed, key) for key in keys if key != "launch"}
+    nobody = {"nnodes": None, "node_rank": None}
+    return dataclasses.replace(frozen.job.launch, **nobody | {"kind": typed.kind} | values)
 
 
 def _as_typed(command: CommandLine, frozen: FrozenJob) -> CommandLine:

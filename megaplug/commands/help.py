@@ -35,6 +35,7 @@ FLAGS = (
     ("--help --json", "every key with type, default, choices and meaning, for a program"),
     ("--cfg job", "print the composed configuration and stop (--resolve: without references)"),
     ("--multirun", "run every combination of values that can be, such as topology=tp2,pp2 train.seed=1,2"),
+    ("--job FILE", "start the job.yaml in a run's folder as it was frozen; beside it only words of launch"),
     ("--config-dir DIR", "a folder of your own, laid beside the shipped one"),
     ("--config-name NAME", "another primary file than train"),
     ("--completion SHELL", "the completion of bash, zsh or fish, to be read by it"),

@@ -17,6 +17,7 @@ from megaplug.commands.cli import CommandLine
 from megaplug.commands.readiness import first_iteration, make_ready, open_folder, repair_notes
 from megaplug.commands.resolved import resolve
 from megaplug.commands.run import nothing_to_do
+from megaplug.commands.runs_queue import queues_of
 from megaplug.errors import UserError
 from megaplug.job.schema import Job
 from megaplug.launchers import slurm
@@ -24,7 +25,7 @@ from megaplug.runs import checkpoints
 from megaplug.runs.atomic import write_text_atomic
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.lock import RunLock
-from megaplug.runs.submitted import Submitted, read_submitted, write_submitted
+from megaplug.runs.submitted import Submitted, write_submitted
 
 
 def submit(job: Job, command: CommandLine) -> int:
@@ -123,8 +124,7 @@ def _prepared(job: Job, command: CommandLine, locks: ExitStack) -> Prepared | st
 
 def _in_the_queue(folder: RunFolder) -> str:
     """Which jobs of a run have not ended; empty where all have."""
-    submitted = read_submitted(folder)
-    waiting = {} if submitted is None else slurm.queued(submitted.jobs)
+    (waiting,) = queues_of([folder])
     listed = ", ".join(f"{number} {state}" for number, state in waiting.items())
     return f"{folder.path} is in the queue already: job {listed}" if waiting else ""
 

@@ -91,7 +91,7 @@ class _Sweep:
 
     def _side_by_side(self) -> int:
         """Start what is left as room comes free; the exit code."""
-        packed = Packed(self._points, self._is_json, self._begins)
+        packed = Packed(self._points, self._is_json, self._alone, self._begins)
         self._codes, heard = packed.run()
         self._ended_by = None if heard is None else _SIGNALLED + heard
         return self._end()
@@ -175,7 +175,8 @@ class _Sweep:
     def _exit_code(self) -> int:
         codes = list(self._codes.values())
         if self._ended_by is not None and self._num_good < len(self._points.runs):
-            return codes[-1] or self._ended_by
+            # Side by side none may have been started yet.
+            return (codes[-1] if codes else 0) or self._ended_by
         if 1 in codes:
             return 1
         return 2 if self._points.impossible or any(codes) else 0

@@ -29,12 +29,20 @@ class Packed:
     Args:
         points: Checked.
         is_json: Whether a program reads what is said.
+        alone: Gives the command that would start a point alone.
         started: Is told a point whose run begins.
     """
 
-    def __init__(self, points: Points, is_json: bool, started: Callable[[Point], None]) -> None:
+    def __init__(
+        self,
+        points: Points,
+        is_json: bool,
+        alone: Callable[[Point], cli.CommandLine],
+        started: Callable[[Point], None],
+    ) -> None:
         self._points = points
         self._is_json = is_json
+        self._alone = alone
         self._told = started
         self._shown_at: dict[int, float] = {}
 
@@ -48,7 +56,7 @@ class Packed:
         by_number = {point.number: point for point in points.left}
         assert points.job is not None and points.job.launch.at_once is not None
         machine, at_once = detect_machine(), min(points.job.launch.at_once, len(points.left))
-        works = [_work(point) for point in points.left]
+        works = [_work(point, self._alone(point)) for point in points.left]
         most = max(resolve_topology(_job(point)).world_size for point in points.left)
         threads = max(1, machine.cpu_count // (at_once * most))
         beside = SideBySide(
@@ -64,7 +72,7 @@ class Packed:
         except ValueError:
             event = None
         if not isinstance(event, dict) or "event" not in event:
-            print(f"point {number}  {line}", file=sys.stderr, flush=True)
+            cli.tell(lambda text: print(text, file=sys.stderr, flush=True), f"point {number}  {line}")
         elif self._is_json:
             cli.show(json.dumps({**event, "point": number}))
         elif (text := self._text(number, event)) is not None:
@@ -91,8 +99,8 @@ def _job(point: Point) -> Job:
     return point.job
 
 
-def _work(point: Point) -> Work:
-    """How a point's run is typed alone.
+def _work(point: Point, command: cli.CommandLine) -> Work:
+    """What a point's run is started by.
 
     Raises:
         UserError: Its layout was chosen for all that this machine has.
@@ -105,4 +113,4 @@ def _work(point: Point) -> Work:
         )
     on_gpus = resolve_device(job.device, detect_machine().num_gpus) == "cuda"
     num_gpus = resolve_topology(job).world_size if on_gpus else 0
-    return Work(point.number, (sys.argv[0], *point.words, "launch.output=json"), num_gpus)
+    return Work(point.number, (sys.argv[0], *command.words(), "launch.output=json"), num_gpus)

@@ -177,6 +177,9 @@ def _one_for_all(jobs: Sequence[Job]) -> None:
     if any(job.launch.kind == "nodes" for job in jobs):
         message = "launch=nodes is one job on several machines, and a sweep has many"
         raise UserError(message, hint="launch=slurm queues them, launch=local runs them here")
+    if any(job.launch.kind == "slurm" and job.slurm.chain > 1 for job in jobs):
+        message = "slurm.chain queues one run several times, and a sweep is an array"
+        raise UserError(message, hint="leave it out: the runs of an array are queued again by themselves")
 
 
 def _checked(point: Point) -> Point:

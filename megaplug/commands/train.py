@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megaplug.commands import cli
+from megaplug.errors import UserError
 from megaplug.job.compose import compose_config, compose_job
 from megaplug.job.schema import Job
 
@@ -27,6 +28,10 @@ def _main(words: Sequence[str]) -> int:
     command = cli.parse(words, cli.program_name("megaplug-train"), flags=f"--job FILE, {cli.FLAGS}")
     if (code := cli.inform(command, lambda: _front_page(command))) is not None:
         return code
+    if command.job_file is not None and (command.cfg is not None or command.multirun):
+        raise UserError(
+            "--job starts one job that is composed already", hint="leave out --cfg and --multirun"
+        )
     if command.cfg is not None:
         return _print_config(command)
     if command.multirun:

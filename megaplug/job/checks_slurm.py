@@ -51,6 +51,11 @@ def slurm_problems(job: Job) -> Iterator[Problem]:
         yield Problem(
             "device", message, "say device=cuda or device=cpu, or name the cluster, as cluster=h100"
         )
+    if job.device == "cuda" and job.launch.nnodes is None and job.cluster.gpus_per_node is None:
+        message = "is not given, and how many GPUs a node has is not known"
+        yield Problem(
+            "launch.nnodes", message, "say one of them, as cluster.gpus_per_node=8, or name the cluster"
+        )
     if job.launch.node_rank is not None:
         yield Problem("launch.node_rank", "is given by SLURM to each node", "leave it out")
 

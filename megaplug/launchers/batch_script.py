@@ -38,7 +38,7 @@ def rendered(template: str, values: Values) -> str:
     paragraphs = []
     for paragraph in template.split("\n\n"):
         lines = [line for raw in paragraph.split("\n") for line in _filled(raw, values)]
-        if any(line and not line.startswith("# ") for line in lines) or paragraph == "":
+        if any(line and not line.startswith("# ") for line in lines):
             paragraphs.append("\n".join(lines))
     return "\n\n".join(paragraphs)
 

@@ -70,14 +70,19 @@ def end(jobs: Mapping[str, str]) -> None:
     Raises:
         UserError: There is no SLURM here, or it refuses.
     """
-    waiting = [job for job, state in jobs.items() if not state.startswith("RUNNING")]
+    running = [job for job, state in jobs.items() if state.startswith("RUNNING")]
+    waiting = [job for job in jobs if job not in running]
     # What waits for the end of another must be gone by then.
-    for words in (waiting, ["--signal=INT", *(job for job in jobs if job not in waiting)]):
-        if not words or words == ["--signal=INT"]:
-            continue
-        done = _asked(["scancel", *words])
-        if done.returncode:
-            raise UserError(f"scancel refuses: {' '.join(done.stderr.split())}", exit_code=1)
+    if waiting:
+        _cancel(*waiting)
+    if running:
+        _cancel("--signal=INT", *running)
+
+
+def _cancel(*words: str) -> None:
+    done = _asked(["scancel", *words])
+    if done.returncode:
+        raise UserError(f"scancel refuses: {' '.join(done.stderr.split())}", exit_code=1)
 
 
 def ask_to_be_queued_again(place: str, why: str) -> None:

@@ -37,10 +37,15 @@ def train(
     )
 
 
-def started(words: Sequence[str]) -> subprocess.Popen[str]:
-    """Type a command, and do not wait."""
+def started(words: Sequence[str], prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """Type a command, and do not wait.
+
+    Args:
+        words: Its overrides.
+        prefix: A command that runs it, such as ``nsenter ...``.
+    """
     return subprocess.Popen(
-        _command(words),
+        [*prefix, *_command(words)],
         cwd=ROOT,
         env=_environment(None),
         stdout=subprocess.PIPE,
@@ -70,16 +75,7 @@ class Live:
     def __init__(self, words: Sequence[str], prefix: Sequence[str] = ()) -> None:
         self.events: list[Event] = []
         self._arriving: queue.Queue[Event | None] = queue.Queue()
-        self.process = subprocess.Popen(
-            [*prefix, *_command([*words, "launch.output=json"])],
-            cwd=ROOT,
-            env=_environment(None),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # A test run in a shell's background ignores Ctrl-C, and its children would inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        self.process = started([*words, "launch.output=json"], prefix)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

@@ -117,7 +117,7 @@ class LocalSlurm:
         deadline = time.monotonic() + wait_s
         while not holds():
             assert time.monotonic() < deadline, f"no {what} within {wait_s:g} s\n{self._logs()}"
-            time.sleep(0.1)
+            time.sleep(0.1)  # it has nothing that one could wait on
 
     def _logs(self) -> str:
         return "\n".join(

@@ -13,6 +13,7 @@ from live_command import train
 from local_slurm import KILL_WAIT_S, LocalSlurm, missing
 from small_jobs import SMALL, write_corpus
 
+from megaplug.launchers.slurm import queued
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.history import read_events
 from megaplug.runs.metrics import read_metrics
@@ -181,7 +182,8 @@ def test_a_run_that_waits_in_the_queue_is_not_submitted_twice(submits, small):
     submits.slurm.ask("scancel", other)
 
 
-def test_jobs_of_a_chain_wait_for_each_other_and_do_not_queue_themselves_again(submits, small):
+def test_jobs_of_a_chain_wait_for_each_other_and_do_not_queue_themselves_again(submits, small, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", submits.slurm.environment["SLURM_CONF"])
     folder, jobs = submits.submit(*small, "slurm.chain=3", "slurm.options.hold=''")
     assert len(jobs) == 3
     submitted = read_submitted(folder)
@@ -193,6 +195,9 @@ def test_jobs_of_a_chain_wait_for_each_other_and_do_not_queue_themselves_again(s
         f"afterany:{jobs[1]}",
     ]
     script = folder.batch_script.read_text()
+    # Of several jobs those that SLURM has forgotten are passed over.
+    submits.slurm.ask("scancel", jobs[2])
+    assert set(queued(["999999", *jobs])) == set(jobs[:2])
     assert "#SBATCH --no-requeue" in script and "export MEGAPLUG_REQUEUE" not in script
     submits.slurm.ask("scancel", *jobs)
 

@@ -15,8 +15,11 @@ import pytest
 from live_command import train
 from small_jobs import SMALL, write_corpus
 
+from megaplug.commands import frozen
 from megaplug.commands import train as command
+from megaplug.commands.run import End
 from megaplug.job.freeze import read_frozen
+from megaplug.job.schema import Job
 from megaplug.runs.folder import RunFolder
 
 NASTY = "$(touch pwned) `touch pwned`'; touch pwned; ' \" \\ $HOME {{words|}} #!&|<>\n*~"
@@ -93,14 +96,14 @@ def test_a_script_says_what_the_keys_of_slurm_say(there, capsys):
 
 
 def test_a_script_starts_the_frozen_job_at_the_first_node_by_a_port_of_its_own(there):
-    folder = written("launch.grace_s=33", "launch.nnodes=1")
+    folder = written("launch.nnodes=1")
     code, words, _ = ran(folder)
     assert code == 0
     program, *rest = words[words.index("--wait=60") + 1 :]
     assert Path(program).name.startswith("python")
     assert rest[1:] == [
         "--job", str(folder.job_file.resolve()), "launch=nodes", "launch.master_addr=n7",
-        "launch.master_port=20123", "launch.grace_s=33",
+        "launch.master_port=20123",
     ]  # fmt: skip
 
 
@@ -299,3 +302,50 @@ def test_what_a_job_is_to_start_from_stays_what_it_was_when_it_was_submitted(the
     assert done.returncode == 0, done.stderr
     assert "the weights of" in done.stdout and "iter_0000005" in done.stdout
     assert read_frozen(folder.job_file).digest in folder.name
+
+
+def test_what_was_typed_of_launch_is_frozen_and_what_is_typed_beside_it_holds(there, monkeypatch):
+    folder = written("launch.grace_s=33", "launch.join_s=44", "launch.nnodes=1")
+    started: list[Job] = []
+
+    def start(job: Job, *_: object) -> End:
+        started.append(job)
+        return End(0)
+
+    monkeypatch.setattr(frozen, "start", start)
+    typed = ["launch=nodes", "launch.join_s=55", "launch.nnodes=1", "launch.node_rank=0"]
+    assert command.main(["--job", str(folder.job_file), *typed, "launch.master_addr=127.0.0.1"]) == 0
+    (job,) = started
+    launch = job.launch
+    assert (launch.kind, launch.grace_s, launch.join_s, launch.node_rank) == ("nodes", 33.0, 55.0, 0)
+
+
+def test_in_a_step_the_nodes_are_those_of_the_step(there, monkeypatch):
+    """Whoever changes the number of nodes in the script has not changed the frozen job."""
+    folder = written("topology.dp=2", "launch.nnodes=2")
+    served: list[Job] = []
+    monkeypatch.setattr(frozen, "serve", lambda job: served.append(job) or 0)
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "4")
+    monkeypatch.setenv("SLURM_NODEID", "3")
+    assert command.main(["--job", str(folder.job_file), "launch=nodes", "launch.master_addr=127.0.0.1"]) == 0
+    assert (served[0].launch.nnodes, served[0].launch.node_rank) == (4, 3)
+
+
+@pytest.mark.parametrize("flags", [["-m"], ["--cfg", "job"]])
+def test_a_frozen_job_is_not_composed_again(there, flags, capsys):
+    folder = written()
+    assert command.main(["--job", str(folder.job_file), *flags]) == 2
+    assert "--job starts one job" in capsys.readouterr().err
+
+
+def test_how_many_gpus_a_node_has_is_not_guessed(there, capsys):
+    assert (
+        command.main([*SMALL[:-1], "device=cuda", "launch=slurm", "launch.submit=false", "topology.dp=8"])
+        == 2
+    )
+    assert "how many GPUs a node has is not known" in capsys.readouterr().err
+
+
+def test_a_chain_is_for_one_run(there, capsys):
+    assert command.main([*SMALL, "-m", "launch=slurm", "train.seed=1,2", "slurm.chain=3"]) == 2
+    assert "a sweep is an array" in capsys.readouterr().err

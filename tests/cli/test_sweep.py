@@ -23,6 +23,8 @@ from megaplug.errors import UserError
 from megaplug.job.compose import ConfigSource, compose_job
 from megaplug.job.schema import Job
 from megaplug.launchers.restarts import Restarts
+from megaplug.launchers.side_by_side import SideBySide, Work
+from megaplug.launchers.stops import StopSignals
 from megaplug.launchers.verdict import Outcome
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.metrics import append_metrics, read_metrics
@@ -386,7 +388,7 @@ def test_runs_side_by_side_are_told_apart_interrupted_and_finished(words, tmp_pa
 
 
 def test_of_runs_side_by_side_a_person_sees_a_line_now_and_then(capsys):
-    packed = sweep_packed.Packed(sweep_points.Points(()), is_json=False, started=lambda _: None)
+    packed = sweep_packed.Packed(sweep_points.Points(()), False, lambda _: None, lambda _: None)
     step = {"event": "step", "iteration": 3, "loss": 2.5, "tokens_per_second": 1234.0}
     packed._said(2, json.dumps(step))
     packed._said(2, json.dumps({**step, "iteration": 4}))
@@ -408,3 +410,31 @@ def test_a_layout_for_the_whole_machine_is_not_run_beside_others(words, capsys, 
     auto = [*words, "topology=auto", "topology.world_size=1", "train.seed=1,2", "launch.at_once=2"]
     assert typed(*auto) == 2
     assert "leaves no room for other runs" in capsys.readouterr().err
+
+
+def test_each_run_side_by_side_is_started_with_the_flags_of_the_sweep(words, tmp_path, monkeypatch):
+    (tmp_path / "own" / "lr").mkdir(parents=True)
+    (tmp_path / "own" / "lr" / "mine.yaml").write_text("defaults:\n  - cosine\n  - _self_\nlr: 3.0e-3\n")
+    works: list[Work] = []
+
+    def run(self: SideBySide, given: list[Work], signals: object) -> dict[int, int]:
+        works.extend(given)
+        return {work.number: 0 for work in given}
+
+    monkeypatch.setattr(SideBySide, "run", run)
+    own = ["--config-dir", "own", *words, "lr=mine", "train.seed=1,2", "launch.at_once=2"]
+    assert typed(*own) == 0
+    for number, work in enumerate(works, start=1):
+        assert work.words[1:3] == ("--config-dir", "own") and work.words[-1] == "launch.output=json"
+        assert f"train.seed={number}" in work.words and "--multirun" not in work.words
+
+
+def test_a_signal_before_any_run_side_by_side_was_started_ends_the_sweep(words, monkeypatch, capsys):
+    def run(self: SideBySide, given: list[Work], signals: StopSignals) -> dict[int, int]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.asked
+        return {}
+
+    monkeypatch.setattr(SideBySide, "run", run)
+    assert typed(*words, "train.seed=1,2", "launch.at_once=2") == 128 + signal.SIGTERM
+    assert "0 of 2 runs are finished" in capsys.readouterr().out

@@ -23,7 +23,7 @@ COMPANIONS = {
     ("data", "text"): ["data.path=text.txt"],
     ("cuda_graph", "te"): ["backend=te"],
     ("launch", "nodes"): ["launch.nnodes=1", "launch.node_rank=0", "launch.master_addr=127.0.0.1"],
-    ("launch", "slurm"): ["device=cuda"],
+    ("launch", "slurm"): ["cluster=h100"],
     ("moe", "mixtral"): ["model=llama1_7b"],
     ("moe", "deepseek_v2_lite"): ["model=deepseek_v2_lite"],
     ("moe", "deepseek_v3"): ["model=deepseek_v3"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,12 +17,12 @@ from megaplug.commands import attempts
 from megaplug.launchers.supervisor import Patience
 from megaplug.runs.state import read_state
 
-# Rank 0 saves step 5, and waits where rank 1 fails.
+# Rank 0 saves step 5, and waits where rank 1 fails; they meet at a pipe.
 _FAILS_ONCE = """
 if turn == 0 and rank == 0:
-    train(7); signal.pause()
+    train(7); open(here / "saved", "w").close(); signal.pause()
 if turn == 0:
-    while not (folder / "checkpoints" / "iter_0000005").exists(): time.sleep(0.01)
+    open(here / "saved").close()
     {how}
 """
 
@@ -30,6 +31,7 @@ if turn == 0:
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeRun:
     # Rank 0 is not waited for to say that it has lost the other.
     monkeypatch.setattr(attempts, "Patience", partial(Patience, report_s=0.3))
+    os.mkfifo(tmp_path / "saved")
     return FakeRun(tmp_path, monkeypatch)
 
 

@@ -169,7 +169,7 @@ def test_a_rank_that_is_stopped_is_found_though_the_others_go_on(nodes: FakeNode
         + """
 step = 100
 while True:
-    time.sleep(0.05)  # of a step
+    time.sleep(0.05)  # the work of a step: without it beats would come as fast as they are written
     step += 1
     events.write("beat", progress=step, iteration=8, phase="training")
 """
