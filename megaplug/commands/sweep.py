@@ -19,6 +19,9 @@ from megaplug.commands.sweep_packed import Packed
 from megaplug.commands.sweep_points import Point, Points, check_points
 from megaplug.commands.sweep_report import as_json, confirming, explained, hours, listed
 from megaplug.errors import UserError
+from megaplug.job.compose import compose_job, sweep_space
+from megaplug.job.schema import LaunchConfig
+from megaplug.job.sweep_space import section_of
 from megaplug.runs.atomic import disk_errors, strict_json, write_json_atomic
 from megaplug.runs.figures import figures_of
 
@@ -35,15 +38,23 @@ def sweep(command: cli.CommandLine) -> int:
     Raises:
         UserError: No point can be run, or they cost more than ``launch.max_gpu_hours``.
     """
+    space = sweep_space(command.overrides, command.source)
+    own = [word for word in space.fixed if section_of(word) in ("sweep", "experiment")]
+    if compose_job(own, command.source).sweep.kind == "optuna":
+        from megaplug.commands.sweep_study import Study
+
+        return Study(space, command).run()
     points = check_points(command.overrides, command.source)
     job = points.job
     if job is None or job.launch.kind != "print":
-        return _Sweep(points, command).run()
+        return Sweep(points, command, None if job is None else job.launch).run()
     if job.launch.output == "json":
         cli.show(json.dumps(strict_json(as_json(points, command.typed())), indent=2))
     else:
-        limit = [f"more than launch.max_gpu_hours: {confirming(points)} starts it"] if _costs(points) else []
-        cli.show("\n".join([*listed(points), *limit, "launch=print: nothing was started"]))
+        lines = listed(points)
+        if _costs(points):
+            lines.append(f"more than launch.max_gpu_hours: {confirming(points.gpu_hours)} starts it")
+        cli.show("\n".join([*lines, "launch=print: nothing was started"]))
     return 2 if points.impossible else 0
 
 
@@ -53,18 +64,32 @@ def _costs(points: Points) -> bool:
     return limit is not None and points.gpu_hours > limit
 
 
-class _Sweep:
+def too_costly(number: int, gpu_hours: float, launch: LaunchConfig) -> UserError:
+    """That runs need more than was said that they may.
+
+    Args:
+        number: How many runs are left.
+        gpu_hours: Modelled, of all of them.
+        launch: With the limit.
+    """
+    are = "the run that is left needs" if number == 1 else f"the {number} runs that are left need"
+    message = f"{are} {hours(gpu_hours)} GPU-hours (modelled): more than {launch.max_gpu_hours:g}"
+    hint = f"{confirming(gpu_hours)} starts them; launch=print lists them"
+    return UserError(f"launch.max_gpu_hours: {message}", hint=hint)
+
+
+class Sweep:
     """The runs of one command.
 
     Args:
         points: Checked.
         command: What was typed.
+        launch: Where and how all are run; None where no point can be composed.
     """
 
-    def __init__(self, points: Points, command: cli.CommandLine) -> None:
+    def __init__(self, points: Points, command: cli.CommandLine, launch: LaunchConfig | None) -> None:
         self._points = points
         self._command = command
-        launch = None if points.job is None else points.job.launch
         as_typed = "launch.output=json" in command.overrides
         self._is_json = launch.output == "json" if launch is not None else as_typed
         self._freezes = launch is not None and launch.kind == "freeze"
@@ -79,22 +104,23 @@ class _Sweep:
         self._confirm()
         if points.job is not None and points.job.launch.kind == "slurm":
             return self._submit()
-        if points.job is not None and (points.job.launch.at_once or 1) > 1 and not self._freezes:
-            return self._side_by_side()
-        for point in points.left:
+        self._go_through(points.left)
+        return self._end()
+
+    def _go_through(self, left: Sequence[Point]) -> None:
+        """Start runs, one after the other or side by side, until all have ended or a signal has come."""
+        job = self._points.job
+        if job is not None and (job.launch.at_once or 1) > 1 and not self._freezes:
+            codes, heard = Packed(left, self._is_json, self._alone, self._begins).run()
+            self._codes |= codes
+            self._ended_by = None if heard is None else _SIGNALLED + heard
+            return
+        for point in left:
             code = cli.guarded(functools.partial(self._start, point))
             self._codes[point.number] = code
             if code > _SIGNALLED or self._ended_by is not None:
                 self._ended_by = self._ended_by or code
-                break
-        return self._end()
-
-    def _side_by_side(self) -> int:
-        """Start what is left as room comes free; the exit code."""
-        packed = Packed(self._points, self._is_json, self._alone, self._begins)
-        self._codes, heard = packed.run()
-        self._ended_by = None if heard is None else _SIGNALLED + heard
-        return self._end()
+                return
 
     def _end(self) -> int:
         """Compare, write, and say how far it has come; the exit code."""
@@ -112,11 +138,7 @@ class _Sweep:
             raise UserError(f"none of the {len(points.all)} points can be run", hint="why stands above")
         if _costs(points) and not self._freezes:
             assert points.job is not None
-            number, limit = len(points.left), points.job.launch.max_gpu_hours
-            are = "the run that is left needs" if number == 1 else f"the {number} runs that are left need"
-            message = f"{are} {hours(points.gpu_hours)} GPU-hours (modelled): more than {limit:g}"
-            hint = f"{confirming(points)} starts them; launch=print lists them"
-            raise UserError(f"launch.max_gpu_hours: {message}", hint=hint)
+            raise too_costly(len(points.left), points.gpu_hours, points.job.launch)
 
     def _submit(self) -> int:
         """Have SLURM start what is left; the exit code."""
@@ -161,6 +183,10 @@ class _Sweep:
             self._ended_by = _SIGNALLED + end.heard
         return end.exit_code
 
+    @property
+    def _num_points(self) -> int:
+        return len(self._points.all)
+
     def _begins(self, point: Point) -> None:
         """Tell that a point's run begins."""
         points = self._points
@@ -168,18 +194,23 @@ class _Sweep:
         of_runs = f" (run {place} of {num_runs})" if num_runs < len(points.all) else ""
         self._tell(
             {"event": "point", "number": point.number, "run": place, "num_runs": num_runs, "own": own},
-            [f"point {point.number} of {len(points.all)}: {own}{of_runs}"],
+            [f"point {point.number} of {self._num_points}: {own}{of_runs}"],
         )
         self._write(self._report(running=point.number))
 
     def _exit_code(self) -> int:
         codes = list(self._codes.values())
-        if self._ended_by is not None and self._num_good < len(self._points.runs):
+        if self._ended_by is not None and not self._is_whole:
             # Side by side none may have been started yet.
             return (codes[-1] if codes else 0) or self._ended_by
         if 1 in codes:
             return 1
         return 2 if self._points.impossible or any(codes) else 0
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether nothing is left to do."""
+        return self._num_good == len(self._points.runs)
 
     @property
     def _num_good(self) -> int:
@@ -208,7 +239,7 @@ class _Sweep:
         if failed := [str(number) for number, code in codes.items() if 0 < code < _SIGNALLED]:
             parts.append(f"failed: {'points' if len(failed) > 1 else 'point'} {', '.join(failed)}")
         lines = [f"{'; '.join(parts)}: {self._points.folder}/sweep.json"]
-        if good < num_runs:
+        if not self._is_whole:
             lines.append(f"  next  {self._command.typed()}   # runs what is missing")
         return lines
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from megaplug.commands import cli
-from megaplug.commands.sweep_points import Point, Points
+from megaplug.commands.sweep_points import Point
 from megaplug.errors import UserError
 from megaplug.job.checks import resolve_topology
 from megaplug.job.derive import resolve_device
@@ -24,10 +24,10 @@ _EVERY_S = 10.0
 
 
 class Packed:
-    """The runs that are left of a sweep.
+    """Runs of a sweep.
 
     Args:
-        points: Checked.
+        points: Whose runs are to be started, all of them checked.
         is_json: Whether a program reads what is said.
         alone: Gives the command that would start a point alone.
         started: Is told a point whose run begins.
@@ -35,7 +35,7 @@ class Packed:
 
     def __init__(
         self,
-        points: Points,
+        points: Sequence[Point],
         is_json: bool,
         alone: Callable[[Point], cli.CommandLine],
         started: Callable[[Point], None],
@@ -53,11 +53,12 @@ class Packed:
             UserError: A run needs what its neighbours have, too.
         """
         points = self._points
-        by_number = {point.number: point for point in points.left}
-        assert points.job is not None and points.job.launch.at_once is not None
-        machine, at_once = detect_machine(), min(points.job.launch.at_once, len(points.left))
-        works = [_work(point, self._alone(point)) for point in points.left]
-        most = max(resolve_topology(_job(point)).world_size for point in points.left)
+        if not points:
+            return {}, None
+        by_number = {point.number: point for point in points}
+        machine, at_once = detect_machine(), min(_job(points[0]).launch.at_once or 1, len(points))
+        works = [_work(point, self._alone(point)) for point in points]
+        most = max(resolve_topology(_job(point)).world_size for point in points)
         threads = max(1, machine.cpu_count // (at_once * most))
         beside = SideBySide(
             at_once, visible_gpus(), threads, lambda number: self._told(by_number[number]), self._said

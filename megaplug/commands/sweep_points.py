@@ -13,7 +13,7 @@ from megaplug.errors import Problem, UserError
 from megaplug.job.checks_values import value_of
 from megaplug.job.compose import ConfigSource, compose_job, sweep_points
 from megaplug.job.identity import digest
-from megaplug.job.schema import Job, SlurmConfig
+from megaplug.job.schema import Job, SlurmConfig, SweepConfig
 from megaplug.plan.cluster import AUTO
 from megaplug.plan.plan import make_plan
 from megaplug.plan.workload import workload_of
@@ -26,6 +26,7 @@ from megaplug.runs.state import RunState, read_state
 _OF_ALL = (
     "runs_dir", "launch.kind", "launch.output", "launch.max_gpu_hours", "launch.submit", "launch.at_once",
     *(f"slurm.{item.name}" for item in fields(SlurmConfig)),
+    *(f"sweep.{item.name}" for item in fields(SweepConfig)),
 )  # fmt: skip
 
 
@@ -72,9 +73,11 @@ class Points:
 
     Attributes:
         all: Every point, in the order typed.
+        place: Where the sweep's own files go, if its runs do not say.
     """
 
     all: tuple[Point, ...]
+    place: Path | None = None
 
     @property
     def impossible(self) -> list[Point]:
@@ -114,6 +117,8 @@ class Points:
     @property
     def folder(self) -> Path | None:
         """Where the sweep's own files go: named by its runs, in whatever order; None where there is none."""
+        if self.place is not None:
+            return self.place
         if self.job is None or not self.runs:
             return None
         name = digest({"runs": sorted(point.run for point in self.runs)})
@@ -136,15 +141,35 @@ def check_points(typed_words: Sequence[str], source: ConfigSource) -> Points:
         for number, (words, own) in enumerate(zip(all_words, _own(all_words), strict=True), start=1)
     ]
     _one_for_all([point.job for point in composed if point.job is not None])
-    found: list[Point] = []
-    first: dict[str, int] = {}
+    points = Points(())
     for point in composed:
-        checked = _checked(point)
-        if checked.run and not checked.problems:
-            number = first.setdefault(checked.run, checked.number)
-            checked = replace(checked, repeats=number if number != checked.number else None)
-        found.append(checked)
-    return Points(tuple(found))
+        points = _with(points, _checked(point))
+    return points
+
+
+def add_point(points: Points, words: Sequence[str], own: Sequence[str], source: ConfigSource) -> Points:
+    """The same sweep with one more point, composed and checked.
+
+    Args:
+        points: The sweep.
+        words: The overrides of the point.
+        own: Those of them that not all points have.
+        source: Where configuration is read from.
+
+    Raises:
+        UserError: As `check_points`.
+    """
+    point = _composed(len(points.all) + 1, words, tuple(own), source)
+    _one_for_all([job for job in (points.job, point.job) if job is not None])
+    return _with(points, _checked(point))
+
+
+def _with(points: Points, point: Point) -> Points:
+    """With one more point, which repeats an earlier one whose run is its own."""
+    if point.run and not point.problems:
+        first = next((each.number for each in points.runs if each.run == point.run), None)
+        point = replace(point, repeats=first)
+    return replace(points, all=(*points.all, point))
 
 
 def _own(points: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:

@@ -30,14 +30,23 @@ def listed(points: Points) -> list[str]:
 
 def explained(points: Points) -> list[str]:
     """Only the points that are not run, with their reasons, and the cost."""
-    lines = _told(points)
-    for point in points.all:
-        if point.problems:
-            lines.append(f"point {point.number} is not possible: {' '.join(point.own)}")
-            lines += _reasons(point, points, "  ")
-        elif point.repeats is not None:
-            lines.append(f"point {point.number} repeats point {point.repeats}: {' '.join(point.own)}")
-    return [*lines, *_cost(points)]
+    why = [line for point in points.all for line in explained_point(point, points)]
+    return [*_told(points), *why, *_cost(points)]
+
+
+def explained_point(point: Point, points: Points) -> list[str]:
+    """Why a point is not run; nothing where it is.
+
+    Args:
+        point: One of them.
+        points: The sweep.
+    """
+    own = " ".join(point.own)
+    if point.problems:
+        return [f"point {point.number} is not possible: {own}", *_reasons(point, points, "  ")]
+    if point.repeats is not None:
+        return [f"point {point.number} repeats point {point.repeats}: {own}"]
+    return []
 
 
 def _told(points: Points) -> list[str]:
@@ -78,9 +87,9 @@ def hours(number: float) -> str:
     return digits(number) if number >= 0.01 else "less than 0.01"
 
 
-def confirming(points: Points) -> str:
+def confirming(gpu_hours: float) -> str:
     """The word with which a sweep is started that costs more than its limit."""
-    return f"launch.max_gpu_hours={math.ceil(points.gpu_hours)}"
+    return f"launch.max_gpu_hours={math.ceil(gpu_hours)}"
 
 
 def as_json(

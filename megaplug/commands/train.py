@@ -42,8 +42,10 @@ def _main(words: Sequence[str]) -> int:
         from megaplug.commands.frozen import start_frozen
 
         return start_frozen(command)
-    job = _with_topology(compose_job(command.overrides, command.source), command.overrides)
-    return _run(job, command)
+    job = compose_job(command.overrides, command.source)
+    if job.sweep.kind != "grid":
+        raise UserError(f"sweep={job.sweep.kind} is for many runs", hint="--multirun makes them")
+    return _run(_with_topology(job, command.overrides), command)
 
 
 def _front_page(command: cli.CommandLine) -> str:

@@ -37,6 +37,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "launch.kind": ("local", "nodes", "slurm", "print", "freeze"),
     "launch.output": ("text", "json"),
     "slurm.container": ("none", "pyxis", "apptainer"),
+    "sweep.kind": ("grid", "optuna"),
+    "sweep.metric": ("valid_loss", "loss"),
     "checkpoint.async_strategy": ("mcore", "nvrx"),
     "model.position_embedding_type": ("rope", "yarn", "learned_absolute", "none"),
     "moe.moe_token_dispatcher_type": ("alltoall", "allgather", "flex"),
@@ -63,7 +65,7 @@ _POSITIVE = (
     "precision.loss_scale_window", "precision.hysteresis",
     "train.early_stop_patience", "train.loss_chunk_tokens", "alerts.timeout_s",
     "launch.omp_num_threads", "launch.nnodes", "launch.join_s", "launch.grace_s",
-    "slurm.cpus_per_task", "slurm.signal_s", "slurm.chain", "launch.at_once",
+    "slurm.cpus_per_task", "slurm.signal_s", "slurm.chain", "launch.at_once", "sweep.trials",
     "launch.distributed_timeout_minutes",
     "tokenizer.tiktoken_num_special_tokens",
 )  # fmt: skip
@@ -75,7 +77,7 @@ _NOT_NEGATIVE = (
     "optimizer.optimizer_offload_fraction", "model.mscale", "model.mscale_all_dim",
     "train.early_stop_min_delta", "resilience.error_injection_rate", "watch.max_restarts",
     "moe.moe_router_bias_update_rate", "watch.hang_s", "watch.start_s", "watch.first_step_s", "watch.save_s",
-    "checkpoint.keep_best", "launch.max_gpu_hours",
+    "checkpoint.keep_best", "launch.max_gpu_hours", "sweep.startup_trials", "sweep.seed",
 )  # fmt: skip
 # From 0 up to but without 1.
 _FRACTIONS = (

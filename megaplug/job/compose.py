@@ -15,6 +15,7 @@ from megaplug.job import overrides as words
 from megaplug.job.meant import several_hint
 from megaplug.job.schema import Job
 from megaplug.job.suggest import did_you_mean
+from megaplug.job.sweep_space import Space, space_of
 from megaplug.job.sweep_values import combinations
 from megaplug.job.typed import to_job
 
@@ -101,6 +102,21 @@ def sweep_points(typed_words: Sequence[str], source: ConfigSource | None = None)
     if problems:
         raise UserError.from_problems(problems)
     return combinations(parsed, groups)
+
+
+def sweep_space(typed_words: Sequence[str], source: ConfigSource) -> Space:
+    """What the words of a sweep leave open, and those that hold for every point.
+
+    Raises:
+        UserError: As :func:`compose_config`.
+    """
+    _check_source(source)
+    groups = group_options(source)
+    parsed = words.parse(typed_words, groups)
+    problems = words.problems_of(parsed, groups, intervals=True)
+    if problems:
+        raise UserError.from_problems(problems)
+    return space_of(parsed, groups)
 
 
 def _check_source(source: ConfigSource) -> None:

@@ -56,6 +56,14 @@ def all_keys() -> tuple[str, ...]:
     return tuple(dotted)
 
 
+def is_whole_number(key: str) -> bool:
+    """Whether the schema takes only whole numbers for ``key``."""
+    section, _, leaf = key.rpartition(".")
+    owner = sections().get(section) if section else Job
+    hint = None if owner is None else typing.get_type_hints(owner).get(leaf)
+    return hint is int or (hint is not None and set(typing.get_args(hint)) == {int, type(None)})
+
+
 def is_open(key: str) -> bool:
     """Whether ``key`` lies inside a group that takes any key."""
     return any(key.startswith(f"{name}.") for name in OPEN_KEYS)

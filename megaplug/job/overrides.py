@@ -77,26 +77,31 @@ def _quoted(word: str) -> str:
     return f"{key}='{value}'" if (split or pattern) and not set(value) & set("'\"$\\") else word
 
 
-def problems_of(overrides: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> list[Problem]:
+def problems_of(
+    overrides: Sequence[Override], groups: Mapping[str, Sequence[str]], *, intervals: bool = False
+) -> list[Problem]:
     """Misspelt groups, options and keys.
 
     Args:
         overrides: What was typed.
         groups: The options of every config group that can be found.
+        intervals: Whether a word may name all numbers of an interval.
     """
-    found = (_problem_of(override, groups) for override in overrides)
+    found = (_problem_of(override, groups, intervals) for override in overrides)
     return [problem for problem in found if problem is not None]
 
 
-def _problem_of(override: Override, groups: Mapping[str, Sequence[str]]) -> Problem | None:
+def _problem_of(override: Override, groups: Mapping[str, Sequence[str]], intervals: bool) -> Problem | None:
     key = override.key_or_group
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return Problem(
             key, "settings of Hydra itself cannot be changed", "write it into the command line flags"
         )
     is_option, is_sweep = key in groups and not override.is_delete(), override.is_sweep_override()
-    if is_sweep and (is_option or keys.is_known(key)) and (problem := sweep_problem(override, groups)):
-        return problem
+    if is_sweep and (is_option or keys.is_known(key)):
+        problem = sweep_problem(override, groups, intervals=intervals)
+        if problem is not None or override.is_interval_sweep():
+            return problem
     if is_option:
         options = [value for value in _texts(override, groups) if value not in groups[key]]
         if options:

@@ -361,6 +361,17 @@ class SlurmConfig:
 
 
 @dataclass
+class SweepConfig:
+    """How ``--multirun`` goes through its points; nothing here changes a run's result."""
+
+    kind: str = "grid"
+    trials: int = 20
+    metric: str = "valid_loss"
+    startup_trials: int = 10
+    seed: int = 0
+
+
+@dataclass
 class WatchConfig:
     """When a rank hangs, in seconds without progress, and how often a job that has failed is started again.
 
@@ -433,6 +444,7 @@ class Job:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from megaplug.errors import Problem
+from megaplug.job import keys
+
+# The tag of an interval whose numbers are drawn evenly by their logarithm.
+LOG = "log"
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 
-def sweep_problem(override: Override, groups: Mapping[str, Sequence[str]]) -> Problem | None:
+def sweep_problem(
+    override: Override, groups: Mapping[str, Sequence[str]], *, intervals: bool = False
+) -> Problem | None:
     """Why a word names no values one by one; None where it does.
 
     Args:
         override: One for which ``is_sweep_override`` holds.
         groups: The options of every config group.
+        intervals: Whether a word may also name all numbers of an interval.
     """
     key, value = override.key_or_group, (override.input_line or "").partition("=")[2]
     if override.is_interval_sweep():
-        hint = f"name the values, {key}=A,B, or of numbers range(START,STOP,STEP)"
+        if intervals:
+            return interval_problem(override, groups)
+        hint = (
+            f"name the values, {key}=A,B, or of numbers range(START,STOP,STEP); sweep=optuna chooses in an "
+            "interval"
+        )
         return Problem(key, f"{value} has no single values that could be run one by one", hint)
     if _is_glob(override) and key not in groups:
         hint = "glob() names options of a group, such as model=glob(tiny*)"
@@ -42,7 +55,7 @@ def values(override: Override, groups: Mapping[str, Sequence[str]]) -> list[str]
         return value.filter(list(groups[override.key_or_group]))
     if isinstance(value, RangeSweep):
         return _numbers(value.start, value.stop, value.step)
-    return [_text(item) for item in override.sweep_iterator()]
+    return [text_of(item) for item in override.sweep_iterator()]
 
 
 def combinations(overrides: Sequence[Override], groups: Mapping[str, Sequence[str]]) -> list[list[str]]:
@@ -59,7 +72,30 @@ def combinations(overrides: Sequence[Override], groups: Mapping[str, Sequence[st
     return [list(point) for point in product(*choices)]
 
 
-def _text(item: Any) -> str:
+def interval_problem(override: Override, groups: Mapping[str, Sequence[str]]) -> Problem | None:
+    """Why no number can be chosen in an interval; None where one can."""
+    from hydra.core.override_parser.types import IntervalSweep
+
+    key, interval = override.key_or_group, override.value()
+    value = (override.input_line or "").partition("=")[2]
+    assert isinstance(interval, IntervalSweep) and interval.start is not None and interval.end is not None
+    if key in groups and not keys.is_known(key):
+        return Problem(key, f"{value} is of numbers, and this is a config group", f"name options: {key}=A,B")
+    if key in keys.sections():
+        return Problem(key, f"{value} is of numbers, and this is a group", f"--help {key} lists its keys")
+    if strange := sorted(interval.tags - {LOG}):
+        return Problem(key, f"{value}: there is no tag {strange[0]!r}", "tag(log,interval(1e-4,1e-2))")
+    if not math.isfinite(interval.start) or not math.isfinite(interval.end) or interval.start >= interval.end:
+        return Problem(key, f"{value} holds no numbers", "the lower bound stands first")
+    if LOG in interval.tags and interval.start <= 0:
+        return Problem(key, f"{value} begins at {interval.start:g}, which has no logarithm", "begin above 0")
+    whole = keys.is_whole_number(key)
+    if whole and any(float(each) != int(each) for each in (interval.start, interval.end)):
+        return Problem(key, f"{value} has bounds that are no whole numbers", "this key takes only these")
+    return None
+
+
+def text_of(item: Any) -> str:
     """As it was typed, as nearly as the grammar has kept it: of ``1e9`` it has made a number."""
     from hydra.core.override_parser.types import Transformer
 
