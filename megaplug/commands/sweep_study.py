@@ -227,7 +227,13 @@ class Study(Sweep):
         if self._points.folder is None or len(ranked) < 2:
             return None
         axes = [
-            Axis(each.key, each.options, each.is_log, [self._chosen[p.number - 1][each.key] for p in ranked])
+            Axis(
+                each.key,
+                [self._chosen[point.number - 1][each.key] for point in ranked],
+                each.options,
+                (each.low, each.high),
+                each.is_log,
+            )
             for each in self._space.dimensions
         ]
         picture = self._points.folder / "slices.png"

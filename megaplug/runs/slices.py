@@ -15,15 +15,17 @@ class Axis:
 
     Attributes:
         name: Its key.
-        options: What it could be, in order; empty where it is a number of an interval.
-        is_log: Whether the interval is to be drawn by the logarithm.
         chosen: What it was, for each result.
+        options: What it could be, in order; empty where it is a number of an interval.
+        bounds: Of the interval.
+        is_log: Whether the interval is to be drawn by the logarithm.
     """
 
     name: str
-    options: tuple[str, ...]
-    is_log: bool
     chosen: Sequence[str]
+    options: tuple[str, ...] = ()
+    bounds: tuple[float, float] = (0.0, 1.0)
+    is_log: bool = False
 
 
 def draw_slices(axes: Sequence[Axis], values: Sequence[float], png: Path, label: str) -> None:
@@ -37,6 +39,7 @@ def draw_slices(axes: Sequence[Axis], values: Sequence[float], png: Path, label:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     figure = Figure(figsize=(max(4.0, 3.4 * len(axes)), 4), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -47,7 +50,17 @@ def draw_slices(axes: Sequence[Axis], values: Sequence[float], png: Path, label:
             field.set_xticks(range(len(axis.options)), axis.options)
         else:
             places = [float(text) for text in axis.chosen]
-            field.set_xscale("log" if axis.is_log else "linear")
+            low, high = axis.bounds
+            if axis.is_log:
+                field.set_xscale("log")
+                few = high / low < 100  # else a label for each power of ten is enough
+                field.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+                field.xaxis.set_minor_formatter(NullFormatter())
+                field.set_xlim(low / (high / low) ** 0.04, high * (high / low) ** 0.04)
+            else:
+                field.xaxis.set_major_locator(MaxNLocator(4))
+                field.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+            field.xaxis.set_major_formatter("{x:g}")
         field.plot(places[1:], values[1:], "o", color="#4c72b0", alpha=0.6)
         field.plot(places[:1], values[:1], "o", color="#c44e52", label="best")
         field.set(xlabel=axis.name)
