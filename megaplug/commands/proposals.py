@@ -6,7 +6,6 @@ So a sweep that was broken off proposes what it would have proposed; what it has
 from __future__ import annotations
 
 import importlib.util
-import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,13 +25,12 @@ class Tried:
 
     Attributes:
         chosen: Its values by key, as typed.
-        value: What is to be low; None where there is none.
-        is_running: Whether one may still come. Where none will, the point counts as worse than all others.
+        value: What is to be low. None where there is none, or none yet: the point counts as worse than all
+            others, so that neither what is not possible nor what is being tried is proposed again.
     """
 
     chosen: dict[str, str]
     value: float | None = None
-    is_running: bool = False
 
 
 def need_optuna() -> None:
@@ -60,32 +58,22 @@ def propose(space: Space, tried: Sequence[Tried], config: SweepConfig) -> dict[s
         A value for every key that is open, as it would be typed.
     """
     import optuna
-    from optuna.trial import create_trial
+    from optuna.trial import TrialState, create_trial
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = {each.key: _distribution(each) for each in space.dimensions}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(
-            n_startup_trials=config.startup_trials,
-            constant_liar=True,  # of points that are tried at a time none repeats another
-            seed=zlib.crc32(f"{config.seed} {len(tried)}".encode()),
+    seed = zlib.crc32(f"{config.seed} {len(tried)}".encode())
+    sampler = optuna.samplers.TPESampler(n_startup_trials=config.startup_trials, seed=seed)
+    study = optuna.create_study(sampler=sampler)
+    for each in tried:
+        # To Optuna a pruned trial without a report is the worst there is; one that failed it forgets.
+        state = TrialState.PRUNED if each.value is None else TrialState.COMPLETE
+        params = {one.key: _inner(one, each.chosen[one.key]) for one in space.dimensions}
+        study.add_trial(
+            create_trial(state=state, params=params, distributions=distributions, value=each.value)
         )
-        study = optuna.create_study(sampler=sampler)
-        for each in tried:
-            state = optuna.trial.TrialState.COMPLETE if each.value is not None else _no_value(each)
-            params = {one.key: _inner(one, each.chosen[one.key]) for one in space.dimensions}
-            study.add_trial(
-                create_trial(state=state, params=params, distributions=distributions, value=each.value)
-            )
-        found = study.ask(distributions).params
+    found = study.ask(distributions).params
     return {each.key: _typed(each, found[each.key]) for each in space.dimensions}
-
-
-def _no_value(tried: Tried) -> Any:
-    from optuna.trial import TrialState
-
-    return TrialState.RUNNING if tried.is_running else TrialState.PRUNED
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

@@ -110,18 +110,12 @@ class Study(Sweep):
 
     def _tried(self) -> list[Tried]:
         """What is known of every point so far."""
-        return [
-            Tried(chosen, self._value(point), is_running=self._may_come(point))
-            for chosen, point in zip(self._chosen, self._points.all, strict=True)
-        ]
+        both = zip(self._chosen, self._points.all, strict=True)
+        return [Tried(chosen, self._value(point)) for chosen, point in both]
 
     def _run_of(self, point: Point) -> Point:
         """Itself, or the one that it repeats."""
         return point if point.repeats is None else self._points.all[point.repeats - 1]
-
-    def _may_come(self, point: Point) -> bool:
-        point = self._run_of(point)
-        return not point.problems and not point.is_done and point.number not in self._codes
 
     def _value(self, point: Point) -> float | None:
         """What has come of a point's run; None where it has not come to its end, or to no number."""

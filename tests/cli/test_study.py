@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import shutil
 import signal
 import statistics
 from pathlib import Path
@@ -163,7 +164,7 @@ def test_points_that_are_tried_at_a_time_are_not_one(words):
     space, config = space_of("train.seed=1,2,3,4"), SweepConfig(startup_trials=0)
     tried = [Tried({"train.seed": "2"}, 1.0), Tried({"train.seed": "3"}, 2.0)]
     for _ in range(3):
-        tried.append(Tried(propose(space, tried, config), is_running=True))
+        tried.append(Tried(propose(space, tried, config)))
     assert len({each.chosen["train.seed"] for each in tried[2:]}) > 1
 
 
@@ -263,8 +264,8 @@ def test_a_study_that_costs_too_much_is_not_begun_and_the_word_that_begins_it_is
 
 
 def test_later_points_that_cost_more_end_a_study_with_what_it_has(words, started, monkeypatch, capsys):
-    monkeypatch.setattr(sweep_points, "_hours", lambda *_: (2.0 if len(started.rates) < 3 else 20.0, ""))
-    assert typed(*words, "launch.max_gpu_hours=20") == 2
+    monkeypatch.setattr(sweep_points, "_hours", lambda *_: (2.0 if len(started.rates) < 3 else 2.4, ""))
+    assert typed(*words, "launch.max_gpu_hours=13") == 2
     said = capsys.readouterr()
     assert len(started.rates) == 3 and "launch.max_gpu_hours" in said.err and "best  point" in said.out
 
@@ -280,7 +281,12 @@ def test_points_of_a_study_are_run_side_by_side(words, monkeypatch, capsys):
 
     monkeypatch.setattr(SideBySide, "run", run)
     assert typed(*words, "launch.at_once=4") == 0
-    assert together == [4, 2] and len(set(sweep_json()["study"]["values"])) == 6
+    assert together == [4, 2]
+    assert len(set(sweep_json()["study"]["values"])) == 6
+    # One that repeats another of the same four has its value, too.
+    shutil.rmtree("runs")
+    assert typed(*words[:-1], "train.seed=1,2", "launch.at_once=4") == 0
+    assert together[2:] == [2] and None not in sweep_json()["study"]["values"]
 
 
 def test_a_signal_between_two_points_ends_a_study(words, started, capsys):
@@ -325,6 +331,7 @@ def test_a_damaged_file_of_a_study_is_one_message(words, started, capsys):
         assert typed(*words) == 1
         said = capsys.readouterr().err
         assert "cannot be read" in said and "resume=false" in said and "Traceback" not in said
+    assert typed(*words, "resume=false") == 0
 
 
 def test_without_optuna_it_is_told_how_to_install_it(words, monkeypatch, capsys):
