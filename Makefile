@@ -1,6 +1,7 @@
 # make setup   the environment in .venv, with a Python that is found by itself
 # make train   trains; ARGS="model=... topology=..." are passed on
-# make test    the tests that prove it; make slow: those that take longer; make lint: style and types
+# make test    the tests that prove it; make slow: those that take longer; make soak: more of the same, for hours
+# make lint    style and types
 
 VENV   ?= .venv
 PYTHON ?=
@@ -15,10 +16,10 @@ BIN    := $(abspath $(VENV))/bin
 STAMP  := $(VENV)/.megaplug-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train plan test slow lint format clean
+.PHONY: help setup train plan test slow soak lint format clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST)) | head -3
+	@sed -n 's/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST)) | head -4
 
 setup: $(STAMP)
 
@@ -34,10 +35,13 @@ plan: setup
 	@$(BIN)/python launch/plan.py $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow and not soak" $(PYTEST_ARGS)
 
 slow: setup
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "slow and not soak" $(PYTEST_ARGS)
+
+soak: setup
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m soak $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

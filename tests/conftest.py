@@ -9,22 +9,30 @@ from small_jobs import SmallJobs
 ranks.start_parent()
 
 # With a file to a worker, a long one that is begun last keeps one worker busy and the others idle: these took
-# a minute or more of one, the longest first.
+# two minutes or more of one, the longest first.
 LONG_FILES = (
-    "parity/test_resume.py",
-    "cli/test_killed_in_saving.py",
-    "benchmarks/test_gpu_drive.py",
     "cli/test_docs.py",
-    "parity/test_topologies_agree.py",
-    "plan/test_memory_against_rehearsals.py",
-    "cli/test_search_reproduced.py",
+    "cli/test_slurm_jobs.py",
+    "cli/test_sweep.py",
     "cli/test_survival.py",
+    "cli/test_killed_in_saving.py",
+    "parity/test_resume.py",
+    "parity/test_topologies_agree.py",
     "parity/test_context_parallel.py",
+    "plan/test_memory_against_rehearsals.py",
+    "benchmarks/test_gpu_drive.py",
+    "cli/test_hangs.py",
+    "plan/test_preset_parameters.py",
+    "parity/test_upcycling.py",
+    "runtime/test_chosen_packages.py",
+    "cli/test_failures.py",
     "parity/test_plain_megatron.py",
+    "parity/test_sharding.py",
     "parity/test_rehearsal_against_run.py",
-    "cli/test_third_party_layer.py",
-    "layers/test_flash_speed.py",
+    "runtime/test_async_saving.py",
+    "cli/test_nodes_command.py",
     "cli/test_signal_campaign.py",
+    "cli/test_third_party_layer.py",
     "runtime/test_saving.py",
 )
 

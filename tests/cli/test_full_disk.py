@@ -123,7 +123,9 @@ def test_a_disk_that_fills_up_ends_the_run_and_with_room_the_same_command_goes_o
     assert "Traceback" not in said
     assert live.summary["status"] == "failed"
     said = live.summary["reason"]
-    assert re.fullmatch(r"rank 0 failed: no space left on \S+ while saving step [0-9]+", said)
+    # The save, or the figures of the step before it, whichever comes first to the last free page.
+    where = r"(\S+ while saving step [0-9]+|its disk at step [0-9]+)"
+    assert re.fullmatch(rf"rank 0 failed: no space left on {where}", said)
     assert live.summary["num_restarts"] == 0 and live.summary["log_tail"] == []
     assert "# once the disk takes it: goes on from step " in live.summary["next_command"]
     hint = live.summary["hint"]

@@ -87,7 +87,7 @@ def assert_found(folder: RunFolder, code: int, rank: int, world_size: int, said:
             assert "most recent call first" in folder.stack_file(other).read_text()
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.soak)])
 def test_a_stopped_rank_is_found(place: Path, tmp_path: Path, world_size: int) -> None:
     rank = world_size - 1
     with Live(words(place, tmp_path / "runs", world_size)) as live:
@@ -98,7 +98,7 @@ def test_a_stopped_rank_is_found(place: Path, tmp_path: Path, world_size: int) -
     assert_found(only_run(tmp_path / "runs"), code, rank, world_size, "it is stopped")
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.soak)])
 def test_an_endless_loop_is_found(
     place: Path, tmp_path: Path, world_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,8 @@ def test_the_words_of_a_row_make_the_row(capsys, seed):
     assert is_reproduced(capsys, seed)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_so_they_do_in_thirty_searches(capsys):
     fits = [is_reproduced(capsys, seed) for seed in range(3, 33)]
     assert sum(fits) >= 25

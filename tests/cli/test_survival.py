@@ -149,7 +149,7 @@ def kill_at(live: Live, moment: str, rank: int, job: Job, chance: random.Random,
 @pytest.mark.parametrize(
     ("job", "moments", "seed"),
     [
-        (1, ["second save", "start", "step", "save", "step"], 11),
+        pytest.param(1, ["second save", "start", "step", "save", "step"], 11, marks=pytest.mark.soak),
         (2, ["save", "start", "step", "second save"], 12),
     ],
     indirect=["job"],

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_flash_is_four_times_faster_and_smaller_than_megatrons_attention_and_as_exact(tmp_path):
     """The benchmark itself, at the default model's heads: 8 for queries, 2 for keys, 32 elements each."""
     report_file = tmp_path / "report.json"

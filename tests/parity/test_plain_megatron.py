@@ -99,7 +99,7 @@ def test_flash_attention_trains_alike_in_every_layout(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["topology.dp=1", "topology.dp=2"])
+@pytest.mark.parametrize("topology", [pytest.param("topology.dp=1", marks=pytest.mark.soak), "topology.dp=2"])
 def test_a_stock_job_needs_no_spec(small_jobs: SmallJobs, topology: str) -> None:
     """Megatron's own local layers, without the spec: its RMSNorm sums in another order than megaplug's."""
     words = [*FEW, f"name=stock_{topology[-1]}", "attention=local", topology]

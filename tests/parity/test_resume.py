@@ -34,7 +34,7 @@ def undisturbed(small_jobs: SmallJobs) -> Callable[..., RunFolder]:
         ("dp2", "fp32"),
         ("dp2", "bf16"),
         pytest.param("tp2_pp2", "fp32", marks=pytest.mark.slow),
-        pytest.param("tp2_pp2", "bf16", marks=pytest.mark.slow),
+        pytest.param("tp2_pp2", "bf16", marks=pytest.mark.soak),
     ],
 )
 def test_stopped_at_ten_and_continued_equals_undisturbed_bit_for_bit(

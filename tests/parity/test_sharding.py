@@ -52,7 +52,7 @@ def test_it_agrees_with_one_rank_and_continues_bit_for_bit(
     assert curve(small_jobs.run([*words, f"name={name}_parts"])) == whole
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("name", LEVELS)
 def test_ranks_that_read_the_same_data_are_noticed(
     name: str, small_jobs: SmallJobs, first: RunFolder, one_rank: list[tuple[float, float]]
@@ -63,7 +63,7 @@ def test_ranks_that_read_the_same_data_are_noticed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["zero0", "torch_zero3"])
+@pytest.mark.parametrize("name", ["torch_zero3", pytest.param("zero0", marks=pytest.mark.soak)])
 def test_bf16_continues_bit_for_bit(name: str, small_jobs: SmallJobs) -> None:
     words = [*SIX_STEPS, *LEVELS[name], "precision=bf16"]
     whole = curve(small_jobs.run([*words, f"name={name}_bf16_whole"]))

@@ -168,7 +168,7 @@ def test_the_distributed_optimizer_equals_megatrons_plain_one(
     assert largest_difference(curve(run), expected) < TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_fault_is_not_missed(name: str, small_jobs: SmallJobs, start: Callable) -> None:
     model, topology, fault = CASES[name]

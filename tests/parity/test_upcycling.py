@@ -32,10 +32,18 @@ CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
     "bf16": (["precision=bf16"], MOE, ["topology.ep=2", "topology.dp=2"]),
 }
 QUICK = ("one rank", "TP2 EP2 ETP1")
+# Each alone what those above have together, or in another number format.
+SOAK = ("TP2 ETP2", "DP2 ETP2", "biases at TP2 ETP1", "bf16")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES]
+    "name",
+    [
+        pytest.param(
+            name, marks=[] if name in QUICK else [pytest.mark.soak if name in SOAK else pytest.mark.slow]
+        )
+        for name in CASES
+    ],
 )
 def test_a_mixture_begins_with_the_loss_of_the_dense_model(name, small_jobs: SmallJobs):
     dense, experts, layout = CASES[name]

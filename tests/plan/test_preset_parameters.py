@@ -76,7 +76,7 @@ def test_every_model_has_as_many_parameters_on_every_stage_as_megatron_builds(na
     compare(name, TOPOLOGIES_EACH)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("name", MODELS)
 def test_the_whole_model_has_its_number_of_parameters_in_megatron(name: str) -> None:
     """On one rank; of a model with experts, each of a layer's on a rank of its own."""

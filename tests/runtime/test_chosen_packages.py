@@ -67,7 +67,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
             True,
         ),
         ("auto", "off", "apex.optimizers", "amp_C", True),
-        ("require", "off", "apex.optimizers", "amp_C", True),
+        pytest.param("require", "off", "apex.optimizers", "amp_C", True, marks=pytest.mark.soak),
         (
             "off",
             "require",

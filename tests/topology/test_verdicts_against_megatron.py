@@ -93,12 +93,12 @@ def judged(count: int, seed: int, folder: Path, timeout_s: float) -> Counter[str
 
 
 def test_our_verdict_on_a_job_is_megatrons(tmp_path: Path) -> None:
-    """Four hundred here; the slow suite asks for 10,000 others."""
+    """Four hundred here; `make soak` asks for 10,000 others."""
     tally = judged(400, seed=1, folder=tmp_path, timeout_s=240)
     assert 100 < tally["legal"] < 300, tally
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_our_verdict_on_ten_thousand_jobs_is_megatrons(tmp_path: Path) -> None:
     tally = judged(10_000, seed=2, folder=tmp_path, timeout_s=600)
     print(dict(sorted(tally.items())))
