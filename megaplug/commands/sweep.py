@@ -205,7 +205,12 @@ class Sweep:
             return (codes[-1] if codes else 0) or self._ended_by
         if 1 in codes:
             return 1
-        return 2 if self._points.impossible or any(codes) else 0
+        return 2 if self._is_faulty or any(codes) else 0
+
+    @property
+    def _is_faulty(self) -> bool:
+        """Whether points were named that cannot be run."""
+        return bool(self._points.impossible)
 
     @property
     def _is_whole(self) -> bool:

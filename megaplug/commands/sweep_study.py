@@ -52,6 +52,9 @@ class Study(Sweep):
         if job.launch.kind not in ("local", "print"):
             message = f"what is tried next depends on results, and launch={job.launch.kind} waits for none"
             raise UserError(f"sweep=optuna: {message}", hint="launch=local, or sweep=grid")
+        if job.sweep.metric == "valid_loss" and not job.train.eval_iters:
+            message = "sweep.metric: there is no validation loss to go by, since train.eval_iters is 0"
+            raise UserError(message, hint="sweep.metric=loss goes by that of training")
         self._space = space
         self._config = job.sweep
         self._launch = job.launch
@@ -193,14 +196,10 @@ class Study(Sweep):
     def _is_whole(self) -> bool:
         return super()._is_whole and len(self._points.all) >= self._config.trials
 
-    def _exit_code(self) -> int:
-        codes = list(self._codes.values())
-        if self._ended_by is not None and not self._is_whole:
-            return (codes[-1] if codes else 0) or self._ended_by
-        if 1 in codes:
-            return 1
+    @property
+    def _is_faulty(self) -> bool:
         # That some points are not possible is a part of the search.
-        return 2 if not self._points.runs or any(codes) else 0
+        return not self._points.runs
 
     def _ending(self) -> Sequence[str]:
         metric = _OF_METRIC[self._config.metric]

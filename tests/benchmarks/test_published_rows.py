@@ -22,6 +22,7 @@ def measured() -> list[Measured]:
     return all_measured()
 
 
+@pytest.mark.slow
 def test_every_line_of_every_table_is_a_measurement_or_is_listed():
     counts = {name: len(read()) for name, read in TABLES.items()}
     assert counts == {

@@ -87,6 +87,7 @@ def test_bash_completes_keys_values_and_flags(
     assert bash(f"megaplug-train {typed}", environment) == proposals
 
 
+@pytest.mark.slow
 def test_bash_proposes_every_key_group_and_section(environment: dict[str, str]) -> None:
     first = bash("megaplug-train ", environment)
     assert {f"{group}=" for group in group_options(ConfigSource())} <= set(first)

@@ -34,6 +34,7 @@ def test_what_cannot_be_rehearsed_is_said_before_anything_starts(capsys, words, 
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ranks_of_an_uneven_pipeline_hold_what_the_plan_says(capsys):
     words = ["topology=tp2_pp2", "model.num_layers=5", "topology.decoder_first_pipeline_num_layers=2"]
     batch = ["train.micro_batch_size=1", "train.global_batch_size=4", "topology.world_size=8"]

@@ -266,6 +266,7 @@ def test_a_topology_that_was_never_chosen_is_refused():
     assert [problem.key for problem in problems] == ["topology.auto"]
 
 
+@pytest.mark.slow
 def test_two_ranks_train_with_a_chosen_topology(tmp_path):
     done = train(
         "topology=auto", "topology.world_size=2", "device=cpu", "train.iters=2", "train.eval_iters=0",

@@ -44,7 +44,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def words(corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Words for small jobs whose runs go below the current folder, and what is open of them."""
     monkeypatch.chdir(tmp_path)
-    study = ["sweep=optuna", "sweep.trials=6", "sweep.startup_trials=3"]
+    study = ["sweep=optuna", "sweep.trials=4", "sweep.startup_trials=2", "train.eval_iters=1"]
     return [*SMALL, *corpus, "train.iters=4", *study, RATE]
 
 
@@ -173,12 +173,12 @@ def test_a_study_runs_what_is_proposed_and_tells_the_best(words, started, capsys
     said = capsys.readouterr().out
     found = sweep_json()
     study = found["study"]
-    assert len(started.rates) == found["num_points"] == len(study["values"]) == 6
-    best = min(range(6), key=lambda place: study["values"][place])
+    assert len(started.rates) == found["num_points"] == len(study["values"]) == 4
+    best = min(range(4), key=lambda place: study["values"][place])
     assert study["best"] == best + 1
     assert study["values"][best] == pytest.approx(1 + math.log10(started.rates[best] / BEST_RATE) ** 2)
-    assert f"best  point {best + 1:>3}" in said and "6 of 6 runs are finished" in said
-    assert "point 3 of 6: lr.lr=" in said and "the best so far is point" in said
+    assert f"best  point {best + 1:>3}" in said and "4 of 4 runs are finished" in said
+    assert "point 3 of 4: lr.lr=" in said and "the best so far is point" in said
     (folder,) = Path("runs/sweeps").iterdir()
     assert (folder / "slices.png").read_bytes().startswith(b"\x89PNG") and (
         folder / "comparison.png"
@@ -201,23 +201,23 @@ def test_a_study_that_was_interrupted_goes_on_as_if_it_had_not_been(words, start
     for folder in Path("runs").iterdir():
         folder.rename(folder.with_name(f"old-{folder.name}")) if folder.name != "sweeps" else None
     Path("runs").rename("before")
-    started.rates, started.instead = [], {5: 130}
+    started.rates, started.instead = [], {3: 130}
     assert typed(*words) == 130
-    assert len(started.rates) == 5 and "next" in capsys.readouterr().out
-    assert len(sweep_json()["study"]["chosen"]) == 5
+    assert len(started.rates) == 3 and "next" in capsys.readouterr().out
+    assert len(sweep_json()["study"]["chosen"]) == 3
     assert typed(*words) == 0
-    # The fifth, which was broken off, and the one that was missing.
-    assert len(started.rates) == 7 and started.rates[5] == started.rates[4]
+    # The third, which was broken off, and the one that was missing.
+    assert len(started.rates) == 5 and started.rates[3] == started.rates[2]
     assert sweep_json()["study"] == undisturbed
-    assert typed(*words) == 0 and len(started.rates) == 7
+    assert typed(*words) == 0 and len(started.rates) == 5
     # More of them go on from there.
-    assert typed(*words, "sweep.trials=8") == 0 and len(started.rates) == 9
-    assert sweep_json()["study"]["values"][:6] == undisturbed["values"]
-    assert typed(*words, "resume=false", "sweep.trials=1") == 0 and len(started.rates) == 10
+    assert typed(*words, "sweep.trials=5") == 0 and len(started.rates) == 6
+    assert sweep_json()["study"]["values"][:4] == undisturbed["values"]
+    assert typed(*words, "resume=false", "sweep.trials=1") == 0 and len(started.rates) == 7
 
 
 def test_what_another_version_of_optuna_has_proposed_is_not_proposed_anew(words, started, monkeypatch):
-    started.instead = {3: 130}
+    started.instead = {2: 130}
     assert typed(*words) == 130
     chosen = sweep_json()["study"]["chosen"]
     monkeypatch.setattr(
@@ -225,16 +225,16 @@ def test_what_another_version_of_optuna_has_proposed_is_not_proposed_anew(words,
     )
     assert typed(*words) == 0
     assert sweep_json()["study"]["chosen"] == [
-        *chosen, *({"lr.lr": f"0.0{number}1"} for number in range(3, 6)),
+        *chosen, *({"lr.lr": f"0.0{number}1"} for number in range(2, 4)),
     ]  # fmt: skip
 
 
 def test_a_run_that_fails_is_no_end_and_is_tried_again(words, started, capsys):
     started.instead = {2: 1}
     assert typed(*words) == 1
-    assert sweep_json()["study"]["values"][1] is None and len(started.rates) == 6
+    assert sweep_json()["study"]["values"][1] is None and len(started.rates) == 4
     assert "failed: point 2" in capsys.readouterr().out
-    assert typed(*words) == 0 and len(started.rates) == 7
+    assert typed(*words) == 0 and len(started.rates) == 5
     assert sweep_json()["study"]["values"][1] is not None
 
 
@@ -243,13 +243,13 @@ def test_points_that_are_not_possible_are_passed_over_with_their_reason(words, s
     said = capsys.readouterr().out
     assert "is not possible" in said and "lr.min_lr: 0.001 is above lr.lr" in said
     found = sweep_json()
-    assert 0 < found["num_impossible"] < 6 and len(started.rates) == 6 - found["num_impossible"]
+    assert 0 < found["num_impossible"] < 4 and len(started.rates) == 4 - found["num_impossible"]
     assert typed(*words, "lr.min_lr=1") == 2
 
 
 def test_what_is_drawn_twice_is_run_once(words, started, capsys):
     assert typed(*words[:-1], "train.seed=1,2") == 0
-    assert len(started.rates) == 2 and sweep_json()["num_repeated"] == 4
+    assert len(started.rates) == 2 and sweep_json()["num_repeated"] == 2
     assert "repeats point" in capsys.readouterr().out
     assert all(value is not None for value in sweep_json()["study"]["values"])
 
@@ -258,16 +258,16 @@ def test_a_study_that_costs_too_much_is_not_begun_and_the_word_that_begins_it_is
     words, started, monkeypatch, capsys
 ):
     monkeypatch.setattr(sweep_points, "_hours", lambda *_: (2.0, ""))
-    assert typed(*words, "launch.max_gpu_hours=11") == 2
-    assert "launch.max_gpu_hours=12 starts them" in capsys.readouterr().err and started.rates == []
-    assert typed(*words, "launch.max_gpu_hours=12") == 0 and len(started.rates) == 6
+    assert typed(*words, "launch.max_gpu_hours=7") == 2
+    assert "launch.max_gpu_hours=8 starts them" in capsys.readouterr().err and started.rates == []
+    assert typed(*words, "launch.max_gpu_hours=8") == 0 and len(started.rates) == 4
 
 
 def test_later_points_that_cost_more_end_a_study_with_what_it_has(words, started, monkeypatch, capsys):
-    monkeypatch.setattr(sweep_points, "_hours", lambda *_: (2.0 if len(started.rates) < 3 else 2.4, ""))
-    assert typed(*words, "launch.max_gpu_hours=13") == 2
+    monkeypatch.setattr(sweep_points, "_hours", lambda *_: (2.0 if len(started.rates) < 2 else 2.4, ""))
+    assert typed(*words, "launch.max_gpu_hours=8.5") == 2
     said = capsys.readouterr()
-    assert len(started.rates) == 3 and "launch.max_gpu_hours" in said.err and "best  point" in said.out
+    assert len(started.rates) == 2 and "launch.max_gpu_hours" in said.err and "best  point" in said.out
 
 
 def test_points_of_a_study_are_run_side_by_side(words, monkeypatch, capsys):
@@ -280,9 +280,9 @@ def test_points_of_a_study_are_run_side_by_side(words, monkeypatch, capsys):
         return {work.number: 0 for work in given}
 
     monkeypatch.setattr(SideBySide, "run", run)
-    assert typed(*words, "launch.at_once=4") == 0
-    assert together == [4, 2]
-    assert len(set(sweep_json()["study"]["values"])) == 6
+    assert typed(*words, "launch.at_once=3") == 0
+    assert together == [3, 1]
+    assert len(set(sweep_json()["study"]["values"])) == 4
     # One that repeats another of the same four has its value, too.
     shutil.rmtree("runs")
     assert typed(*words[:-1], "train.seed=1,2", "launch.at_once=4") == 0
@@ -314,12 +314,12 @@ def test_a_program_reads_a_study_line_by_line(words, started, capsys):
 def test_what_would_be_next_can_be_seen_first(words, started, capsys):
     assert typed(*words, "launch=print") == 0
     said = capsys.readouterr().out
-    assert "1 point: 1 run" in said and "then 5 more" in said and not Path("runs").exists()
+    assert "1 point: 1 run" in said and "then 3 more" in said and not Path("runs").exists()
     assert typed(*words, "launch=print", "launch.output=json") == 0
     proposed = json.loads(capsys.readouterr().out)["study"]["chosen"]
     assert typed(*words) == 0 and sweep_json()["study"]["chosen"][:1] == proposed
     assert typed(*words, "launch=print") == 0
-    assert "6 of 6 are finished already" in capsys.readouterr().out
+    assert "4 of 4 are finished already" in capsys.readouterr().out
 
 
 def test_a_damaged_file_of_a_study_is_one_message(words, started, capsys):
@@ -354,6 +354,7 @@ def test_without_optuna_it_is_told_how_to_install_it(words, monkeypatch, capsys)
         ("experiment=interval(1,2)", "config group"),
         ("lr.lrr=interval(1,2)", "did you mean lr.lr?"),
         ("lr.lr=1e-3", "no key is left open"),
+        ("train.eval_iters=0", "no validation loss to go by"),
         ("launch=slurm", "waits for none"),
         ("launch=freeze", "waits for none"),
         ("sweep.trials=0", "sweep.trials"),

@@ -54,7 +54,7 @@ MODEL_OF_TOPOLOGY = {
 def test_all_groups_are_there() -> None:
     model_and_data = "model topology attention moe data tokenizer train optimizer lr precision cluster"
     how = "kernels overlap cuda_graph checkpoint logging profile experiment"
-    where = "launch slurm watch alerts resilience"
+    where = "launch slurm sweep watch alerts resilience"
     assert sorted(group_options(ConfigSource())) == sorted(f"{model_and_data} {how} {where}".split())
 
 

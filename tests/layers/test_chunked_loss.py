@@ -155,6 +155,7 @@ def on_two_ranks(store):
     return differences
 
 
+@pytest.mark.slow
 def test_two_ranks_that_share_the_vocabulary_are_one_device(tmp_path):
     for found in run_ranks(2, on_two_ranks, str(tmp_path / "store"), folder=tmp_path / "ranks"):
         for (dtype, sequence_parallel), difference in found.items():

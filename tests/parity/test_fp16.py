@@ -56,6 +56,7 @@ def test_the_scale_continues_with_the_run_bit_for_bit(small_jobs: SmallJobs) -> 
     assert len({scale for scale, is_skipped in scales(whole) if not is_skipped}) > 1, "it must have grown"
 
 
+@pytest.mark.slow
 def test_fp16_learns_what_fp32_learns(small_jobs: SmallJobs) -> None:
     """Within 1e-3 over six steps: fp16 has eleven bits of precision, about 5e-4."""
     words = ["train.iters=6", "lr=constant", "lr.lr=1e-3"]

@@ -27,7 +27,7 @@ OPERATORS = {
 @pytest.mark.parametrize(
     "layout",
     [
-        ["topology=tp2", "topology.sequence_parallel=true"],
+        pytest.param(["topology=tp2", "topology.sequence_parallel=true"], marks=pytest.mark.slow),
         pytest.param(["topology=dp2"], marks=pytest.mark.slow),
         pytest.param(
             ["topology=pp2", "model.untie_embeddings_and_output_weights=false"], marks=pytest.mark.slow

@@ -29,10 +29,11 @@ def undisturbed(small_jobs: SmallJobs) -> Callable[..., RunFolder]:
 @pytest.mark.parametrize(
     ("layout", "precision"),
     [
-        ("one", "fp32"),
-        ("one", "bf16"),
-        ("dp2", "fp32"),
+        # The fullest is in every change's tests: bf16 has dropout, too.
         ("dp2", "bf16"),
+        pytest.param("one", "fp32", marks=pytest.mark.slow),
+        pytest.param("one", "bf16", marks=pytest.mark.soak),
+        pytest.param("dp2", "fp32", marks=pytest.mark.soak),
         pytest.param("tp2_pp2", "fp32", marks=pytest.mark.slow),
         pytest.param("tp2_pp2", "bf16", marks=pytest.mark.soak),
     ],
@@ -67,7 +68,12 @@ RESHARDED = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if "ep" in name else name for name in RESHARDED]
+    "name",
+    [
+        pytest.param("dp2_to_dp1", marks=pytest.mark.soak),
+        pytest.param("dp2_to_tp2_dp2", marks=pytest.mark.slow),
+        pytest.param("ep2_to_ep4", marks=pytest.mark.slow),
+    ],
 )
 def test_the_whole_state_continues_under_another_topology(
     name: str, small_jobs: SmallJobs, undisturbed: Callable[..., RunFolder]

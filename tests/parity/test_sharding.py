@@ -39,7 +39,12 @@ def difference(found: list[tuple[float, float]], expected: list[tuple[float, flo
 
 
 @pytest.mark.parametrize(
-    "name", ["zero0", "torch_zero3", pytest.param("torch_zero2", marks=pytest.mark.slow)]
+    "name",
+    [
+        "torch_zero3",
+        pytest.param("zero0", marks=pytest.mark.slow),
+        pytest.param("torch_zero2", marks=pytest.mark.slow),
+    ],
 )
 def test_it_agrees_with_one_rank_and_continues_bit_for_bit(
     name: str, small_jobs: SmallJobs, first: RunFolder, one_rank: list[tuple[float, float]]

@@ -108,12 +108,12 @@ CASES: dict[str, tuple[list[str], list[str], Callable[[], None]]] = {
 }
 
 
-QUICK = (
-    "tp2", "tp2_sp", "pp2", "pp2_vpp2", "dp2", "dp2_without_overlap", "tp2_pp2_sp", "full_recompute",
-    "moe_ep2_allgather", "moe_ep2_alltoall",
-)  # fmt: skip
+QUICK = ("dp2", "tp2_pp2_sp", "moe_ep2_alltoall")
 # One of a kind is enough for a fault.
-PLANTED = (*QUICK, "latent_tp2_sp", "moe_etp2", "moe_sequential")
+PLANTED = (
+    *QUICK, "tp2", "tp2_sp", "pp2", "pp2_vpp2", "dp2_without_overlap", "full_recompute", "moe_ep2_allgather",
+    "latent_tp2_sp", "moe_etp2", "moe_sequential",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ CASES: dict[str, tuple[list[str], list[str], list[str]]] = {
     "PP2 VPP2": ([], MOE, ["topology.pp=2", "topology.vpp=2"]),
     "bf16": (["precision=bf16"], MOE, ["topology.ep=2", "topology.dp=2"]),
 }
-QUICK = ("one rank", "TP2 EP2 ETP1")
+QUICK = ("one rank",)
 # Each alone what those above have together, or in another number format.
 SOAK = ("TP2 ETP2", "DP2 ETP2", "biases at TP2 ETP1", "bf16")
 
@@ -57,6 +57,7 @@ def test_a_mixture_begins_with_the_loss_of_the_dense_model(name, small_jobs: Sma
     assert found[0][0] < curve(first)[0][0] and found[-1][0] < found[0][0]
 
 
+@pytest.mark.slow
 def test_an_upcycled_run_goes_on_from_its_own_checkpoint(small_jobs: SmallJobs):
     first = small_jobs.run(["name=first", "train.iters=2"])
     words = [*MOE, f"load={first.path}", "load_state=upcycle", "train.iters=4"]

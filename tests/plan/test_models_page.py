@@ -11,6 +11,7 @@ def page():
     return models_page.page()
 
 
+@pytest.mark.slow
 def test_the_page_of_models_is_current(page):
     written = (conf_dir().parent / "docs" / "models.md").read_text()
     assert written == page, f"docs/models.md is not current; renew it: {models_page.RENEW}"

@@ -40,6 +40,7 @@ def directory(stopped: RunFolder, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stopped.checkpoints, tmp_path / "checkpoints"))
 
 
+@pytest.mark.slow
 def test_two_hundred_flipped_bytes_are_each_found_named_and_survived(directory: Path) -> None:
     chance = random.Random(5)
     newest = directory / "iter_0000006"

@@ -86,6 +86,7 @@ def test_a_slow_loader_and_a_slow_rank_are_found(small_jobs: SmallJobs) -> None:
     assert 0.3 * delay < typical("communication_dp_seconds") < 0.8 * delay
 
 
+@pytest.mark.slow
 def test_a_slow_network_is_found_in_its_group(small_jobs: SmallJobs, tmp_path: Path) -> None:
     plant = functools.partial(known_values.slow_network_of_tensor_parallelism, str(tmp_path))
     words = [*WORDS, "train.iters=6", "train.global_batch_size=2", "topology.tp=2", "name=slow_network"]

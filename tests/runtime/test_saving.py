@@ -91,6 +91,7 @@ def die_while_writing(at_save: int) -> None:
     filesystem_async._write_item = write_item
 
 
+@pytest.mark.slow
 def test_a_killed_save_leaves_nothing_that_looks_like_a_checkpoint_and_the_run_goes_on(
     small_jobs: SmallJobs,
 ) -> None:
@@ -141,6 +142,7 @@ def test_what_is_told_of_a_save(small_jobs: SmallJobs) -> None:
     assert set(manifest["extra"]) >= {"iteration", "model", "job"}
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_what_was_asked_for(small_jobs: SmallJobs) -> None:
     """The best is an early one: this learning rate leads away from what was learnt."""
     words = ["name=kept", "model.num_layers=2", "train.iters=8", "checkpoint.save_interval=2", "lr.lr=3"]

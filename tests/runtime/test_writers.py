@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import select
@@ -35,6 +36,8 @@ def fork(act: Callable[[], None]) -> int:
     """A process that ends with 0 when ``act`` has returned."""
     pid = os.fork()
     if pid == 0:
+        # One that is to die of what it touches has nothing to tell of it.
+        faulthandler.disable()
         try:
             act()
             os._exit(0)
