@@ -211,6 +211,8 @@ class Study(Sweep):
         ]
         if picture := self._picture(ranked):
             lines.append(f"  picture  {picture}")
+        if (tried := len(self._points.all)) < self._config.trials:
+            lines.append(f"{tried} of {self._config.trials} points were tried")
         return [*lines, *super()._ending()]
 
     def _picture(self, ranked: Sequence[Point]) -> Path | None:

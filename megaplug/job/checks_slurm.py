@@ -44,7 +44,7 @@ def slurm_problems(job: Job) -> Iterator[Problem]:
         key = "image" if slurm.image else "mounts"
         message = "means nothing without a container"
         yield Problem(f"slurm.{key}", message, "choose slurm.container=pyxis or apptainer")
-    if slurm.container != "none" and not slurm.image:
+    if slurm.container in ("pyxis", "apptainer") and not slurm.image:
         yield Problem("slurm.image", f"is needed for slurm.container={slurm.container}")
     if job.device == "auto" and job.cluster.device is None:
         message = "what the nodes compute on is not known here"

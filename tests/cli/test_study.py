@@ -203,7 +203,8 @@ def test_a_study_that_was_interrupted_goes_on_as_if_it_had_not_been(words, start
     Path("runs").rename("before")
     started.rates, started.instead = [], {3: 130}
     assert typed(*words) == 130
-    assert len(started.rates) == 3 and "next" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert len(started.rates) == 3 and "next" in said and "3 of 4 points were tried" in said
     assert len(sweep_json()["study"]["chosen"]) == 3
     assert typed(*words) == 0
     # The third, which was broken off, and the one that was missing.
