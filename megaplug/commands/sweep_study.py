@@ -131,7 +131,7 @@ class Study(Sweep):
             if value is None:
                 raise UserError(
                     f"sweep.metric: {point.folder.path} has no {_OF_METRIC[self._config.metric]}",
-                    hint="train.eval_iters=... validates; sweep.metric=loss goes by that of training",
+                    hint="train.eval_interval says when it validates; sweep.metric=loss goes by training",
                     exit_code=1,
                 )
             self._values[point.number] = value if math.isfinite(value) else None
