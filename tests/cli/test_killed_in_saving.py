@@ -72,7 +72,9 @@ def dying(stage: Stage, world_size: int, site: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
 
 
-@pytest.mark.parametrize("world_size", TURNS, ids=lambda number: f"ranks{number}")
+@pytest.mark.parametrize(
+    "world_size", [1, pytest.param(2, marks=pytest.mark.soak)], ids=lambda number: f"ranks{number}"
+)
 def test_a_rank_that_dies_at_any_operation_of_a_save_costs_no_completed_save(
     world_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

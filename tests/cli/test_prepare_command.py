@@ -239,7 +239,9 @@ def test_a_signal_ends_the_training_of_a_tokenizer_and_leaves_nothing(tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["trained", "sentencepiece", "tiktoken"])
+@pytest.mark.parametrize(
+    "kind", ["trained", pytest.param("sentencepiece", marks=pytest.mark.soak), "tiktoken"]
+)
 def test_tokenizers_of_every_kind_train_a_model(kind, words, capsys, tmp_path):
     texts = [file.read_text() for file in sorted((tmp_path / "corpus").iterdir())]
     if kind == "trained":

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.signal_campaign import campaign
 from benchmarks.sittings import Asked
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 
 
 def test_signals_at_random_moments_end_a_run_in_time_and_change_nothing_of_it(tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ def test_flash_attention_trains_alike_under_megatron_s_own_entry_on_two_ranks(sm
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("one_rank", []),
-        ("dp2", ["topology.dp=2"]),
+        pytest.param("one_rank", [], marks=pytest.mark.soak),
+        pytest.param("dp2", ["topology.dp=2"], marks=pytest.mark.soak),
         ("pp2", ["topology.pp=2"]),
         ("moe", ["moe=small", "topology.ep=2", "topology.dp=2"]),
         ("bf16", ["precision=bf16"]),

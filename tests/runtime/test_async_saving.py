@@ -260,7 +260,13 @@ FORMATS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", FORMATS.values(), ids=FORMATS.keys())
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(words, id=name, marks=pytest.mark.soak if name == "nothing shared out" else ())
+        for name, words in FORMATS.items()
+    ],
+)
 def test_every_format_that_a_cpu_has_goes_on_from_one(small_jobs: SmallJobs, words: list[str]) -> None:
     name = "_".join(words).replace("=", "").replace(".", "")
     whole = small_jobs.run([*WORDS, *words, f"name={name}_waits", "checkpoint.async_save=false"])
