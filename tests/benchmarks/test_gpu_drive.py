@@ -102,9 +102,9 @@ def rehearsed(results: Path, *words: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_scripts_that_build_a_model_are_rehearsed(tmp_path):
-    stored = rehearsed(tmp_path, "--only", "environment,cuda_parity,step_time")
-    assert [found["name"] for found in stored["steps"]] == ["environment", "cuda_parity", "step_time"]
+def test_the_parity_on_a_gpu_is_rehearsed(tmp_path):
+    stored = rehearsed(tmp_path, "--only", "environment,cuda_parity")
+    assert [found["name"] for found in stored["steps"]] == ["environment", "cuda_parity"]
 
 
 @pytest.mark.soak
