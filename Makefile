@@ -1,6 +1,6 @@
 # make setup   the environment in .venv, with a Python that is found by itself
 # make train   trains; ARGS="model=... topology=..." are passed on
-# make test    the tests that prove it; make slow: those that take longer; make soak: more of the same, for hours
+# make test    the tests that prove it; make slow: those that take longer; make soak: more of the same
 # make lint    style and types
 
 VENV   ?= .venv

@@ -11,7 +11,7 @@ from small_jobs import SmallJobs
 ranks.start_parent()
 
 # With a file to a worker, a long one that is begun last keeps one worker busy and the others idle: these took
-# two minutes or more of one, the longest first.
+# the most of one, the longest first.
 LONG_FILES = (
     "cli/test_docs.py",
     "cli/test_slurm_jobs.py",
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: looking for cycles in it would be a tenth of the time."""
+    """What is imported by now stays: composing is a fifth slower while cycles are looked for in it."""
     gc.collect()
     gc.freeze()
 

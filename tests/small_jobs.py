@@ -13,6 +13,7 @@ from ranks import run_ranks
 
 from megaplug.commands.readiness import make_ready, open_folder
 from megaplug.commands.resolved import resolve
+from megaplug.data.prepare import prepare
 from megaplug.job.compose import compose_job
 from megaplug.job.freeze import read_frozen, write_frozen
 from megaplug.runs.folder import RunFolder
@@ -46,6 +47,13 @@ def write_corpus(folder: Path) -> Path:
         ]
         (folder / f"{number:02d}.txt").write_text(" ".join(sentences))
     return folder
+
+
+def prepared_corpus(place: Path) -> list[str]:
+    """Words for the little corpus, tokenized below a folder."""
+    there = [f"data.path={write_corpus(place / 'corpus')}", f"data.cache_dir={place / 'cache'}"]
+    prepare(compose_job([*SMALL, *there]), show_progress=False)
+    return there
 
 
 class SmallJobs:

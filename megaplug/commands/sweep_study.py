@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -173,20 +174,23 @@ class Study(Sweep):
     def _tell_value(self, point: Point) -> None:
         if self._codes.get(point.number) != 0:
             return
-        value, best = self._value(point), self._ranked()
+        value, best = self._value(point), self._best
         shown = "no number" if value is None else f"{value:.4f}"
-        so_far = f"; the best so far is point {best[0].number}" if best else ""
+        so_far = "" if best is None else f"; the best so far is point {best}"
         self._tell(
-            {"event": "value", "number": point.number, "value": value, "best": _number(best)},
+            {"event": "value", "number": point.number, "value": value, "best": best},
             [f"point {point.number}: {_OF_METRIC[self._config.metric]} {shown}{so_far}"],
         )
 
-    def _ranked(self) -> list[Point]:
-        """Runs with a result, the best first."""
-        return sorted(
-            (point for point in self._points.runs if self._value(point) is not None),
-            key=lambda point: self._values[point.number] or 0.0,
-        )
+    def _ranked(self) -> list[tuple[float, Point]]:
+        """Results with their points, the best first."""
+        found = ((self._value(point), point) for point in self._points.runs)
+        return sorted(((value, point) for value, point in found if value is not None), key=itemgetter(0))
+
+    @property
+    def _best(self) -> int | None:
+        """The number of the best point so far."""
+        return next((point.number for _, point in self._ranked()), None)
 
     @property
     def _num_points(self) -> int:
@@ -204,18 +208,18 @@ class Study(Sweep):
     def _ending(self) -> Sequence[str]:
         metric = _OF_METRIC[self._config.metric]
         ranked = self._ranked()
-        lines = [
-            f"{'best' if place == 0 else '':4}  point {point.number:>3}  {metric} "
-            f"{self._values[point.number]:.4f}  {' '.join(point.own)}"
-            for place, point in enumerate(ranked[:_BEST])
-        ]
+        lines = []
+        for place, (value, point) in enumerate(ranked[:_BEST]):
+            best = "" if place else "best"
+            own = " ".join(point.own)
+            lines.append(f"{best:4}  point {point.number:>3}  {metric} {value:.4f}  {own}")
         if picture := self._picture(ranked):
             lines.append(f"  picture  {picture}")
         if (tried := len(self._points.all)) < self._config.trials:
             lines.append(f"{tried} of {self._config.trials} points were tried")
         return [*lines, *super()._ending()]
 
-    def _picture(self, ranked: Sequence[Point]) -> Path | None:
+    def _picture(self, ranked: Sequence[tuple[float, Point]]) -> Path | None:
         """Draw results over what was chosen; None where there is nothing to draw or no room."""
         from megaplug.runs.slices import Axis, draw_slices
 
@@ -224,7 +228,7 @@ class Study(Sweep):
         axes = [
             Axis(
                 each.key,
-                [self._chosen[point.number - 1][each.key] for point in ranked],
+                [self._chosen[point.number - 1][each.key] for _, point in ranked],
                 each.options,
                 (each.low, each.high),
                 each.is_log,
@@ -232,17 +236,15 @@ class Study(Sweep):
             for each in self._space.dimensions
         ]
         picture = self._points.folder / "slices.png"
-        values = [self._values[point.number] or 0.0 for point in ranked]
         try:
             self._make_folder()
-            draw_slices(axes, values, picture, _OF_METRIC[self._config.metric])
+            draw_slices(axes, [value for value, _ in ranked], picture, _OF_METRIC[self._config.metric])
         except UserError as error:  # a full disk, as a rule; what has become of the runs counts more
             print(f"no picture: {error}", file=sys.stderr)
             return None
         return picture
 
     def _report(self, running: int | None = None, **more: Any) -> dict[str, Any]:
-        ranked = self._ranked()
         study = {
             "trials": self._config.trials,
             "metric": self._config.metric,
@@ -250,7 +252,7 @@ class Study(Sweep):
             "space": [each.as_json() for each in self._space.dimensions],
             "chosen": [*self._chosen, *self._before[len(self._chosen) :]],
             "values": [self._value(point) for point in self._points.all],
-            "best": _number(ranked),
+            "best": self._best,
         }
         return super()._report(running, study=study, **more)
 
@@ -275,10 +277,6 @@ class Study(Sweep):
                 f"{file} cannot be read: {error!r}", hint="resume=false begins the sweep anew", exit_code=1
             ) from error
         return chosen
-
-
-def _number(ranked: Sequence[Point]) -> int | None:
-    return ranked[0].number if ranked else None
 
 
 def _texts(chosen: Mapping[str, Any]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from megaplug.job.sweep_values import combinations
 from megaplug.job.typed import to_job
 
 if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
 CONFIG_NAME = "train"
@@ -70,12 +71,7 @@ def compose_config(typed_words: Sequence[str], source: ConfigSource | None = Non
         UserError: Misspelt keys, groups or options, or a configuration that Hydra cannot compose.
     """
     source = source or ConfigSource()
-    _check_source(source)
-    groups = group_options(source)
-    parsed = words.parse(typed_words, groups)
-    problems = words.problems_of(parsed, groups)
-    if problems:
-        raise UserError.from_problems(problems)
+    parsed, _ = _parsed(typed_words, source)
     sweeping = [override.input_line for override in parsed if override.is_sweep_override()]
     if sweeping:
         key, _, value = sweeping[0].partition("=")
@@ -95,12 +91,7 @@ def sweep_points(typed_words: Sequence[str], source: ConfigSource | None = None)
         UserError: As :func:`compose_config`.
     """
     source = source or ConfigSource()
-    _check_source(source)
-    groups = group_options(source)
-    parsed = words.parse(typed_words, groups)
-    problems = words.problems_of(parsed, groups)
-    if problems:
-        raise UserError.from_problems(problems)
+    parsed, groups = _parsed(typed_words, source)
     return combinations(parsed, groups)
 
 
@@ -110,13 +101,20 @@ def sweep_space(typed_words: Sequence[str], source: ConfigSource) -> Space:
     Raises:
         UserError: As :func:`compose_config`.
     """
+    parsed, groups = _parsed(typed_words, source, intervals=True)
+    return space_of(parsed, groups)
+
+
+def _parsed(
+    typed_words: Sequence[str], source: ConfigSource, *, intervals: bool = False
+) -> tuple[list[Override], dict[str, list[str]]]:
+    """Words without a misspelling, and the options of every config group."""
     _check_source(source)
     groups = group_options(source)
     parsed = words.parse(typed_words, groups)
-    problems = words.problems_of(parsed, groups, intervals=True)
-    if problems:
+    if problems := words.problems_of(parsed, groups, intervals=intervals):
         raise UserError.from_problems(problems)
-    return space_of(parsed, groups)
+    return parsed, groups
 
 
 def _check_source(source: ConfigSource) -> None:

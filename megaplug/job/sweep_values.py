@@ -31,7 +31,7 @@ def sweep_problem(
     key, value = override.key_or_group, (override.input_line or "").partition("=")[2]
     if override.is_interval_sweep():
         if intervals:
-            return interval_problem(override, groups)
+            return _interval_problem(override, groups)
         hint = (
             f"name the values, {key}=A,B, or of numbers range(START,STOP,STEP); sweep=optuna chooses in an "
             "interval"
@@ -72,17 +72,15 @@ def combinations(overrides: Sequence[Override], groups: Mapping[str, Sequence[st
     return [list(point) for point in product(*choices)]
 
 
-def interval_problem(override: Override, groups: Mapping[str, Sequence[str]]) -> Problem | None:
+def _interval_problem(override: Override, groups: Mapping[str, Sequence[str]]) -> Problem | None:
     """Why no number can be chosen in an interval; None where one can."""
     from hydra.core.override_parser.types import IntervalSweep
 
     key, interval = override.key_or_group, override.value()
     value = (override.input_line or "").partition("=")[2]
     assert isinstance(interval, IntervalSweep) and interval.start is not None and interval.end is not None
-    if key in groups and not keys.is_known(key):
-        return Problem(key, f"{value} is of numbers, and this is a config group", f"name options: {key}=A,B")
-    if key in keys.sections():
-        return Problem(key, f"{value} is of numbers, and this is a group", f"--help {key} lists its keys")
+    if key in groups or key in keys.sections():
+        return Problem(key, f"{value} is of numbers, and this is a group", f"--help {key} lists it")
     if strange := sorted(interval.tags - {LOG}):
         return Problem(key, f"{value}: there is no tag {strange[0]!r}", "tag(log,interval(1e-4,1e-2))")
     if not math.isfinite(interval.start) or not math.isfinite(interval.end) or interval.start >= interval.end:

@@ -117,7 +117,7 @@ class LocalSlurm:
         deadline = time.monotonic() + wait_s
         while not holds():
             assert time.monotonic() < deadline, f"no {what} within {wait_s:g} s\n{self._logs()}"
-            time.sleep(0.1)  # it has nothing that one could wait on
+            time.sleep(0.1)  # squeue and sinfo tell how it stands, and wait for nothing
 
     def _logs(self) -> str:
         return "\n".join(

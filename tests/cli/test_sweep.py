@@ -11,16 +11,15 @@ from typing import Any
 
 import pytest
 from live_command import Live
-from small_jobs import SMALL, write_corpus
+from small_jobs import SMALL, prepared_corpus
 
 from megaplug.commands import runs, sweep, sweep_packed, sweep_points, train
 from megaplug.commands.attempts import Course
 from megaplug.commands.readiness import open_folder
 from megaplug.commands.resolved import resolve
 from megaplug.commands.run import End
-from megaplug.data.prepare import prepare
 from megaplug.errors import UserError
-from megaplug.job.compose import ConfigSource, compose_job
+from megaplug.job.compose import ConfigSource
 from megaplug.job.schema import Job
 from megaplug.launchers.restarts import Restarts
 from megaplug.launchers.side_by_side import SideBySide, Work
@@ -39,10 +38,7 @@ RUNS = [1, 2, 4, 5, 7, 8, 9]
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Words for a little text, tokenized once."""
-    place = tmp_path_factory.mktemp("sweep")
-    there = [f"data.path={write_corpus(place / 'corpus')}", f"data.cache_dir={place / 'cache'}"]
-    prepare(compose_job([*SMALL, *there]), show_progress=False)
-    return there
+    return prepared_corpus(tmp_path_factory.mktemp("sweep"))
 
 
 @pytest.fixture

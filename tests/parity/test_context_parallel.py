@@ -41,7 +41,7 @@ CASES = {
     "dilated and dense layers on cp2": (MIXED, [*TOPOLOGIES["cp2"], *BLOCKS]),
     "dilated and dense layers on pp2": (MIXED, ["topology.pp=2"]),
 }
-# What the others have a part of, or on fewer ranks.
+# What others of these show as well, with more of it at a time.
 SOAK = (
     "ring on cp2", "dilated on cp2", "ring on pp2 x cp2", "dilated on tp2 x cp2", "contiguous ring on cp2",
     "ring on cp2, computed again", "dilated on cp2, layers computed again",
