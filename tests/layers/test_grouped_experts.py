@@ -122,12 +122,15 @@ def test_results_and_gradients_are_those_of_sequential_experts(kind, counts, mak
     assert max(errors(found, wanted)) < 1e-6
 
 
+@pytest.mark.parametrize("kernel", ["loop", "loop with AMX", "grouped_mm"])
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
-def test_in_bf16_the_error_is_at_most_twice_that_of_sequential_experts(kind, make):
+def test_in_bf16_the_error_is_at_most_twice_that_of_sequential_experts(kind, kernel, make, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: kernel == "loop with AMX")
     counts = COUNTS["any"]
     exact = make(SequentialMLP, **(kind | {"bias_activation_fusion": False}))
     theirs = make(SequentialMLP, params_dtype=torch.bfloat16, bf16=True, **kind)
-    ours = make(GroupedExperts, params_dtype=torch.bfloat16, bf16=True, **kind)
+    kernel = kernel.removesuffix(" with AMX")
+    ours = make(GroupedExperts, kernel=kernel, params_dtype=torch.bfloat16, bf16=True, **kind)
     given = inputs(counts, torch.bfloat16)
     for one, narrow in zip(exact.local_experts, theirs.local_experts, strict=True):
         one.load_state_dict(narrow.state_dict())
@@ -182,7 +185,8 @@ def test_an_activation_that_is_computed_again_is_not_kept_and_changes_nothing(ma
         "moe_grouped_gemm": True,
     }
     kept, found = {}, {}
-    for name, kind in {"kept": {}, "again": change}.items():
+    kinds = {"kept": {"kernel": "grouped_mm"}, "again": {"kernel": "grouped_mm"} | change, "in cache": {}}
+    for name, kind in kinds.items():
         experts = make(GroupedExperts, **kind)
         shapes: list[torch.Size] = []
         x, probs, _ = inputs(counts)
@@ -190,8 +194,9 @@ def test_an_activation_that_is_computed_again_is_not_kept_and_changes_nothing(ma
             experts(x.requires_grad_(), torch.tensor(counts), probs)
         kept[name] = shapes.count(torch.Size((sum(counts), WIDTH)))
         found[name] = results(make(GroupedExperts, **kind), counts, inputs(counts))
-    assert kept == {"kept": 1, "again": 0}
+    assert kept == {"kept": 1, "again": 0, "in cache": 0}
     assert max(errors(found["again"], found["kept"])) == 0
+    assert max(errors(found["in cache"], found["kept"])) < 1e-6
 
 
 def _noted(shapes: list[torch.Size], tensor: torch.Tensor) -> torch.Tensor:
@@ -217,8 +222,19 @@ def test_gradients_go_into_megatrons_buffer_as_they_come(make):
         assert max(errors([weight.main_grad for weight in weights], [2 * each for each in wanted])) < 1e-6
 
 
-def test_torchs_grouped_mm_gives_what_a_loop_gives(make):
+def test_weights_that_are_not_trained_get_no_gradient(make):
     counts, given = COUNTS["any"], inputs(COUNTS["any"])
+    wanted = results(make(GroupedExperts), counts, given)
+    experts = make(GroupedExperts)
+    experts.linear_fc1.weight.requires_grad_(False)
+    *found, first, second = results(experts, counts, given)
+    assert first is None
+    assert max(errors([*found, second], [*wanted[:3], wanted[4]])) == 0
+
+
+@pytest.mark.parametrize("counts", [COUNTS["any"], COUNTS["the last has none"]], ids=str)
+def test_torchs_grouped_mm_gives_what_a_loop_gives(counts, make):
+    given = inputs(counts)
     loop = results(make(GroupedExperts, kernel="loop"), counts, given)
     assert max(errors(results(make(GroupedExperts, kernel="grouped_mm"), counts, given), loop)) < 1e-6
 

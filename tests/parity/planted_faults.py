@@ -71,12 +71,14 @@ def rotated_keys_are_not_summed() -> None:
 
 def experts_are_swapped() -> None:
     """Each expert-parallel rank computes its experts in the wrong order."""
-    from megaplug.layers.experts import stacked
+    from megaplug.layers.experts import grouped
 
-    def swapped(self: Any, x: torch.Tensor, counts: Any) -> torch.Tensor:
-        return stacked.grouped_linear(x, self.weight.flip(0), counts, self.kernel)
+    real = grouped.swiglu_experts
 
-    stacked.StackedLinear.forward = swapped  # type: ignore[method-assign]
+    def swapped(x: Any, probs: Any, fc1: torch.Tensor, fc2: torch.Tensor, counts: Any) -> torch.Tensor:
+        return real(x, probs, fc1.flip(0), fc2.flip(0), counts)
+
+    grouped.swiglu_experts = swapped
 
 
 def sequential_experts_are_swapped() -> None:

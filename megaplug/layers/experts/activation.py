@@ -25,15 +25,21 @@ def activate(x: Tensor, probs_T: Tensor, config: TransformerConfig) -> Tensor:
     Returns:
         ``[T, F]`` in the dtype of x; the product with the probability is rounded once.
     """
+    if is_swiglu(config):
+        return _WeightedSwiGLU.apply(x, probs_T)
     if not config.gated_linear_unit:
         return (config.activation_func(x) * probs_T.unsqueeze(-1)).to(x.dtype)
     clamp, offset = config.activation_func_clamp_value, config.glu_linear_offset
-    if config.activation_func is F.silu and clamp is None and not offset:
-        return _WeightedSwiGLU.apply(x, probs_T)
     gate, up = x.chunk(2, -1)
     if clamp is not None:
         gate, up = gate.clamp(max=clamp), up.clamp(-clamp, clamp)
     return (config.activation_func(gate) * (up + offset) * probs_T.unsqueeze(-1)).to(x.dtype)
+
+
+def is_swiglu(config: TransformerConfig) -> bool:
+    """Whether it is ``silu(gate) up`` and no more."""
+    has_more = config.activation_func_clamp_value is not None or config.glu_linear_offset
+    return bool(config.gated_linear_unit and config.activation_func is F.silu and not has_more)
 
 
 class _WeightedSwiGLU(torch.autograd.Function):

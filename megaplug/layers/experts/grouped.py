@@ -21,7 +21,8 @@ from megatron.core.transformer.utils import (
 from torch import Tensor
 
 from megaplug.errors import UserError
-from megaplug.layers.experts.activation import activate
+from megaplug.layers.experts.activation import activate, is_swiglu
+from megaplug.layers.experts.in_cache import swiglu_experts
 from megaplug.layers.experts.recomputed import activated_linear
 from megaplug.layers.experts.stacked import StackedLinear, sharded_experts
 
@@ -127,6 +128,9 @@ class GroupedExperts(MegatronModule):
         if self.config.moe_apply_probs_on_input:
             x, probs = (probs.unsqueeze(-1) * x).to(x.dtype), torch.ones_like(probs)
         counts = tokens_per_expert.tolist()
+        if self._stays_in_cache(x):
+            weights = self.linear_fc1.weight, self.linear_fc2.weight
+            return swiglu_experts(x, probs, *weights, tuple(counts)), None
         wide = self.linear_fc1(x, counts)
         if (bias := self.linear_fc1.bias) is not None:
             wide = wide + _of_rows(bias, counts)
@@ -138,6 +142,10 @@ class GroupedExperts(MegatronModule):
         if (bias := self.linear_fc2.bias) is not None:
             out = (out + _of_rows(bias, counts) * probs.unsqueeze(-1)).to(x.dtype)
         return out, None
+
+    def _stays_in_cache(self, x: Tensor) -> bool:
+        is_plain = is_swiglu(self.config) and self.linear_fc1.bias is None
+        return x.device.type == "cpu" and self.kernel_name() == "loop" and is_plain
 
     def kernel_name(self) -> str:
         """Which kernel computes the linear layers."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from megaplug.errors import UserError
+from megaplug.layers.experts.gradient_place import GradientPlace
 
 KERNELS = ("auto", "grouped_mm", "loop")
 # Of a row, so that each begins where torch's grouped_mm wants it to on CUDA.
@@ -82,26 +83,25 @@ class _GroupedLinear(torch.autograd.Function):
         return d_x, weight_gradient(weight, d_out, x, ctx.counts, ctx.kernel) if wanted else None, None, None
 
 
-def weight_gradient(weight: Tensor, d_out: Tensor, x: Tensor, counts: tuple[int, ...], kernel: str) -> Tensor:
+def weight_gradient(
+    weight: Tensor, d_out: Tensor, x: Tensor, counts: tuple[int, ...], kernel: str
+) -> Tensor | None:
     """The gradient of ``[E, N, K]``, as a backward pass of autograd returns it.
-
-    Where Megatron's DDP keeps a buffer for it (``main_grad``), a loop adds each group's to that while it is
-    in the cache, and says so in Megatron's way: groups without rows cost nothing.
 
     Args:
         weight: The parameter.
         d_out: ``[T, N]``.
         x: ``[T, K]``.
         counts: Rows of each group.
-        kernel: ``grouped_mm`` or ``loop``.
+        kernel: ``grouped_mm``, or ``loop``, which knows Megatron's buffer: see `GradientPlace`.
     """
-    if kernel == "loop" and hasattr(weight, "grad_added_to_main_grad"):
-        parameter: Any = weight
-        _add_weight_gradient(parameter.main_grad, d_out, x, counts)
-        parameter.grad_added_to_main_grad = True
-        # It is only looked for: the hook that reduces gradients follows one.
-        return torch.empty_like(weight)
-    return _weight_gradient(d_out, x, counts, kernel)
+    if kernel == "grouped_mm":
+        return torch.nn.functional.grouped_mm(d_out.t(), x, offs=_ends(counts, x.device))
+    place = GradientPlace(weight)
+    d_out, x = (each.to(computing_dtype(each)) for each in (d_out, x))
+    for group, (d_rows, rows) in enumerate(zip(d_out.t().split(counts, 1), x.split(counts), strict=True)):
+        place.put(group, d_rows, rows)
+    return place.gradient()
 
 
 def products(x: Tensor, matrices: Tensor, counts: tuple[int, ...], kernel: str) -> Tensor:
@@ -109,7 +109,7 @@ def products(x: Tensor, matrices: Tensor, counts: tuple[int, ...], kernel: str) 
     if kernel == "grouped_mm":
         return torch.nn.functional.grouped_mm(x, matrices, offs=_ends(counts, x.device))
     out = x.new_empty(x.size(0), matrices.size(2))
-    rows = _computed_with(x)
+    rows = x.to(computing_dtype(x))
     # Splitting all at once is several times as fast as slicing for each group.
     for of_group, matrix, answer in zip(
         rows.split(counts), matrices.unbind(), out.split(counts), strict=True
@@ -123,47 +123,14 @@ def products(x: Tensor, matrices: Tensor, counts: tuple[int, ...], kernel: str) 
     return out
 
 
-def _weight_gradient(d_out: Tensor, x: Tensor, counts: tuple[int, ...], kernel: str) -> Tensor:
-    """``[E, N, K]`` of ``[T, N]`` and ``[T, K]``; zeros for a group without rows."""
-    if kernel == "grouped_mm":
-        return torch.nn.functional.grouped_mm(d_out.t(), x, offs=_ends(counts, x.device))
-    found = x.new_empty(len(counts), d_out.size(1), x.size(1))
-    for grad, d_rows, rows in zip(found.unbind(), *_by_group(d_out, x, counts), strict=True):
-        if not rows.size(0):
-            grad.zero_()
-        elif rows.dtype == x.dtype:
-            torch.mm(d_rows, rows, out=grad)
-        else:
-            grad.copy_(d_rows @ rows)
-    return found
-
-
-def _by_group(d_out: Tensor, x: Tensor, counts: tuple[int, ...]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Of each group ``[N, t]`` and ``[t, K]``, whose product is the gradient of its weight."""
-    return _computed_with(d_out).t().split(counts, 1), _computed_with(x).split(counts)
-
-
-def _add_weight_gradient(sums: Tensor, d_out: Tensor, x: Tensor, counts: tuple[int, ...]) -> None:
-    """As ``_weight_gradient``, added to ``sums`` of perhaps another dtype and never rounded to less."""
-    if sums.device.type == "cpu":
-        d_out, x = d_out.to(sums.dtype), x.to(sums.dtype)
-    for total, d_rows, rows in zip(sums.unbind(), *_by_group(d_out, x, counts), strict=True):
-        if not rows.size(0):
-            continue
-        if sums.dtype == rows.dtype:
-            total.addmm_(d_rows, rows)
-        else:
-            total.add_(d_rows @ rows)
-
-
-def _computed_with(x: Tensor) -> Tensor:
-    """The same rows as they are multiplied fastest: on a CPU without AMX those of bf16 and fp16 in fp32.
+def computing_dtype(x: Tensor) -> torch.dtype:
+    """In what rows are multiplied fastest: on a CPU without AMX those of bf16 and fp16 in fp32.
 
     64 rows of an expert of 256 x 1,024 on a Xeon with AVX-512 BF16: 10 % faster, conversions included, and a
     gradient of weights that goes into an fp32 buffer 1.7x.
     """
     is_narrow = x.dtype in (torch.bfloat16, torch.float16) and x.device.type == "cpu"
-    return x.float() if is_narrow and not torch.cpu._is_amx_tile_supported() else x
+    return torch.float32 if is_narrow and not torch.cpu._is_amx_tile_supported() else x.dtype
 
 
 def _ends(counts: tuple[int, ...], device: torch.device) -> Tensor:
