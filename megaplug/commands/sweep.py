@@ -24,6 +24,8 @@ from megaplug.job.schema import LaunchConfig
 from megaplug.job.sweep_space import section_of
 from megaplug.runs.atomic import disk_errors, strict_json, write_json_atomic
 from megaplug.runs.figures import figures_of
+from megaplug.runs.folder import RunFolder
+from megaplug.runs.lock import RunLock
 
 _SIGNALLED = 128
 
@@ -102,10 +104,23 @@ class Sweep:
         points = self._points
         self._tell({"event": "sweep", **self._report()}, explained(points))
         self._confirm()
-        if points.job is not None and points.job.launch.kind == "slurm":
-            return self._submit()
-        self._go_through(points.left)
-        return self._end()
+        with self._alone_in_folder():
+            if points.job is not None and points.job.launch.kind == "slurm":
+                return self._submit()
+            self._go_through(points.left)
+            return self._end()
+
+    def _alone_in_folder(self) -> RunLock:
+        """Nobody else runs this sweep meanwhile: what its points have come to is written by one.
+
+        Raises:
+            UserError: Somebody does, or there can be no folder.
+        """
+        assert self._points.folder is not None
+        self._make_folder()
+        # Its runs are the same whatever else is typed, so that only other runs go beside it.
+        beside = "name=... makes runs of another name of it"
+        return RunLock.acquire(RunFolder(self._points.folder), self._command.typed(), beside=beside)
 
     def _go_through(self, left: Sequence[Point]) -> None:
         """Start runs, one after the other or side by side, until all have ended or a signal has come."""
@@ -144,7 +159,6 @@ class Sweep:
         """Have SLURM start what is left; the exit code."""
         points, place = self._points, self._points.folder
         assert place is not None
-        self._make_folder()
         left = [(point.job, self._alone(point)) for point in points.left if point.job is not None]
         arrays = submit_all(left, place)
         report = self._report()
@@ -231,7 +245,6 @@ class Sweep:
         try:
             if sum(figures_of(run.metrics_file).iteration is not None for run in there) < 2:
                 return None
-            self._make_folder()
             return compare(there, folder / "comparison.png")
         except UserError as error:  # a full disk, as a rule; what has become of the runs counts more
             print(f"no comparison: {error}", file=sys.stderr)
@@ -260,7 +273,6 @@ class Sweep:
         """Write ``sweep.json``; a disk that refuses is told, and ends no run."""
         assert self._points.folder is not None
         try:
-            self._make_folder()
             write_json_atomic(self._points.folder / "sweep.json", report)
         except UserError as error:
             print(f"no sweep.json: {error}", file=sys.stderr)

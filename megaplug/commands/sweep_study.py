@@ -69,7 +69,8 @@ class Study(Sweep):
             }
         )
         super().__init__(Points((), Path(job.runs_dir) / "sweeps" / name), command, job.launch)
-        self._before = self._read() if job.resume else []
+        self._resumes = job.resume
+        self._before: list[dict[str, str]] = []
         self._chosen: list[dict[str, str]] = []
         self._values: dict[int, float | None] = {}
         self._spent = 0.0
@@ -81,7 +82,13 @@ class Study(Sweep):
             UserError: They cost too much, or a run has no result to go by.
         """
         if self._launch.kind == "print":
+            self._before = self._earlier()
             return self._show()
+        with self._alone_in_folder():
+            self._before = self._earlier()
+            return self._go_on()
+
+    def _go_on(self) -> int:
         self._tell({"event": "sweep", **self._report()}, [self._beginning()])
         while len(self._points.all) < self._config.trials and self._ended_by is None:
             left = self._next(self._launch.at_once or 1)
@@ -256,7 +263,7 @@ class Study(Sweep):
         }
         return super()._report(running, study=study, **more)
 
-    def _read(self) -> list[dict[str, str]]:
+    def _earlier(self) -> list[dict[str, str]]:
         """What an earlier start of the same sweep has proposed.
 
         Raises:
@@ -264,7 +271,7 @@ class Study(Sweep):
         """
         assert self._points.folder is not None
         file = self._points.folder / "sweep.json"
-        if not file.is_file():
+        if not (self._resumes and file.is_file()):
             return []
         try:
             found = json.loads(file.read_text())

@@ -61,7 +61,9 @@ class RunLock:
         self.command = command
 
     @classmethod
-    def acquire(cls, folder: RunFolder, command: str = "") -> RunLock:
+    def acquire(
+        cls, folder: RunFolder, command: str = "", *, beside: str = "start over beside it with resume=false"
+    ) -> RunLock:
         """Take the lock of a run's folder, or say who has it.
 
         Where its launcher has gone, its ranks are waited for: they end within seconds.
@@ -69,6 +71,7 @@ class RunLock:
         Args:
             folder: The run; its path must exist.
             command: What was typed, for whoever finds the lock taken.
+            beside: What else can be done where it is taken.
 
         Raises:
             UserError: If another job holds the folder, or the file system knows no locks.
@@ -81,7 +84,7 @@ class RunLock:
                 began = time.monotonic()
                 while not _flock(fd):
                     if time.monotonic() - began >= _patience(read_holder(path)):
-                        raise _taken(folder) from None
+                        raise _taken(folder, beside) from None
                     time.sleep(_POLL_S)
                 holder = Holder(os.getpid(), socket.gethostname(), _now(), command)
                 os.ftruncate(fd, 0)
@@ -125,12 +128,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _taken(folder: RunFolder) -> UserError:
+def _taken(folder: RunFolder, beside: str) -> UserError:
     holder = read_holder(folder.lock_file)
     if holder is None:
         return UserError(
             f"another process is using {folder.path}",
-            hint="wait until it ends, or start over beside it with resume=false",
+            hint=f"wait until it ends, or {beside}",
         )
     who = f"process {holder.pid} on {holder.host}, since {holder.since}"
     if holder.command:
@@ -142,7 +145,7 @@ def _taken(folder: RunFolder) -> UserError:
         )
     return UserError(
         f"another job is using {folder.path}: {who}",
-        hint="wait until it ends or stop it with Ctrl-C, or start over beside it with resume=false",
+        hint=f"wait until it ends or stop it with Ctrl-C, or {beside}",
     )
 
 

@@ -54,9 +54,11 @@ class Started:
     def __init__(self) -> None:
         self.rates: list[float] = []
         self.instead: dict[float, Callable[[], End]] = {}
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def __call__(self, job: Job, command: Any) -> End:
         self.rates.append(job.lr.lr)
+        self.meanwhile()
         assert not command.multirun and f"lr.lr={job.lr.lr}" in command.overrides
         if job.lr.lr in self.instead:
             return self.instead[job.lr.lr]()
@@ -288,9 +290,32 @@ def test_a_sweep_s_folder_is_not_taken_for_a_run(words, started, capsys):
     assert len(json.loads(capsys.readouterr().out)["runs"]) == 2
 
 
-def test_a_disk_that_takes_no_sweep_json_ends_no_run(words, started, capsys):
+def test_a_sweep_is_run_by_one_command_at_a_time(words, started, capsys):
+    swept, codes = [*words, "lr.lr=1e-3,2e-3"], []
+
+    started.meanwhile = lambda: codes.append(typed(*swept))
+    assert typed(*swept) == 0
+    said = capsys.readouterr().err
+    assert codes == [2, 2] and started.rates == [1e-3, 2e-3]
+    assert "another job is using runs/sweeps/" in said and "or name=... makes runs" in said
+
+
+def test_where_no_sweep_can_be_written_down_no_run_is_started(words, started, capsys):
     Path("runs").mkdir()
     Path("runs/sweeps").touch()
+    assert typed(*words, "lr.lr=1e-3,2e-3") == 2
+    assert "cannot make runs/sweeps/" in capsys.readouterr().err and not started.rates
+
+
+def test_a_disk_that_takes_no_sweep_json_later_on_ends_no_run(words, started, capsys):
+    def refuse_files() -> None:
+        (folder,) = Path("runs/sweeps").iterdir()
+        for name in ("sweep.json", "comparison.png"):
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).mkdir()
+        started.meanwhile = lambda: None
+
+    started.meanwhile = refuse_files
     assert typed(*words, "lr.lr=1e-3,2e-3") == 0
     said = capsys.readouterr().err
     assert started.rates == [1e-3, 2e-3]
