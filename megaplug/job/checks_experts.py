@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from megaplug.errors import Problem, UserError
 from megaplug.job.experts import experts_choice
 from megaplug.job.schema import Job
+from megaplug.job.sharding import implementation
 from megaplug.layers import registry
 from megaplug.layers.registry.needs import is_found
 
@@ -27,7 +28,7 @@ def experts_problems(job: Job, device: str | None, backend: str | None) -> list[
     """
     if not job.moe.num_experts:
         return []
-    routing = [*_layers(job), *_capacity(job), *_shared(job, device), *_flex(job, device)]
+    routing = [*_layers(job), *_weights(job), *_capacity(job), *_shared(job, device), *_flex(job, device)]
     return [*routing, *_named(job, device, backend)]
 
 
@@ -51,7 +52,8 @@ def _named(job: Job, device: str | None, backend: str | None) -> list[Problem]:
     if backend is None and job.moe.experts == "auto":
         # Transformer Engine's, perhaps, which can do more.
         return problems
-    return [*problems, *_of_backend(choice.name, backend), *_not_grouped(job, choice.name)]
+    own = [*_not_grouped(job, choice.name), *_not_sequential(job, choice.name)]
+    return [*problems, *_of_backend(choice.name, backend), *own]
 
 
 def _layers(job: Job) -> Iterator[Problem]:
@@ -67,6 +69,15 @@ def _layers(job: Job) -> Iterator[Problem]:
         yield Problem(_LAYERS, f"names layer {twice} twice", "name each once")
     elif not named:
         yield Problem(_LAYERS, "names no layer, and there are experts", "name some, or use moe=none")
+
+
+def _weights(job: Job) -> Iterator[Problem]:
+    """``SequentialMLP`` asserts it; another function would be computed without a word."""
+    if job.megatron.get("moe_apply_probs_on_input") and job.moe.moe_router_topk != 1:
+        message = f"a token's {job.moe.moe_router_topk} experts would be weighed before what they do to it"
+        yield Problem(
+            "megatron.moe_apply_probs_on_input", message, "use moe.moe_router_topk=1, or leave it out"
+        )
 
 
 def _capacity(job: Job) -> Iterator[Problem]:
@@ -126,3 +137,15 @@ def _not_grouped(job: Job, name: str) -> Iterator[Problem]:
     for argument in _NOT_GROUPED:
         if job.megatron.get(argument):
             yield Problem(f"megatron.{argument}", "is not in grouped experts", "use moe.experts=sequential")
+    if implementation(job) == "megatron_fsdp":
+        # It looks for an expert's number at the end of a weight's name when it saves.
+        message = "Megatron-FSDP knows experts by their numbers, and grouped ones are one weight"
+        yield Problem("topology.zero", message, "use topology.zero=1, or moe.experts=sequential")
+
+
+def _not_sequential(job: Job, name: str) -> Iterator[Problem]:
+    if name == "sequential" and job.model.add_bias_linear:
+        # ``MLP.forward`` adds the second bias in place, into what a reduction over one rank has returned.
+        message = "Megatron's own experts raise in their forward pass where they have biases"
+        hint = "use moe.experts=grouped, or model.add_bias_linear=false"
+        yield Problem(_NAME, message, hint, megatron_accepts=True)

@@ -127,8 +127,11 @@ def _constants(job: Job, derived: Derived) -> dict[str, Any]:
             "bias_gelu_fusion": False,
             "bias_dropout_fusion": False,
         }
-    elif not job.model.swiglu and (job.model.squared_relu or not job.model.add_bias_linear):
-        # Megatron refuses to fuse another activation than GELU, and GELU with a bias that is not there.
+    elif not job.model.swiglu and (
+        job.model.squared_relu or not job.model.add_bias_linear or job.moe.num_experts
+    ):
+        # Megatron refuses to fuse another activation than GELU, GELU with a bias that is not there, and that
+        # of experts.
         values["bias_gelu_fusion"] = False
     elif job.model.swiglu and job.model.add_bias_linear and job.moe.num_experts:
         # The fused SwiGLU of experts has no bias (weighted_bias_swiglu_impl raises).

@@ -90,6 +90,10 @@ def output_layer_loss(
             f"chunks know ColumnParallelLinear without a bias, not {type(output_layer).__name__}",
             hint="leave train.loss_chunk_tokens out",
         )
+    # Its weight is read, and it is never called: Megatron waits before its forward pass until the weight has
+    # come from the ranks that have updated it (``overlap_param_gather``).
+    for before in output_layer._forward_pre_hooks.values():
+        before(output_layer, (hidden_SBH,))
     cut = Cut(chunk, output_layer.tp_group, output_layer.sequence_parallel, factor)
     weight_VH = output_layer.weight if weight_VH is None else weight_VH
     return chunked_cross_entropy(hidden_SBH, weight_VH, targets_SB, cut)

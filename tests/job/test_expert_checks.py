@@ -44,6 +44,9 @@ def problems(*words: str, device: str | None = None) -> dict[str, str]:
         ),
         ("moe.moe_token_dispatcher_type=flex", "moe.moe_token_dispatcher_type", "bf16 only"),
         ("moe.moe_z_loss_coeff=-1", "moe.moe_z_loss_coeff", "-1"),
+        ("megatron.moe_apply_probs_on_input=true", "megatron.moe_apply_probs_on_input", "2 experts"),
+        ("moe.experts=sequential model.add_bias_linear=true", "moe.experts", "moe.experts=grouped"),
+        ("moe.experts=grouped topology.zero=3 topology.dp=2", "topology.zero", "moe.experts=sequential"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_under_its_key(words, key, said):

@@ -57,7 +57,9 @@ def make(config, monkeypatch):
     """A function that builds experts of a class, always with the same initial values."""
     monkeypatch.setattr(parallel_state, "get_data_parallel_group", lambda **kwargs: group())
 
-    def build(kind: type, *, ep: Any = None, kernel: str = "auto", **changes: Any) -> Any:
+    def build(
+        kind: type, *, ep: Any = None, kernel: str = "auto", num_experts: int = EXPERTS, **changes: Any
+    ) -> Any:
         values: dict[str, Any] = {
             "hidden_size": HIDDEN,
             "num_moe_experts": EXPERTS * (ep.size() if ep else 2),
@@ -73,7 +75,7 @@ def make(config, monkeypatch):
         }
         torch.manual_seed(0)
         more = {"kernel": kernel} if kind is GroupedExperts else {}
-        return kind(EXPERTS, config(**(values | changes)), LINEARS, groups(ep), **more)
+        return kind(num_experts, config(**(values | changes)), LINEARS, groups(ep), **more)
 
     return build
 
@@ -241,10 +243,11 @@ def test_torchs_grouped_mm_gives_what_a_loop_gives(counts, make):
 
 def test_a_checkpoint_lies_as_that_of_sequential_experts(make):
     """For the third of four ranks: keys, shapes, places, and values; so that each reads the other's."""
-    ep = group(4, 2)
+    sequential, grouped = (make(kind, ep=group(4, 2)) for kind in (SequentialMLP, GroupedExperts))
+    grouped.load_state_dict(sequential.state_dict(), strict=False)
     theirs, ours = (
-        _entries(make(kind, ep=ep).sharded_state_dict("decoder.mlp.experts.", ((0, 1, 3),)))
-        for kind in (SequentialMLP, GroupedExperts)
+        _entries(experts.sharded_state_dict("decoder.mlp.experts.", ((0, 1, 3),)))
+        for experts in (sequential, grouped)
     )
     assert _laid_out(ours).keys() == _laid_out(theirs).keys()
     for key, (whole, replicas) in _laid_out(theirs).items():
@@ -275,6 +278,20 @@ def _entries(found: Any) -> list[Any]:
     if isinstance(found, dict):
         found = list(found.values())
     return [entry for value in found for entry in _entries(value)] if isinstance(found, list) else [found]
+
+
+def test_a_rank_begins_with_its_own_experts_of_those_that_one_rank_begins_with(make):
+    """All numbers are drawn on each, so that what is drawn after them is the same everywhere."""
+    after = []
+    parts = []
+    for rank in range(2):
+        parts.append(make(GroupedExperts, ep=group(2, rank)))
+        after.append(torch.rand(()))
+    whole = make(GroupedExperts, num_experts=2 * EXPERTS)
+    after.append(torch.rand(()))
+    assert len(set(map(float, after))) == 1
+    for name, weight in whole.named_parameters():
+        assert torch.equal(torch.cat([part.get_parameter(name) for part in parts]), weight)
 
 
 def test_what_was_saved_is_put_together_again(make):

@@ -69,6 +69,20 @@ def rotated_keys_are_not_summed() -> None:
     LatentSelfAttention._qkv_down_projection = MLASelfAttention._qkv_down_projection
 
 
+def parameters_are_not_waited_for() -> None:
+    """The forward pass begins while parameters still come from the ranks that have updated them."""
+    from megatron.core.distributed import DistributedDataParallel
+
+    DistributedDataParallel._make_forward_pre_hook = lambda self: lambda module, *inputs: None
+
+
+def experts_of_other_ranks_are_summed() -> None:
+    """The ranks of tensor parallelism add up the gradients of biases, as of layers that they share."""
+    from megaplug.layers.experts import stacked
+
+    stacked._ATTRIBUTES = (*stacked._ATTRIBUTES, "sequence_parallel")
+
+
 def experts_are_swapped() -> None:
     """Each expert-parallel rank computes its experts in the wrong order."""
     from megaplug.layers.experts import grouped

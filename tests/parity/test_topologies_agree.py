@@ -30,6 +30,9 @@ LATENT = [
     "model.qk_pos_emb_head_dim=8",
     "model.v_head_dim=12",
 ]
+# Weights come from the rank that has updated them layer by layer, as those of large models do: what does not
+# wait for its own computes with old ones.
+OWN_BUCKETS = ["megatron.ddp_bucket_size=4000"]
 FIVE_STEPS = ["train.iters=5", "lr=constant", "lr.lr=1e-3"]
 
 # name: what the job is, what its overrides are, and a fault that the test must not miss.
@@ -42,7 +45,7 @@ CASES: dict[str, tuple[list[str], list[str], Callable[[], None]]] = {
     "tp2_sp": (DENSE, ["topology.tp=2", "topology.sequence_parallel=true"], faults.norms_are_not_marked),
     "pp2": (DENSE, ["topology.pp=2"], faults.activations_arrive_changed),
     "pp2_vpp2": (DENSE, ["topology.pp=2", "topology.vpp=2"], faults.activations_arrive_changed),
-    "dp2": (DENSE, ["topology.dp=2"], faults.ranks_read_the_same_data),
+    "dp2": (DENSE, ["topology.dp=2", *OWN_BUCKETS], faults.parameters_are_not_waited_for),
     "dp2_without_overlap": (DENSE, ["topology.dp=2", "overlap=off"], faults.ranks_read_the_same_data),
     "tp2_pp2_sp": (
         DENSE,
@@ -88,6 +91,29 @@ CASES: dict[str, tuple[list[str], list[str], Callable[[], None]]] = {
         MOE,
         ["topology.tp=2", "topology.ep=2", "topology.etp=1", "topology.sequence_parallel=true"],
         faults.experts_are_swapped,
+    ),
+    # Two ranks have the same experts, and half of their optimizer each.
+    "moe_tp2_etp1": (
+        MOE,
+        ["topology.tp=2", "topology.etp=1", "topology.sequence_parallel=true", *OWN_BUCKETS],
+        faults.parameters_are_not_waited_for,
+    ),
+    "moe_tp2_etp1_activation_again": (
+        [*MOE, "model.squared_relu=true", "model.swiglu=false"],
+        [
+            "topology.tp=2",
+            "topology.etp=1",
+            "topology.sequence_parallel=true",
+            *OWN_BUCKETS,
+            "train.recompute_granularity=selective",
+            "train.recompute_modules=[moe_act]",
+        ],
+        faults.parameters_are_not_waited_for,
+    ),
+    "moe_biases_tp2_ep2": (
+        [*MOE, "model.add_bias_linear=true"],
+        ["topology.tp=2", "topology.ep=2", "topology.etp=1", "topology.sequence_parallel=true"],
+        faults.experts_of_other_ranks_are_summed,
     ),
     "moe_pp2_ep2": (MOE, ["topology.pp=2", "topology.dp=2", "topology.ep=2"], faults.experts_are_swapped),
     "moe_sequential": (

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from megaplug.errors import UserError
 from megaplug.layers.experts.activation import activate, is_swiglu
+from megaplug.layers.experts.grouped_linear import grouped_linear
 from megaplug.layers.experts.in_cache import swiglu_experts
 from megaplug.layers.experts.recomputed import activated_linear
 from megaplug.layers.experts.stacked import StackedLinear, sharded_experts
@@ -30,8 +31,10 @@ from megaplug.layers.experts.stacked import StackedLinear, sharded_experts
 class GroupedExperts(MegatronModule):
     """The experts of a rank: two grouped linear layers and one activation for all rows.
 
-    It takes the place of Megatron's ``SequentialMLP``: same initial values from the same seed, same results,
-    same checkpoint keys, so that checkpoints of one are read into the other.
+    It takes the place of Megatron's ``SequentialMLP``: same results, same checkpoint keys, so that
+    checkpoints of one are read into the other, and same initial values from the same seed. But where Megatron
+    initializes on the CPU, all ranks of expert parallelism draw the same numbers, and its experts begin as
+    copies of those of the first rank; here each begins as it does on one rank.
 
     Args:
         num_local_experts: E.
@@ -99,10 +102,14 @@ class GroupedExperts(MegatronModule):
         )
         self.linear_fc1 = StackedLinear(num_local_experts, kernel)
         self.linear_fc2 = StackedLinear(num_local_experts, kernel)
-        # In the order in which SequentialMLP draws them.
-        for expert in range(num_local_experts):
-            self.linear_fc1.put(expert, fc1())
-            self.linear_fc2.put(expert, fc2())
+        # In the order in which SequentialMLP draws them; on the CPU all ranks draw all.
+        draws_all = config.use_cpu_initialization
+        first = self.ep_group.rank() * num_local_experts if draws_all else 0
+        for number in range(self.ep_group.size() * num_local_experts if draws_all else num_local_experts):
+            both = fc1(), fc2()
+            if first <= number < first + num_local_experts:
+                for stacked, linear in zip((self.linear_fc1, self.linear_fc2), both, strict=True):
+                    stacked.put(number - first, linear)
         self.recomputes_activation = (
             config.recompute_granularity == "selective" and "moe_act" in config.recompute_modules
         )
@@ -128,18 +135,20 @@ class GroupedExperts(MegatronModule):
         if self.config.moe_apply_probs_on_input:
             x, probs = (probs.unsqueeze(-1) * x).to(x.dtype), torch.ones_like(probs)
         counts = tokens_per_expert.tolist()
+        fc1, bias = self.linear_fc1()
         if self._stays_in_cache(x):
-            weights = self.linear_fc1.weight, self.linear_fc2.weight
-            return swiglu_experts(x, probs, *weights, tuple(counts)), None
-        wide = self.linear_fc1(x, counts)
-        if (bias := self.linear_fc1.bias) is not None:
+            fc2, _ = self.linear_fc2()
+            return swiglu_experts(x, probs, fc1, fc2, tuple(counts)), None
+        kernel = self.kernel_name()
+        wide = grouped_linear(x, fc1, counts, kernel)
+        if bias is not None:
             wide = wide + _of_rows(bias, counts)
+        fc2, bias = self.linear_fc2()
         if self.recomputes_activation:
-            weight, kernel = self.linear_fc2.weight, self.linear_fc2.kernel_name()
-            out = activated_linear(wide, probs, weight, tuple(counts), kernel, self.config)
+            out = activated_linear(wide, probs, fc2, tuple(counts), kernel, self.config)
         else:
-            out = self.linear_fc2(activate(wide, probs, self.config), counts)
-        if (bias := self.linear_fc2.bias) is not None:
+            out = grouped_linear(activate(wide, probs, self.config), fc2, counts, kernel)
+        if bias is not None:
             out = (out + _of_rows(bias, counts) * probs.unsqueeze(-1)).to(x.dtype)
         return out, None
 

@@ -14,14 +14,18 @@ from megatron.core.dist_checkpointing.mapping import (
 )
 from torch import Tensor, nn
 
-from megaplug.layers.experts.grouped_linear import choose_kernel, grouped_linear
+from megaplug.layers.experts.grouped_linear import choose_kernel
 
-# What Megatron's optimizer, gradient reduction and checkpoints ask of a parameter.
-_ATTRIBUTES = ("allreduce", "tensor_model_parallel", "partition_stride", "sequence_parallel")
+# What Megatron's optimizer, gradient reduction and checkpoints ask of a parameter. Not ``sequence_parallel``,
+# which RowParallelLinear puts on its bias: each rank has its own experts, and all rows of them.
+_ATTRIBUTES = ("allreduce", "tensor_model_parallel", "partition_stride")
 
 
 class StackedLinear(nn.Module):
     """One weight ``[E, N, K]`` (and bias ``[E, N]``) for the experts of a rank.
+
+    It has to be called before they are read: Megatron waits before the forward pass of a module until its
+    parameters have come from the ranks that have updated them (``overlap_param_gather``).
 
     Args:
         num_experts: E, of this rank.
@@ -69,9 +73,9 @@ class StackedLinear(nn.Module):
             return "those of grouped experts added to the buffer one by one"
         return "torch grouped_mm, added to the buffer afterwards"
 
-    def forward(self, x_TK: Tensor, counts: Sequence[int]) -> Tensor:
-        """``[T, N]`` of the rows of all experts, those of the first expert first; without the bias."""
-        return grouped_linear(x_TK, self.weight, counts, self.kernel)
+    def forward(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias as they are after the last step."""
+        return self.weight, self.bias
 
 
 def sharded_experts(
