@@ -69,6 +69,13 @@ def _not_known(job: Job) -> Iterator[Problem]:
     if (moe.moe_router_topk_scaling_factor or 1.0) != 1.0:
         message = "experts would give a multiple of what the dense MLP gave"
         yield Problem("moe.moe_router_topk_scaling_factor", message, "leave it out", megatron_accepts=True)
+    if moe.moe_router_load_balancing_type == "sinkhorn":
+        message = "sinkhorn weighs a token's experts by less than 1 in all, and they are the dense MLP"
+        yield Problem("moe.moe_router_load_balancing_type", message, "use aux_loss", megatron_accepts=True)
+    elif moe.moe_router_topk == 1 and moe.moe_router_score_function != "softmax":
+        message = f"{moe.moe_router_score_function} weighs a token's one expert by less than 1"
+        hint = "use softmax, or moe.moe_router_topk=2"
+        yield Problem("moe.moe_router_score_function", message, hint, megatron_accepts=True)
     if implementation(job) not in ("plain", "distributed_optimizer"):
         message = "weights are cut over data-parallel ranks before they could be made experts of"
         yield Problem("topology.zero", message, "use topology.zero=1 to begin with, and load what that saves")

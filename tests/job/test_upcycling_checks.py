@@ -61,6 +61,18 @@ def test_a_dense_model_becomes_experts_of_its_width_or_of_parts_of_it(words, den
             "a multiple",
             "leave it out",
         ),
+        (
+            ("moe.moe_router_load_balancing_type=sinkhorn", "moe.moe_aux_loss_coeff=0"),
+            "moe.moe_router_load_balancing_type",
+            "less than 1 in all",
+            "aux_loss",
+        ),
+        (
+            ("moe.moe_router_score_function=sigmoid", "moe.moe_router_topk=1"),
+            "moe.moe_router_score_function",
+            "less than 1",
+            "softmax",
+        ),
         (("model.num_layers=8",), "load", "model.num_layers is 4 there and 8 here", "as it is there"),
         (("model.ffn_hidden_size=344",), "load", "model.ffn_hidden_size is 688 there and 344", "as it is"),
     ],
