@@ -161,11 +161,13 @@ def _check(job: Job, *groups: str) -> None:
 
 def _prepare(asked: Asked) -> tuple[dict[str, Any], str]:
     from megaplug.commands.prepared import prepared_json, prepared_text
-    from megaplug.data.delivery import deliver
+    from megaplug.data.delivery import deliver, refuse_among_sources
     from megaplug.data.prepare import prepare
 
     _check(asked.job, "data.", "tokenizer.")
     out, overwrite = asked.path("out"), asked.own.get("overwrite") == "true"
+    if out is not None:
+        refuse_among_sources(out, asked.job.data)
     begun = time.monotonic()
     facts = prepare(asked.job, show_progress=None if asked.talks else False)
     places = deliver(facts, out, overwrite=overwrite) if out is not None else {}
@@ -216,6 +218,7 @@ def _inspect(asked: Asked) -> tuple[dict[str, Any], str]:
 
 def _train_tokenizer(asked: Asked) -> tuple[dict[str, Any], str]:
     from megaplug.commands.prepared import trained_text
+    from megaplug.data.cache import cache_root
     from megaplug.data.faults import Faults
     from megaplug.data.progress import progress
     from megaplug.data.sources import find_corpus
@@ -231,7 +234,8 @@ def _train_tokenizer(asked: Asked) -> tuple[dict[str, Any], str]:
         raise UserError(said, hint="the number of tokens: vocab_size=8192")
     if asked.job.tokenizer != TokenizerConfig():
         raise UserError("tokenizer: one is trained here, and none is read", hint="leave tokenizer away")
-    corpora = [find_corpus(spec.path, spec.text_key) for spec in sources(asked.job.data)]
+    cache = cache_root(asked.job.data.cache_dir)
+    corpora = [find_corpus(spec.path, spec.text_key, cache) for spec in sources(asked.job.data)]
     faults = Faults()
     with progress(None if asked.talks else False) as shown:
         trained = train_tokenizer(

@@ -9,9 +9,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from megaplug.data.cache import cache_root
 from megaplug.data.indexed import IndexedTokens, read_indexed, write_index
+from megaplug.data.saved_sets import is_set
+from megaplug.data.sources import STDLIB
 from megaplug.errors import UserError
 from megaplug.job.facts import SPLITS, DataFacts, Part
+from megaplug.job.schema import DataConfig
+from megaplug.job.sources import KEYS, sources
 from megaplug.runs.atomic import fsync_folder
 
 _IDS_AT_ONCE = 4_000_000
@@ -63,6 +68,29 @@ def deliver(facts: DataFacts, out: Path, *, overwrite: bool) -> dict[str, str]:
         for pair, prefix in pairs:
             _copy(pair, prefix)
     return {part.prefix: str(prefix) for _, part, prefix in chosen}
+
+
+def refuse_among_sources(out: Path, data: DataConfig) -> None:
+    """Refuses a place in a folder that is a source: the next start would read what was put there.
+
+    Args:
+        out: What the new prefixes begin with.
+        data: Names the sources, and the cache, which is no part of them.
+    """
+    place = out.resolve()
+    cache = cache_root(data.cache_dir).resolve()
+    for key in KEYS:
+        for spec in sources(data, key):
+            root = Path(spec.path).expanduser().resolve()
+            if spec.path == STDLIB or not root.is_dir() or not place.is_relative_to(root):
+                continue
+            folders = [folder for folder in place.parents if folder.is_relative_to(root)]
+            is_hidden = any(part.startswith(".") for part in place.relative_to(root).parts)
+            if not (is_hidden or cache in folders or any(map(is_set, folders))):
+                raise UserError(
+                    f"out: {out} lies in {spec.path}, a source: the next start would read it as data.{key}",
+                    hint=_HINT,
+                )
 
 
 def refuse_existing(there: list[Path]) -> None:

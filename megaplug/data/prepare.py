@@ -99,7 +99,7 @@ class _Preparation:
             becomes: Which split of the job each of these is, where it is another.
         """
         listed_ns = time.time_ns()
-        corpus = find_corpus(spec.path, spec.text_key)
+        corpus = find_corpus(spec.path, spec.text_key, self.root)
         if corpus.left_out:
             cache.say(f"left out of {corpus.root}: {corpus.left_out}")
         entries, num_bad = [], 0

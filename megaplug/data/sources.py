@@ -108,14 +108,20 @@ def listing(files: tuple[SourceFile, ...], text_key: str = "") -> str:
     return hashlib.sha256(json.dumps([text_key, rows]).encode()).hexdigest()
 
 
-def find_corpus(path: str, text_key: str = "text") -> Corpus:
+def find_corpus(path: str, text_key: str = "text", without: Path | None = None) -> Corpus:
     """Lists the files that a path stands for.
 
     Hidden files and folders (a leading dot) are left out; files of a folder with endings that are not known
     are left out too, and named in ``left_out``.
 
+    Args:
+        path: As configured.
+        text_key: The key or column that holds the text.
+        without: A folder that is not entered, wherever it lies: the cache, whose pairs are no source.
+
     Raises:
-        UserError: There is no such path, it cannot be listed, its ending is not known, or no file is in it.
+        UserError: There is no such path, it cannot be listed, its ending is not known, no file is in it, or
+            it is the folder that is not to be entered.
     """
     if path == STDLIB:
         return _find_stdlib(text_key)
@@ -131,7 +137,7 @@ def find_corpus(path: str, text_key: str = "text") -> Corpus:
         raise _unreadable(root, error) from error
     if not stat.S_ISDIR(mode):
         return _one_file(root, mode, text_key)
-    return _folder(root, text_key)
+    return _folder(root, text_key, without)
 
 
 def _one_file(root: Path, mode: int, text_key: str) -> Corpus:
@@ -145,8 +151,14 @@ def _one_file(root: Path, mode: int, text_key: str) -> Corpus:
     return Corpus(root.name, root, (_source_file(root, root.name),), text_key)
 
 
-def _folder(root: Path, text_key: str) -> Corpus:
-    seen = list(_walk(root, lambda folder: not folder.startswith(".")))
+def _folder(root: Path, text_key: str, without: Path | None) -> Corpus:
+    left = None if without is None else _identity(without)
+    if left is not None and left == _identity(root):
+        raise UserError(
+            f"data.path: {root} is the cache, which would be read as text at the next start",
+            hint="keep them apart, with data.cache_dir= or in a folder of its own inside it",
+        )
+    seen = list(_walk(root, lambda folder: not folder.startswith("."), left))
     known = [f for f in seen if f.kind is not None and not f.path.name.startswith(".")]
     prefixes = _prefixes([f for f in known if f.kind == kinds.PREFIX])
     files = [f for f in known if f.kind != kinds.PREFIX]
@@ -154,8 +166,8 @@ def _folder(root: Path, text_key: str) -> Corpus:
     if not known:
         there_are = f" (there are: {other})" if other else " (it is empty)"
         raise UserError(f"data.path: no file of a known kind is in {root}{there_are}", hint=kinds.KNOWN)
-    title = f"{root.name}/ ({_count(files)})" if files else f"{root.name}/ ({len(prefixes)} tokenized)"
-    return Corpus(title, root, _by_name(files), text_key, prefixes, other)
+    numbers = [_count(files)] * bool(files) + [f"{len(prefixes)} tokenized"] * bool(prefixes)
+    return Corpus(f"{root.name}/ ({', '.join(numbers)})", root, _by_name(files), text_key, prefixes, other)
 
 
 def _prefix_at(root: Path) -> Prefix | None:
@@ -202,9 +214,26 @@ def _by_name(files: list[SourceFile]) -> tuple[SourceFile, ...]:
     return tuple(sorted(files, key=lambda file: file.name))
 
 
-def _walk(root: Path, enter: Callable[[str], bool]) -> Iterator[SourceFile]:
-    """Every regular file below ``root``; linked folders are entered once, so that no circle is endless."""
-    entered: set[tuple[int, int]] = set()
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from all others, by whatever path it is reached; None where there is none."""
+    try:
+        about = folder.stat()
+    except OSError:
+        return None  # it cannot be entered either
+    return about.st_dev, about.st_ino
+
+
+def _walk(
+    root: Path, enter: Callable[[str], bool], left: tuple[int, int] | None = None
+) -> Iterator[SourceFile]:
+    """Every regular file below ``root``; linked folders are entered once, so that no circle is endless.
+
+    Args:
+        root: A folder.
+        enter: Says by its name whether a folder below it is entered.
+        left: The `_identity` of one that is not.
+    """
+    entered: set[tuple[int, int]] = set() if left is None else {left}
     waiting = [(root, "")]
     while waiting:
         folder, prefix = waiting.pop()

@@ -81,6 +81,22 @@ def test_named_pairs_are_those_of_the_cache(words, capsys, tmp_path):
     assert told["megatron_args"][1] == str(tmp_path / "sets" / "mine-train")
 
 
+@pytest.mark.parametrize("key", ["data.path", "data.valid_path"])
+def test_named_pairs_are_not_put_where_the_next_start_would_read_them(key, words, capsys, tmp_path):
+    (tmp_path / "corpus" / "deep").mkdir()
+    (tmp_path / "corpus" / "deep" / "more.txt").write_text("more " * 100)
+    (tmp_path / "alone.txt").write_text("alone " * 1000)
+    typed = [*words, "data.path=alone.txt", f"{key}=corpus"]
+    for place in ("corpus/mine", "corpus/deep/new/mine"):
+        message = refused(capsys, *typed, f"out={place}")
+        assert "lies in corpus, a source" in message and "choose another place" in message
+    assert not (tmp_path / "cache").exists()
+    before = [one["num_tokens"] for one in answer(capsys, *typed)["sets"]]
+    for place in ("corpus/.hidden/mine", "corpus/.mine", "mine"):
+        asked(capsys, *typed, f"out={place}")
+    assert [one["num_tokens"] for one in answer(capsys, *typed)["sets"]] == before
+
+
 def test_named_pairs_are_overwritten_only_when_told(words, capsys, tmp_path):
     asked(capsys, *words, "out=mine")
     (tmp_path / "mine-valid.idx").write_bytes(b"precious")

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from megaplug.data.delivery import deliver
 from megaplug.data.documents import read_documents
 from megaplug.data.faults import Faults
+from megaplug.data.prepare import prepare
 from megaplug.data.sources import find_corpus
 from megaplug.errors import UserError
 
@@ -98,3 +100,27 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
         monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UserError, match=r"secret\.txt cannot be read: Permission denied"):
         texts(file)
+
+
+def test_a_cache_inside_the_source_is_no_text_of_it(corpus_folder, make_job):
+    told = [prepare(make_job(corpus_folder, cache_dir=str(corpus_folder / "cache"))) for _ in range(3)]
+    assert told[0] == told[1] == told[2]
+    assert told[0].source == "corpus/ (13 files)"
+    linked = corpus_folder.parent / "linked"
+    linked.symlink_to(corpus_folder / "cache")
+    assert prepare(make_job(corpus_folder, cache_dir=str(linked))).num_tokens == told[0].num_tokens
+
+
+def test_a_source_that_is_the_cache_is_refused(corpus_folder, make_job):
+    with pytest.raises(UserError, match="is the cache"):
+        prepare(make_job(corpus_folder, cache_dir=str(corpus_folder)))
+
+
+def test_the_name_of_a_folder_counts_text_and_pairs(tmp_path, corpus_folder, make_job):
+    deliver(prepare(make_job(corpus_folder)), corpus_folder / "own", overwrite=False)
+    assert find_corpus(str(corpus_folder)).title == "corpus/ (13 files, 2 tokenized)"
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    for file in corpus_folder.glob("own-train.*"):
+        file.rename(pairs / file.name)
+    assert find_corpus(str(pairs)).title == "pairs/ (1 tokenized)"
