@@ -253,8 +253,20 @@ def _walk(
                             waiting.append((Path(entry.path), f"{prefix}{entry.name}/"))
                     elif entry.is_file():
                         yield _source_file(Path(entry.path), prefix + entry.name)
+                    else:
+                        _refuse_dangling(entry)
         except OSError as error:
             raise _unreadable(folder, error) from error
+
+
+def _refuse_dangling(entry: os.DirEntry[str]) -> None:
+    """Refuses a link to text that is not there: without it the corpus would be another, and nobody told."""
+    is_text = kinds.kind_of(entry.name) is not None and not entry.name.startswith(".")
+    if is_text and entry.is_symlink() and not os.path.exists(entry.path):
+        raise UserError(
+            f"data.path: {entry.path} is a link to {os.readlink(entry.path)}, which is not there",
+            hint="mount or copy what it names, or remove the link",
+        )
 
 
 def _source_file(path: Path, name: str) -> SourceFile:

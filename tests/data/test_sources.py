@@ -124,3 +124,14 @@ def test_the_name_of_a_folder_counts_text_and_pairs(tmp_path, corpus_folder, mak
     for file in corpus_folder.glob("own-train.*"):
         file.rename(pairs / file.name)
     assert find_corpus(str(pairs)).title == "pairs/ (1 tokenized)"
+
+
+def test_a_link_to_text_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / ".b.txt").symlink_to("nowhere.txt")
+    (tmp_path / "c.md").symlink_to("nowhere.md")
+    (tmp_path / "d.txt").symlink_to("a.txt")
+    assert texts(tmp_path) == ["a", "a"]
+    (tmp_path / "e.jsonl").symlink_to("nowhere.jsonl")
+    with pytest.raises(UserError, match=r"e\.jsonl is a link to nowhere\.jsonl, which is not there"):
+        texts(tmp_path)
