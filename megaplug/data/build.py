@@ -81,13 +81,14 @@ def build_entry(
         ``num_tokens`` and ``num_documents`` by split, ``unigram_loss``, ``vocab_size`` and ``eod``.
 
     Raises:
-        UserError: The corpus has changed meanwhile, cannot be split so, or the disk is full.
+        UserError: The corpus or the tokenizer's file has changed meanwhile, it cannot be split so, or the
+            disk is full.
     """
     import numpy as np
 
     dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "int32"
     with cache_errors(folder):
-        pieces = _encode(folder, corpus, digests, dtype, crew, progress)
+        pieces = _encode(folder, corpus, digests, dtype, tokenizer.fingerprint, crew, progress)
         ends = borders(int(pieces[:, 2].sum()), shares)
         progress.stage(f"shuffling {corpus.title}", ends[-1] * np.dtype(dtype).itemsize)
         counts = {}
@@ -109,7 +110,13 @@ def build_entry(
 
 
 def _encode(
-    folder: Path, corpus: Corpus, digests: np.ndarray, dtype: str, crew: Crew, progress: Progress
+    folder: Path,
+    corpus: Corpus,
+    digests: np.ndarray,
+    dtype: str,
+    tokenizer: str,
+    crew: Crew,
+    progress: Progress,
 ) -> np.ndarray:
     """Tokenizes all documents: raw file, first id and number of ids of each, int64 ``[num_documents, 3]``.
 
@@ -121,7 +128,8 @@ def _encode(
     changed = UserError(
         f"data.path: {corpus.root} changed while it was read", hint="start again when it is still"
     )
-    tasks = _each(corpus, lambda shard: {"do": "encode", "folder": str(folder), "dtype": dtype})
+    common = {"do": "encode", "folder": str(folder), "dtype": dtype, "tokenizer": tokenizer}
+    tasks = _each(corpus, lambda shard: common)
     rows, number = [], 0
     for result in crew.results(tasks, progress.advance):
         found = _array_of_digests(result)

@@ -262,9 +262,10 @@ def _walk(
 def _refuse_dangling(entry: os.DirEntry[str]) -> None:
     """Refuses a link to text that is not there: without it the corpus would be another, and nobody told."""
     is_text = kinds.kind_of(entry.name) is not None and not entry.name.startswith(".")
-    if is_text and entry.is_symlink() and not os.path.exists(entry.path):
+    link = Path(entry.path)
+    if is_text and entry.is_symlink() and not link.exists():
         raise UserError(
-            f"data.path: {entry.path} is a link to {os.readlink(entry.path)}, which is not there",
+            f"data.path: {link} is a link to {link.readlink()}, which is not there",
             hint="mount or copy what it names, or remove the link",
         )
 

@@ -78,13 +78,20 @@ class Desk:
         return {"digests": pack(digests), "faults": faults.to_dict()}
 
     def _encode(self, task: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
-        """``shard``, ``text_key``, ``folder``, ``dtype`` -> ``digests``, ``lengths``, ``file``, ``first``.
+        """Tokenizes: ``digests``, ``lengths``, ``file``, ``first``.
 
-        The ids go to the end of this desk's own file ``raw-<file>``, the first of them at ``first``;
-        ``lengths`` are the numbers of ids of each document, int64.
+        Of ``shard``, ``text_key``, ``folder``, ``dtype``, and ``tokenizer``, the fingerprint of the one that
+        is meant: its file may have changed since. The ids go to the end of this desk's own file
+        ``raw-<file>``, the first of them at ``first``; ``lengths`` are the numbers of ids of each document,
+        int64.
         """
         import numpy as np
 
+        if self.tokenizer.fingerprint != task["tokenizer"]:
+            raise UserError(
+                f"tokenizer.path: {self._config.path} changed while the text was read",
+                hint="start again when it is still",
+            )
         raw, dtype = self._raw_file(task["folder"]), np.dtype(task["dtype"])
         first = raw.tell() // dtype.itemsize
         digests, lengths = bytearray(), []

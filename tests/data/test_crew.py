@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,3 +218,29 @@ def test_a_disk_that_is_full_in_a_child_is_named_and_nothing_is_left(large, tmp_
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "data.cache_dir: " in done.stdout and "cannot be written: [Errno 27] File too large" in done.stdout
     assert not list((tmp_path / "cache").glob("building-*"))
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_tokenizer_that_changes_while_the_text_is_read_is_refused(
+    cores, corpus, make_job, tmp_path, monkeypatch, bpe_file
+):
+    """It is loaded for the fingerprint first, and again where the text is encoded."""
+    monkeypatch.setattr(prepare, "num_cores", lambda: cores)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    shutil.copy(bpe_file, mine / "tokenizer.json")
+    job = make_job(corpus)
+    job.tokenizer = TokenizerConfig(type="huggingface", path=str(mine))
+    real = prepare.digest_documents
+
+    def then_change(*args: object):
+        digests = real(*args)
+        content = json.loads((mine / "tokenizer.json").read_text())
+        content["model"]["merges"].pop()
+        (mine / "tokenizer.json").write_text(json.dumps(content))
+        return digests
+
+    monkeypatch.setattr(prepare, "digest_documents", then_change)
+    with pytest.raises(UserError, match=r"tokenizer\.path: .*mine changed while the text was read"):
+        prepare.prepare(job)
+    assert not list(Path(job.data.cache_dir).glob("*/entry.json"))
