@@ -32,6 +32,7 @@ _BATCH_BYTES = 1_000_000
 _BATCH_DOCUMENTS = 1_000
 _LONGEST = 2**31 - 1  # the length of a document is an int32 in Megatron's index
 _IDS_AT_ONCE = 1_000_000
+_SHOWN = 40  # characters of a document that is named
 
 
 class Desk:
@@ -94,26 +95,30 @@ class Desk:
             )
         raw, dtype = self._raw_file(task["folder"]), np.dtype(task["dtype"])
         first = raw.tell() // dtype.itemsize
+        shard = Shard(**task["shard"])
         digests, lengths = bytearray(), []
         batch: list[bytes] = []
+        files: list[str] = []
         size = 0
 
         def put() -> None:
-            for ids in self.tokenizer.encode_documents(batch):
+            for file, ids in zip(files, _encoded(self.tokenizer, batch, files), strict=True):
                 if ids.size > _LONGEST:
                     raise UserError(
-                        f"data.path: a document of {task['shard']['paths'][0]} has {ids.size:,} tokens, "
-                        f"more than {_LONGEST:,}",
+                        f"data.path: a document of {file} has {ids.size:,} tokens, more than {_LONGEST:,}",
                         hint="cut it into several files",
                     )
                 lengths.append(ids.size)
                 raw.write(memoryview(ids.astype(dtype, copy=False)).cast("B"))
             batch.clear()
+            files.clear()
 
-        for document in read_shard(Shard(**task["shard"]), task["text_key"], Faults()):
+        for number, document in enumerate(read_shard(shard, task["text_key"], Faults())):
             if document.text:
                 digests += digest(document.text)
                 batch.append(document.text)
+                # A shard of several files has one document in each.
+                files.append(shard.paths[number if len(shard.paths) > 1 else 0])
                 size += len(document.text)
             if size >= _BATCH_BYTES or len(batch) >= _BATCH_DOCUMENTS:
                 put()
@@ -149,6 +154,32 @@ def pack(data: bytes | bytearray) -> str:
 def unpack(text: str) -> bytes:
     """What `pack` was given."""
     return base64.b64decode(text)
+
+
+def _encoded(tokenizer: Tokenizer, documents: list[bytes], files: list[str]) -> list[np.ndarray]:
+    """Ids of documents; one that the tokenizer's library raises on is a `UserError` that shows it.
+
+    Args:
+        tokenizer: Encodes them.
+        documents: In UTF-8.
+        files: Of each document.
+    """
+    try:
+        return tokenizer.encode_documents(documents)
+    except UserError:
+        raise
+    except Exception:  # libraries raise nothing narrower
+        for file, text in zip(files, documents, strict=True):
+            try:
+                tokenizer.encode_documents([text])
+            except Exception as error:
+                start = text[: 4 * _SHOWN].decode(errors="ignore")[:_SHOWN]
+                raise UserError(
+                    f"data.path: a document of {file}, {len(text):,} bytes that begin with {start!r}, "
+                    f"cannot be tokenized: {str(error) or type(error).__name__}",
+                    hint="take it out or cut it into several, or choose a tokenizer that can",
+                ) from error
+        raise
 
 
 def _gather(task: Mapping[str, Any], tell: Tell) -> dict[str, Any]:

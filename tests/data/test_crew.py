@@ -95,6 +95,41 @@ def test_a_child_that_fails_shows_why(tmp_path):
         list(workers.results([{"do": "no such task"}], lambda _: None))
 
 
+@pytest.fixture
+def wordpiece(tmp_path) -> Path:
+    """A tokenizer that knows two words, and raises on any other."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordPiece({"known": 0, "words": 1, "</s>": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path / "tokenizer.json"
+
+
+@pytest.mark.parametrize("form", ["text", "lines"])
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_document_that_the_tokenizer_raises_on_is_shown(
+    cores, form, wordpiece, make_job, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(prepare, "num_cores", lambda: cores)
+    monkeypatch.setattr(prepare, "SHARD_BYTES", 10)
+    root = tmp_path / "few"
+    root.mkdir()
+    documents = ["known words"] * 5 + ["unheard of " + "x" * 100] + ["known"] * 5
+    for number, text in enumerate(documents):
+        if form == "text":
+            (root / f"{number:02}.txt").write_text(text)
+    if form == "lines":
+        (root / "all.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    job = make_job(root)
+    job.tokenizer = TokenizerConfig(type="huggingface", path=str(wordpiece), eod="</s>")
+    with pytest.raises(UserError) as error:
+        prepare.prepare(job)
+    file = "05.txt" if form == "text" else "all.jsonl"
+    assert f"{file}, 111 bytes that begin with 'unheard of {'x' * 29}'" in error.value.message
+    assert "Missing [UNK] token" in error.value.message
+
+
 SCRIPT = """
 import sys
 from megaplug.data import prepare, shards
