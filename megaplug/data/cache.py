@@ -3,11 +3,15 @@
 ::
 
     <root>/<fingerprint>/                   entry.json, train.bin, train.idx, valid.bin, ...
-    <root>/building-<fingerprint>-<random>/ what is being built, or what a killed build left
+    <root>/building-<fingerprint>-<host>-<random>/
+                                            what is being built, or what a killed build left
     <root>/locks/<fingerprint>.lock         held while that entry is built
     <root>/shortcuts/<path and key>.json    what is known of files that look unchanged
     <root>/blends/<fingerprint>.json        what is known of several entries together
     <root>/tokenizers/<fingerprint>/        tokenizers as Megatron reads them
+
+Where the file system knows no locks, or only within a machine, two jobs may build the same entry; each then
+builds in a folder of its own, and the first to be done puts its own in place.
 """
 
 from __future__ import annotations
@@ -18,12 +22,15 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from megaplug.errors import UserError
 from megaplug.runs.atomic import fsync_folder, write_text_atomic
@@ -36,6 +43,8 @@ _HINT = "choose another place with data.cache_dir="
 
 # A change within a file system's clock tick leaves the same stamp; two seconds cover the coarsest.
 _TICK_NS = 2_000_000_000
+
+_DAY_S = 86_400.0
 
 
 def say(line: str) -> None:
@@ -136,12 +145,17 @@ def read_entry(root: Path, fingerprint: str) -> tuple[dict[str, Any] | None, str
 
 
 @contextlib.contextmanager
-def building_lock(root: Path, fingerprint: str) -> Iterator[None]:
-    """Held by the one job that builds an entry; others wait here, and then find it built."""
+def building_lock(root: Path, fingerprint: str) -> Iterator[bool]:
+    """Held by the one job that builds an entry; others wait here, and then find it built.
+
+    Yields:
+        Whether it is held: there are file systems that know no locks.
+    """
     with cache_errors(root):
         (root / "locks").mkdir(parents=True, exist_ok=True)
-        lock = (root / "locks" / f"{fingerprint}.lock").open("ab")
+        lock = _open_lock(root, fingerprint)
     with lock:
+        is_held = True
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -150,34 +164,81 @@ def building_lock(root: Path, fingerprint: str) -> Iterator[None]:
         except OSError as error:
             # Building aside and renaming stays right without a lock; only work may be done twice.
             say(f"{root} knows no locks ({error.strerror}); two jobs may prepare the same data at once")
-        yield
+            is_held = False
+        yield is_held
+
+
+def _open_lock(root: Path, fingerprint: str) -> BinaryIO:
+    """Another user's can be read only, which is enough for most file systems to lock it."""
+    file = root / "locks" / f"{fingerprint}.lock"
+    try:
+        return file.open("ab")
+    except PermissionError:
+        return file.open("rb")
 
 
 @contextlib.contextmanager
-def building_folder(root: Path, fingerprint: str) -> Iterator[Path]:
-    """A folder to build an entry in, removed at the end; what killed builds have left goes first."""
-    remove_leftovers(root, fingerprint)
+def building_folder(root: Path, fingerprint: str, *, is_locked: bool) -> Iterator[Path]:
+    """A folder to build an entry in, removed at the end; what killed builds have left goes first.
+
+    Args:
+        root: The cache.
+        fingerprint: Of the entry.
+        is_locked: Whether `building_lock` is held, or nobody can say whether another builds the same.
+    """
+    remove_leftovers(root, fingerprint if is_locked else None)
     with cache_errors(root):
-        folder = Path(tempfile.mkdtemp(prefix=f"building-{fingerprint}-", dir=root))
+        folder = _new_folder(root, fingerprint)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_leftovers(root: Path, held: str) -> None:
-    """Removes what killed builds have left: the folders whose lock is free, or is ``held`` by us."""
+def _new_folder(root: Path, fingerprint: str) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f"building-{fingerprint}-{_host()}-", dir=root))
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())
+
+
+def remove_leftovers(root: Path, held: str | None) -> None:
+    """Removes what killed builds have left: the folders whose lock is free, or is ``held`` by us.
+
+    Locks may hold within one machine only, or not at all. So what another machine builds, and what has no
+    lock, is taken for left when nothing in it has changed for a day.
+    """
     for folder in root.glob("building-*-*"):
-        fingerprint = folder.name.split("-")[1]
+        fingerprint, _, rest = folder.name.removeprefix("building-").partition("-")
+        is_ours = rest.rpartition("-")[0] == _host()
         if fingerprint == held:
-            shutil.rmtree(folder, ignore_errors=True)
+            if is_ours or _is_still(folder):
+                shutil.rmtree(folder, ignore_errors=True)
             continue
-        with cache_errors(root), (root / "locks" / f"{fingerprint}.lock").open("ab") as lock:
+        try:
+            lock = _open_lock(root, fingerprint)
+        except OSError as error:
+            say(f"{folder} may be left of a killed build, and stays: its lock is not ours ({error.strerror})")
+            continue
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # it is being built
             except OSError:
-                continue  # it is being built, or nobody can say whether it is
-            shutil.rmtree(folder, ignore_errors=True)
+                is_ours = False  # nobody can say whether it is
+            if is_ours or _is_still(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_still(folder: Path) -> bool:
+    """Whether nothing in a folder has changed for a day."""
+    try:
+        newest = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+    except OSError:
+        return False  # something in it comes or goes
+    return time.time() - newest > _DAY_S
 
 
 def put_in_place(root: Path, fingerprint: str, building: Path, entry: dict[str, Any]) -> None:
@@ -197,8 +258,13 @@ def put_in_place(root: Path, fingerprint: str, building: Path, entry: dict[str, 
         if final.exists():
             if read_entry(root, fingerprint)[0] is not None:
                 return  # another job was faster, and its files are the same
-            damaged = Path(tempfile.mkdtemp(prefix=f"building-{fingerprint}-", dir=root))
+            damaged = _new_folder(root, fingerprint)
             final.rename(damaged)
             shutil.rmtree(damaged)
-        building.rename(final)
+        try:
+            building.rename(final)
+        except OSError:
+            if read_entry(root, fingerprint)[0] is None:
+                raise
+            return  # as above, this very moment
         fsync_folder(root)

@@ -165,12 +165,12 @@ class _Preparation:
         entry, _ = cache.read_entry(self.root, key)
         if entry is not None:
             return entry
-        with cache.building_lock(self.root, key):
+        with cache.building_lock(self.root, key) as is_locked:
             entry, fault = cache.read_entry(self.root, key)
             if entry is None:
                 if fault:
                     cache.say(f"{self.root / key} is damaged: {fault}; it is built again")
-                with cache.building_folder(self.root, key) as folder:
+                with cache.building_folder(self.root, key, is_locked=is_locked) as folder:
                     entry = build(folder)
                     cache.put_in_place(self.root, key, folder, entry)
         return entry

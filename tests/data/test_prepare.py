@@ -211,16 +211,6 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_used(corpus_folder, make_
     assert not list(root.glob("building-*"))
 
 
-def test_what_is_being_built_by_another_is_left_alone(tmp_path):
-    root = tmp_path / "cache"
-    with cache.building_lock(root, "aaaa"), cache.building_folder(root, "aaaa") as busy:
-        dead = root / "building-bbbb-x"
-        dead.mkdir()
-        cache.remove_leftovers(root, "cccc")
-        assert busy.is_dir()
-        assert not dead.exists()
-
-
 def test_a_second_job_waits_for_the_one_that_builds_and_takes_its_data(corpus_folder, make_job, tmp_path):
     script = (
         "import sys\n"
