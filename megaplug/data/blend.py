@@ -13,6 +13,7 @@ from typing import Any
 from megaplug.data import cache
 from megaplug.data.tokenizers import Tokenizer
 from megaplug.job.facts import SPLITS, DataFacts, Part
+from megaplug.job.sources import numbered
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,17 @@ def facts(given: Sequence[Given], tokenizer: Tokenizer, root: Path) -> DataFacts
 def _parts(given: Sequence[Given], split: str) -> list[tuple[str, str, Part]]:
     """All that a split of the job consists of: fingerprint of the entry and weight, its split, the part."""
     found: list[tuple[Fraction, str, str, Entry, str]] = []
+    taken = {source.name for source in given}
     for source in given:
         theirs = [name for name in SPLITS if source.becomes.get(name, name) == split]
         if source.becomes:
             theirs = [name for name in theirs if name in source.becomes]
         chosen = [(e, name) for e in source.entries for name in theirs if e.values["num_tokens"].get(name)]
         whole = sum(entry.values["num_tokens"][name] for entry, name in chosen)
-        for number, (entry, name) in enumerate(chosen, start=1):
+        for entry, name in chosen:
             tokens = entry.values["num_tokens"][name]
             weight = Fraction(tokens) if source.weight is None else source.weight * tokens / whole
-            label = source.name if len(chosen) == 1 else f"{source.name}-{number}"
+            label = source.name if len(chosen) == 1 else numbered(source.name, taken, 1)
             found.append((weight, entry.fingerprint, name, entry, label))
     total = sum((weight for weight, *_ in found), start=Fraction(0))
     return [

@@ -16,7 +16,7 @@ from megaplug.data.sources import STDLIB
 from megaplug.errors import UserError
 from megaplug.job.facts import SPLITS, DataFacts, Part
 from megaplug.job.schema import DataConfig
-from megaplug.job.sources import KEYS, sources
+from megaplug.job.sources import KEYS, numbered, sources
 from megaplug.runs.atomic import fsync_folder
 
 _IDS_AT_ONCE = 4_000_000
@@ -24,12 +24,17 @@ _HINT = "choose another place with out="
 
 
 def targets(facts: DataFacts, out: Path) -> list[tuple[str, Part, Path]]:
-    """Split, part and new prefix of what a job reads: ``<out>-train``, or one for each source of a blend."""
-    found = []
+    """Split, part and new prefix of what a job reads: ``<out>-train``, or one for each source of a blend.
+
+    No two have one prefix.
+    """
+    found, taken = [], set[str]()
     for split in SPLITS:
         parts = facts.parts(split)
         for part in parts:
             name = f"{out.name}-{split}" if len(parts) == 1 else f"{out.name}-{split}-{part.name}"
+            name = numbered(name, taken, 2) if name in taken else name
+            taken.add(name)
             found.append((split, part, out.with_name(name)))
     return found
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import count
 from pathlib import PurePath
 from typing import Any
 
@@ -72,14 +73,24 @@ def _read(data: DataConfig, key: str) -> list[SourceSpec]:
     if isinstance(value, Mapping):
         return [_spec(str(name), entry, data.text_key) for name, entry in value.items()]
     specs = [_spec("", entry, data.text_key) for entry in value]
-    taken: dict[str, int] = {}
+    taken = {_name_of(spec.path) for spec in specs}
+    free = set(taken)
     named = []
     for spec in specs:
         name = _name_of(spec.path)
-        taken[name] = taken.get(name, 0) + 1
-        number = f"-{taken[name]}" if taken[name] > 1 else ""
-        named.append(SourceSpec(name + number, spec.path, spec.text_key, spec.weight))
+        if name in free:
+            free.remove(name)
+        else:
+            name = numbered(name, taken, 2)
+        named.append(replace(spec, name=name))
     return named
+
+
+def numbered(name: str, taken: set[str], first: int) -> str:
+    """``<name>-<number>`` that is not taken, counted up from ``first``; it is taken from then on."""
+    found = next(one for number in count(first) if (one := f"{name}-{number}") not in taken)
+    taken.add(found)
+    return found
 
 
 def _spec(name: str, entry: Any, text_key: str) -> SourceSpec:

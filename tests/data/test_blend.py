@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_texts import some_text
 
+from megaplug.data.delivery import deliver, targets
 from megaplug.data.prepare import prepare, too_small
 from megaplug.errors import UserError
 from megaplug.job.facts import DataFacts
@@ -141,3 +143,23 @@ def test_names_come_from_paths_and_are_never_the_same():
         ("books-2", "y/books"),
         ("my-text", "z/my text.d"),
     ]
+    named = sources(DataConfig(path=["a/books", "b/books", "c/books-2", "d/books"]))
+    assert [spec.name for spec in named] == ["books", "books-3", "books-2", "books-4"]
+
+
+def test_the_pairs_of_a_folder_are_called_as_no_other_source(places, make_job, tmp_path):
+    pairs = tmp_path / "pairs"
+    deliver(prepare(make_job(places[0], split="50,50,0")), pairs / "own", overwrite=False)
+    job = make_job("", split="1")
+    job.data.path = {"books": str(pairs), "books-1": str(places[1])}
+    facts = prepare(job)
+    assert [part.name for part in facts.parts("train")] == ["books-2", "books-3", "books-1"]
+
+
+def test_named_pairs_of_equal_names_are_put_apart(places, make_job, tmp_path):
+    job = make_job("", split="1")
+    job.data.path = {"a": str(places[0]), "b": str(places[1])}
+    facts = prepare(job)
+    alike = [replace(part, name="same") for part in facts.parts("train")]
+    found = targets(replace(facts, blends={"train": alike}), tmp_path / "out")
+    assert [place.name for *_, place in found] == ["out-train-same", "out-train-same-2"]
