@@ -15,6 +15,7 @@ from megaplug.data.libraries import optional
 from megaplug.errors import UserError
 
 _CHUNK = 1 << 20
+_LONGEST_WINDOW = 1 << 31  # bytes, those of zstd --long=31; unasked, zstandard takes 128 MiB for damage
 # RFC 1952 and RFC 8878: the first bytes of a file.
 _MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 
@@ -79,7 +80,7 @@ class _Zstandard(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, zstandard: Any) -> None:
         self._file = file
-        self._new = zstandard.ZstdDecompressor().decompressobj
+        self._new = zstandard.ZstdDecompressor(max_window_size=_LONGEST_WINDOW).decompressobj
         self._frame = self._new()
         self._inside = False
         self._ready = memoryview(b"")

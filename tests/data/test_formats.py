@@ -275,6 +275,15 @@ def test_a_file_that_is_cut_off_is_named(kind, says, tmp_path, make_job):
     assert path.name in error.value.message
 
 
+@pytest.mark.parametrize("log2", [28, 31])
+def test_a_zst_with_a_long_window_is_read(log2, tmp_path, make_job):
+    """As zstd --long=31 writes them; RFC 8878: descriptor, window, one last block that is not compressed."""
+    data = lines(TEXTS)
+    block = (1 | len(data) << 3).to_bytes(3, "little") + data
+    (tmp_path / "long.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes([0, (log2 - 10) << 3]) + block)
+    assert tokens_of(prepare(make_job(tmp_path / "long.jsonl.zst", split="1"))) == reference(TEXTS)
+
+
 @pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
 def test_a_file_that_is_only_called_compressed_is_told_from_a_damaged_one(kind, tmp_path, make_job):
     path = write(kind, tmp_path)
