@@ -19,6 +19,8 @@ from megaplug.data.shards import Shard, cut
 from megaplug.data.sources import Corpus
 from megaplug.errors import UserError
 
+_PIECE = 1 << 20
+
 
 @dataclass(frozen=True)
 class Document:
@@ -87,21 +89,34 @@ def _read_lines(
     stream: Stream, path: Path, shard: Shard, text_key: str, faults: Faults
 ) -> Iterator[Document]:
     position = _begin(stream.data, shard)
+    stream.num_read()  # what lies before is counted by the shards that it belongs to
+    if shard.stop and position >= shard.stop:
+        return
     for line in stream.data:
-        if shard.stop and position >= shard.stop:
-            return
         faults.lines += 1
         text = _text_of(line, path, position, faults, text_key)
         position += len(line)
         yield Document(text, stream.num_read())
+        if shard.stop and position >= shard.stop:
+            return
 
 
 def _begin(stream: BinaryIO, shard: Shard) -> int:
-    """Goes to the first line that begins inside the shard, and says where that is."""
+    """Goes to the first line that begins inside the shard, and says where that is; its end if none does.
+
+    A line that began before is passed over in pieces and no further than that: it may be longer than many
+    shards.
+    """
     if not shard.start:
         return 0
-    stream.seek(shard.start - 1)
-    return shard.start - 1 + len(stream.readline())
+    position = shard.start - 1
+    stream.seek(position)
+    while position < shard.stop:
+        piece = stream.readline(min(_PIECE, shard.stop - position))
+        position += len(piece)
+        if not piece or piece.endswith(b"\n"):
+            break
+    return position
 
 
 def _fault_of_utf8(data: bytes, offset: int) -> tuple[str, str] | None:

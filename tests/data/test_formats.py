@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,10 +13,14 @@ import numpy as np
 import pytest
 from small_texts import some_text
 
-from megaplug.data import shards
+from megaplug.data import documents, shards
+from megaplug.data.compressed import Stream
+from megaplug.data.documents import read_documents
+from megaplug.data.faults import Faults
 from megaplug.data.indexed import read_indexed, write_index
 from megaplug.data.libraries import optional
 from megaplug.data.prepare import prepare
+from megaplug.data.sources import find_corpus
 from megaplug.errors import UserError
 
 EOD = 256
@@ -304,6 +310,44 @@ def test_a_library_that_is_not_installed_is_named_with_what_installs_it(monkeypa
     with pytest.raises(UserError, match=r"x\.parquet needs the package pyarrow") as error:
         optional("pyarrow.parquet", "x.parquet")
     assert "pip install pyarrow" in error.value.hint and "megaplug[data]" in error.value.hint
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
+@pytest.mark.parametrize("giant", [0, 1, 2])
+def test_a_line_longer_than_many_parts_is_read_once(giant, piece, tmp_path, make_job, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 100)
+    monkeypatch.setattr(documents, "_PIECE", piece)
+    texts = ["first", "second", "third"]
+    texts[giant] = "long " * 2_000
+    file = tmp_path / "giant.jsonl"
+    file.write_bytes(lines(texts))
+    given = 0
+
+    class Counted(io.BytesIO):
+        def readline(self, size: int = -1, /) -> bytes:
+            return self._counted(super().readline(size))
+
+        def __next__(self) -> bytes:
+            return self._counted(super().__next__())
+
+        def _counted(self, line: bytes) -> bytes:
+            nonlocal given
+            given += len(line)
+            return line
+
+    @contextlib.contextmanager
+    def opened(path: Path):
+        data = Counted(path.read_bytes())
+        yield Stream(data, data)
+
+    monkeypatch.setattr(documents, "open_stream", opened)
+    found = list(read_documents(find_corpus(str(file)), Faults()))
+    assert [document.text.decode() for document in found] == texts
+    assert sum(document.num_read for document in found) == file.stat().st_size
+    assert given < 2.5 * file.stat().st_size
+    monkeypatch.undo()
+    monkeypatch.setattr(shards, "SHARD_BYTES", 100)
+    assert tokens_of(prepare(make_job(file, split="1"))) == reference(texts)
 
 
 @pytest.mark.parametrize("shard_bytes", [99, 100, 101, 200])
