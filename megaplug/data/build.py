@@ -54,6 +54,13 @@ def content_hash(digests: np.ndarray) -> str:
     return hashlib.sha256(digests[_order(digests)].tobytes()).hexdigest()
 
 
+def changed(corpus: Corpus) -> UserError:
+    """What is raised where a corpus is not what it was when it was read before."""
+    return UserError(
+        f"data.path: {corpus.root} changed while it was read", hint="start again when it is still"
+    )
+
+
 def build_entry(
     folder: Path,
     corpus: Corpus,
@@ -125,16 +132,13 @@ def _encode(
     import numpy as np
 
     progress.stage(f"tokenizing {corpus.title}", corpus.size)
-    changed = UserError(
-        f"data.path: {corpus.root} changed while it was read", hint="start again when it is still"
-    )
     common = {"do": "encode", "folder": str(folder), "dtype": dtype, "tokenizer": tokenizer}
     tasks = _each(corpus, lambda shard: common)
     rows, number = [], 0
     for result in crew.results(tasks, progress.advance):
         found = _array_of_digests(result)
         if not np.array_equal(found, digests[number : number + len(found)]):
-            raise changed
+            raise changed(corpus)
         number += len(found)
         lengths = np.frombuffer(unpack(result["lengths"]), dtype=np.int64)
         block = np.empty((len(lengths), 3), dtype=np.int64)
@@ -143,7 +147,7 @@ def _encode(
         block[:, 2] = lengths
         rows.append(block)
     if number != len(digests):
-        raise changed
+        raise changed(corpus)
     return np.concatenate(rows)[_order(digests)]
 
 

@@ -36,7 +36,7 @@ from megaplug.errors import UserError
 from megaplug.runs.atomic import fsync_folder, write_text_atomic
 
 FORMAT = 1
-"""Part of every fingerprint: a change of what is built for the same text must raise it."""
+"""Part of every fingerprint and shortcut: a change of what is built for the same text must raise it."""
 
 _ENTRY = "entry.json"
 _HINT = "choose another place with data.cache_dir="
@@ -96,7 +96,8 @@ def recall(root: Path, name: str, listing: str) -> dict[str, Any] | None:
     """
     try:
         kept = json.loads(_shortcut(root, name).read_bytes())
-        return dict(kept["known"]) if kept["listing"] == listing else None
+        is_known = (kept["format"], kept["listing"]) == (FORMAT, listing)
+        return dict(kept["known"]) if is_known else None
     except (OSError, ValueError, TypeError, KeyError):
         return None  # there is none, or it is damaged: the files are read
 
@@ -114,9 +115,16 @@ def remember(root: Path, name: str, listing: str, known: dict[str, Any], age_ns:
     if age_ns < _TICK_NS:
         return
     try:
-        write_cached(_shortcut(root, name), json.dumps({"listing": listing, "known": known}) + "\n")
+        kept = {"format": FORMAT, "listing": listing, "known": known}
+        write_cached(_shortcut(root, name), json.dumps(kept) + "\n")
     except UserError as error:
         say(f"the next start must read all files again: {error.message}")
+
+
+def forget(root: Path, name: str) -> None:
+    """Drops what was remembered of some files under this name."""
+    with cache_errors(root):
+        _shortcut(root, name).unlink(missing_ok=True)
 
 
 def _shortcut(root: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from megaplug.data import blend, cache
 from megaplug.data.blend import Given
-from megaplug.data.build import build_entry, content_hash, digest_documents
+from megaplug.data.build import build_entry, changed, content_hash, digest_documents
 from megaplug.data.crew import Crew, crew, num_cores
 from megaplug.data.faults import Faults
 from megaplug.data.prefixes import build_views, check_ids, listing_key, scan_prefix
@@ -124,7 +124,12 @@ class _Preparation:
             fingerprint = _fingerprint(known["content"], self.tokenizer, shares)
 
             def build(folder: Path) -> dict[str, Any]:
-                found = digests if digests is not None else _again(corpus, known["content"], *working())
+                found = digests
+                if found is None:
+                    found, _ = digest_documents(corpus, *working())
+                    if content_hash(found) != known["content"]:
+                        cache.forget(self.root, name)  # or it would be believed at every start
+                        raise changed(corpus)
                 return build_entry(folder, corpus, found, self.tokenizer, shares, *working())
 
             entry = self._entry(fingerprint, build)
@@ -186,12 +191,3 @@ class _Preparation:
 def _fingerprint(content: str, tokenizer: Tokenizer, shares: Shares) -> str:
     parts = [cache.FORMAT, content, tokenizer.fingerprint, [str(share) for share in shares]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def _again(corpus: Corpus, content: str, workers: Crew, shown: Progress) -> np.ndarray:
-    digests, _ = digest_documents(corpus, workers, shown)
-    if content_hash(digests) != content:
-        raise UserError(
-            f"data.path: {corpus.root} changed while it was read", hint="start again when it is still"
-        )
-    return digests

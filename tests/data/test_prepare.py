@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import shutil
@@ -166,6 +167,35 @@ def test_files_too_new_to_trust_their_times_are_read_again(corpus_folder, make_j
     assert not (Path(job.data.cache_dir) / "shortcuts").exists()
     prepare(job)
     assert len(builds) == 1
+
+
+def test_a_shortcut_that_is_wrong_is_found_out_once(corpus_folder, make_job, monkeypatch):
+    age(corpus_folder, monkeypatch)
+    first = prepare(make_job(corpus_folder))
+    (shortcut,) = (Path(make_job("").data.cache_dir) / "shortcuts").iterdir()
+    kept = json.loads(shortcut.read_text())
+    kept["known"]["content"] = "0" * 64
+    shortcut.write_text(json.dumps(kept))
+    with pytest.raises(UserError, match="changed while it was read"):
+        prepare(make_job(corpus_folder))
+    assert prepare(make_job(corpus_folder)) == first
+
+
+@pytest.mark.parametrize("before", [1, None])
+def test_a_shortcut_of_another_format_is_not_taken(before, corpus_folder, make_job, monkeypatch):
+    """Files that look unchanged are read again where other things are to be known of them."""
+    age(corpus_folder, monkeypatch)
+    prepare(make_job(corpus_folder))
+    (shortcut,) = (Path(make_job("").data.cache_dir) / "shortcuts").iterdir()
+    kept = json.loads(shortcut.read_text())
+    kept["known"] = {"other": "things"}
+    if before is None:
+        kept.pop("format", None)
+        shortcut.write_text(json.dumps(kept))
+    else:
+        shortcut.write_text(json.dumps(kept))
+        monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
+    prepare(make_job(corpus_folder))
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut", "no entry"])
