@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Iterable, Iterator
+from itertools import pairwise, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +38,10 @@ def digest_documents(corpus: Corpus, crew: Crew, progress: Progress) -> tuple[np
         UserError: The corpus cannot be read.
     """
     progress.stage(f"reading {corpus.title}", corpus.size)
-    tasks = _each(corpus, lambda shard: {"do": "digest"})
+    shards, same = tee(cut(corpus))
+    tasks = _each(corpus, shards, {"do": "digest"})
     faults, digests = Faults(), []
-    for shard, result in zip(cut(corpus), crew.results(tasks, progress.advance), strict=True):
+    for shard, result in zip(same, crew.results(tasks, progress.advance), strict=True):
         digests.append(_array_of_digests(result))
         before = faults.lines if shard.start else 0
         part = Faults.from_dict(result["faults"])
@@ -133,7 +134,7 @@ def _encode(
 
     progress.stage(f"tokenizing {corpus.title}", corpus.size)
     common = {"do": "encode", "folder": str(folder), "dtype": dtype, "tokenizer": tokenizer}
-    tasks = _each(corpus, lambda shard: common)
+    tasks = _each(corpus, cut(corpus), common)
     rows, number = [], 0
     for result in crew.results(tasks, progress.advance):
         found = _array_of_digests(result)
@@ -192,9 +193,9 @@ def _between(pieces: np.ndarray, begin: int, end: int) -> np.ndarray:
     return chosen
 
 
-def _each(corpus: Corpus, more: Callable[[Shard], dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for shard in cut(corpus):
-        yield {**more(shard), "shard": shard.to_dict(), "text_key": corpus.text_key}
+def _each(corpus: Corpus, shards: Iterable[Shard], common: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for shard in shards:
+        yield {**common, "shard": shard.to_dict(), "text_key": corpus.text_key}
 
 
 def _array_of_digests(result: dict[str, Any]) -> np.ndarray:

@@ -68,6 +68,12 @@ def _of_parquet(path: str, shard: Shard, text_key: str) -> Iterator[tuple[int, i
     """Number of rows before, rows of the whole shard, and the column, of each handful of rows."""
     with optional("pyarrow.parquet", path).ParquetFile(path) as file:
         _check_column(file.schema_arrow, path, text_key)
+        if file.metadata.num_row_groups < shard.stop:
+            raise UserError(
+                f"data.path: {path} changed while it was read: it has {file.metadata.num_row_groups} row "
+                f"groups, and had {shard.stop}",
+                hint="start again when it is still",
+            )
         rows = [file.metadata.row_group(i).num_rows for i in range(shard.stop)]
         first = sum(rows[: shard.start])
         groups = list(range(shard.start, shard.stop))

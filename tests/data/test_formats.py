@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small_texts import some_text
 
-from megaplug.data import documents, shards
+from megaplug.data import build, documents, shards
 from megaplug.data.compressed import Stream
 from megaplug.data.documents import read_documents
 from megaplug.data.faults import Faults
@@ -240,6 +240,26 @@ def test_a_column_may_have_any_name_and_a_wrong_one_is_answered_with_those_there
         prepare(make_job(tmp_path / "a.parquet"))
     with pytest.raises(UserError, match=r"'id' of .* holds int64, not strings"):
         prepare(make_job(tmp_path / "a.parquet", text_key="id"))
+
+
+def test_a_table_that_becomes_shorter_while_it_is_read_is_named(tmp_path, make_job, monkeypatch):
+    """It is cut once, and then written anew with fewer groups of rows before the first is read."""
+    file = tmp_path / "rows.parquet"
+    write_parquet(file, TEXTS, row_group_size=7)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1)
+    real = build.cut
+    calls = []
+
+    def then_write(corpus):
+        calls.append(corpus)
+        found = list(real(corpus))
+        write_parquet(file, TEXTS, row_group_size=30)
+        return iter(found)
+
+    monkeypatch.setattr(build, "cut", then_write)
+    with pytest.raises(UserError, match=r"rows\.parquet changed while it was read: it has 3 row groups"):
+        prepare(make_job(file))
+    assert len(calls) == 1
 
 
 def test_a_dictionary_of_sets_names_its_splits_and_each_is_a_source(tmp_path, make_job):
