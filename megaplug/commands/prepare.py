@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,7 @@ flags:
   --version            the versions of megaplug, Megatron-core and torch
 
 The keys are those of launch/train.py; here data.* and tokenizer.* count."""
+_MOST_IDS = 2**31  # an id is an int32 in Megatron's files
 _FLAGS = "--help, --config-dir, --config-name, --completion, --version"
 # The words that are no keys of a job, with the values that they can have.
 OWN: dict[str, tuple[str, ...]] = {
@@ -77,12 +79,14 @@ class Asked:
         own: The words that are no keys of a job.
         command: All of it.
         tokenizer_given: Whether any word names a tokenizer.
+        data_given: The words that name data or what is done with it.
     """
 
     job: Job
     own: Mapping[str, str]
     command: cli.CommandLine
     tokenizer_given: bool
+    data_given: Sequence[str]
 
     @property
     def talks(self) -> bool:
@@ -129,7 +133,8 @@ def _main(words: Sequence[str]) -> int:
             raise UserError(f"{key}= has no value", hint="see --help")
     job = compose_job(rest, command.source)
     given = any(word.startswith(("tokenizer=", "tokenizer.")) for word in rest)
-    report, text = _ACTIONS[action](Asked(job, own, command, given))
+    data_given = [word for word in rest if word.lstrip("+~").startswith(("data=", "data."))]
+    report, text = _ACTIONS[action](Asked(job, own, command, given, data_given))
     return cli.show(
         json.dumps({"action": action, **report}, indent=2) if own.get("output") == "json" else text
     )
@@ -179,10 +184,17 @@ def _inspect(asked: Asked) -> tuple[dict[str, Any], str]:
     from megaplug.commands.prepared import inspected_text
     from megaplug.data.indexed import read_indexed
     from megaplug.data.inspection import inspect
-    from megaplug.data.lengths_picture import draw_lengths
+    from megaplug.data.lengths_picture import check_ending, draw_lengths
     from megaplug.data.tokenizers import load_tokenizer
 
     prefix, picture = asked.path("prefix"), asked.path("picture")
+    if picture is not None:
+        check_ending(picture)
+    if prefix is not None and asked.data_given:
+        raise UserError(
+            f"{asked.data_given[0]} means nothing with prefix=, which names what is looked at",
+            hint="leave one of them away",
+        )
     tokenizer: Tokenizer | None = None
     found: list[tuple[str, Inspection]]
     if prefix is None:
@@ -229,9 +241,7 @@ def _train_tokenizer(asked: Asked) -> tuple[dict[str, Any], str]:
     folder, size = asked.path("out"), asked.own.get("vocab_size", "")
     if folder is None:
         raise UserError("out= is not given", hint="name the folder to write: out=my/tokenizer")
-    if not size.replace("_", "").isdecimal():
-        said = f"vocab_size: {size!r} is not a whole number" if size else "vocab_size= is not given"
-        raise UserError(said, hint="the number of tokens: vocab_size=8192")
+    number = _vocab_size(size)
     if asked.job.tokenizer != TokenizerConfig():
         raise UserError("tokenizer: one is trained here, and none is read", hint="leave tokenizer away")
     cache = cache_root(asked.job.data.cache_dir)
@@ -240,15 +250,28 @@ def _train_tokenizer(asked: Asked) -> tuple[dict[str, Any], str]:
     with progress(None if asked.talks else False) as shown:
         trained = train_tokenizer(
             corpora,
-            int(size),
+            number,
             folder,
             shown,
             faults,
             overwrite=asked.own.get("overwrite") == "true",
             refuse_faults=asked.job.data.bad_lines == "refuse",
         )
-    report = {**trained.as_json(), "asked_vocab_size": int(size), "num_bad": faults.bad}
+    report = {**trained.as_json(), "asked_vocab_size": number, "num_bad": faults.bad}
     return report, trained_text(report, asked.command)
+
+
+def _vocab_size(typed: str) -> int:
+    hint = "the number of tokens: vocab_size=8192"
+    if not typed:
+        raise UserError("vocab_size= is not given", hint=hint)
+    if not re.fullmatch("[0-9]+(_[0-9]+)*", typed):
+        raise UserError(f"vocab_size: {typed!r} is not a whole number", hint=hint)
+    if len(typed) > 20 or int(typed) >= _MOST_IDS:
+        raise UserError(
+            f"vocab_size: {typed[:30]} is not below {_MOST_IDS:,}, the ids that there are", hint=hint
+        )
+    return int(typed)
 
 
 _ACTIONS: dict[str, Callable[[Asked], tuple[dict[str, Any], str]]] = {

@@ -22,12 +22,13 @@ def draw_lengths(file: Path, title: str, sets: Sequence[tuple[str, Inspection]])
         sets: Labels and what was found.
 
     Raises:
-        UserError: The ending is not known, or the disk refused.
+        UserError: The ending is not known, there is no document, or the disk refused.
     """
-    if file.suffix.lower() not in ENDINGS:
+    check_ending(file)
+    drawn = [(label, found) for label, found in sets if found.num_documents]
+    if not drawn:
         raise UserError(
-            f"picture: {file.name} ends in {file.suffix or 'nothing'!r}",
-            hint=f"end it with {' or '.join(ENDINGS)}",
+            f"picture: there is no document in {title}, and so no length", hint="leave picture= away"
         )
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -35,7 +36,7 @@ def draw_lengths(file: Path, title: str, sets: Sequence[tuple[str, Inspection]])
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for label, found in sets:
+    for label, found in drawn:
         edges = [low for low, _, _ in found.histogram] + [high + 1 for _, high, _ in found.histogram[-1:]]
         axes.stairs(
             [number for *_, number in found.histogram], [max(edge, 0.5) for edge in edges], label=label
@@ -46,4 +47,13 @@ def draw_lengths(file: Path, title: str, sets: Sequence[tuple[str, Inspection]])
     axes.legend()
     content = io.BytesIO()
     canvas.print_figure(content, format=file.suffix.lower().removeprefix("."))
-    write_bytes_atomic(file, content.getvalue())
+    write_bytes_atomic(file, content.getvalue(), "picture=")
+
+
+def check_ending(file: Path) -> None:
+    """Raises `UserError` unless a picture can have this name."""
+    if file.suffix.lower() not in ENDINGS:
+        raise UserError(
+            f"picture: {file.name} ends in {file.suffix or 'nothing'!r}",
+            hint=f"end it with {' or '.join(ENDINGS)}",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from small_jobs import SMALL, write_corpus
 from small_tokenizers import write_sentencepiece, write_tiktoken
 
 from megaplug.commands import prepare
-from megaplug.data.indexed import read_indexed
+from megaplug.data.indexed import read_indexed, write_index
 from megaplug.data.tokenizers import load_tokenizer
 from megaplug.job.schema import TokenizerConfig
 
@@ -183,12 +184,18 @@ def test_a_tokenizer_of_ones_own_is_trained_and_taken(words, capsys, tmp_path):
         (["data.split='0,1,0'"], "data.split"),
         (["tokenizer=sentencepiece"], "tokenizer.path: is not given"),
         (["tokenizer=tiktoken", "tokenizer.path=nowhere"], "nowhere does not exist"),
-        (["action=inspect", "prefix=nowhere"], "prefix: "),
+        (["action=inspect", "prefix=nowhere"], "data=text means nothing with prefix="),
         (["action=inspect", "picture=x.gif"], "picture: x.gif ends in '.gif'"),
         (["action=train_tokenizer", "vocab_size=300"], "out= is not given"),
         (["action=train_tokenizer", "out=x"], "vocab_size= is not given"),
         (["action=train_tokenizer", "out=x", "vocab_size=many"], "'many' is not a whole number"),
+        *(
+            (["action=train_tokenizer", "out=x", f"vocab_size={size}"], f"'{size}' is not a whole number")
+            for size in ("_300", "8__192", "300_", "-300", "3e3")
+        ),
         (["action=train_tokenizer", "out=x", "vocab_size=9"], "9 is below 257"),
+        (["action=train_tokenizer", "out=x", "vocab_size=9_999_999_999"], "is not below 2,147,483,648"),
+        (["action=train_tokenizer", "out=x", f"vocab_size={'9' * 5000}"], "is not below 2,147,483,648"),
         (["action=train_tokenizer", "out=x", "vocab_size=300", "tokenizer.path=y"], "leave tokenizer away"),
         (["action=train_tokenizer", "out=corpus", "vocab_size=300"], "corpus is there already"),
         (["--cfg", "job"], "are flags of launch/train.py"),
@@ -210,8 +217,34 @@ def test_help_and_json_start_without_torch(words, tmp_path):
     assert json.loads(done.stdout)["action"] == "prepare"
 
 
-def test_a_picture_cannot_be_written_where_there_is_no_folder(words, capsys):
+def test_a_picture_cannot_be_written_where_there_is_no_folder(words, capsys, monkeypatch):
     assert "cannot write" in refused(capsys, *words, "action=inspect", "picture=no/folder/x.png")
+    monkeypatch.setattr("os.fsync", full_disk)
+    message = refused(capsys, *words, "action=inspect", "picture=x.png")
+    assert "x.png" in message and "picture=" in message and "runs_dir" not in message
+
+
+def full_disk(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_picture_of_another_ending_is_refused_before_anything_is_prepared(words, capsys, tmp_path):
+    assert "ends in '.gif'" in refused(capsys, *words, "action=inspect", "picture=x.gif")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_pair_without_documents_is_looked_at_and_has_no_picture(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.bin").touch()
+    write_index(tmp_path / "empty.idx", "uint16", np.zeros(0, dtype=np.int64))
+    assert answer(capsys, "action=inspect", "prefix=empty")["sets"]["empty"]["num_documents"] == 0
+    assert "0" in asked(capsys, "action=inspect", "prefix=empty")
+    message = refused(capsys, "action=inspect", "prefix=empty", "picture=x.png")
+    assert "there is no document in" in message and not (tmp_path / "x.png").exists()
+
+
+def test_a_pair_that_is_not_there_is_named(capsys):
+    assert "prefix: " in refused(capsys, "action=inspect", "prefix=nowhere")
 
 
 @pytest.mark.parametrize(
