@@ -30,11 +30,15 @@ def kind_of(name: str) -> str | None:
 
 
 def ending_of(name: str) -> str:
-    """The ending in small letters, two parts of it for compressed files: ``.jsonl.gz``."""
+    """The ending in small letters, two parts of it for compressed files: ``.jsonl.gz``.
+
+    A ``.BIN`` or ``.IDX`` stays as it is: Megatron looks for small letters.
+    """
     parts = name.lower().rsplit(".", 2)
     if len(parts) == 3 and parts[2] in ("gz", "zst"):
         return f".{parts[1]}.{parts[2]}"
-    return f".{parts[-1]}" if len(parts) > 1 else ""
+    ending = f".{parts[-1]}" if len(parts) > 1 else ""
+    return ending if KINDS.get(ending) != PREFIX else name[-len(ending) :]
 
 
 def is_compressed(name: str) -> bool:

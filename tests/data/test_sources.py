@@ -88,6 +88,19 @@ def test_a_missing_path_an_empty_path_and_a_folder_without_text_are_named(tmp_pa
         texts(tmp_path)
 
 
+def test_a_pair_in_capitals_is_no_pair_and_named(tmp_path, make_job, capsys):
+    for name in ("x.BIN", "x.IDX"):
+        (tmp_path / name).write_bytes(b"MMIDIDX")
+        with pytest.raises(UserError, match=rf"x\.{name[2:]} ends in '\.{name[2:]}', not in a known kind"):
+            prepare(make_job(tmp_path / name))
+    with pytest.raises(UserError, match=r"no file of a known kind .* 1 x \.BIN"):
+        texts(tmp_path)
+    (tmp_path / "a.txt").write_text("a" * 100)
+    prepare(make_job(tmp_path))
+    said = capsys.readouterr().err
+    assert "1 x .BIN" in said and "1 x .IDX" in said
+
+
 def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
     file = tmp_path / "secret.txt"
     file.write_text("x")
