@@ -54,6 +54,9 @@ def crew(size: int, tokenizer: TokenizerConfig) -> Iterator[Crew]:
     Args:
         size: Processes.
         tokenizer: What they tokenize with.
+
+    Raises:
+        UserError: The machine refuses to start so many.
     """
     if size <= 1:
         desk = Desk(0, tokenizer)
@@ -62,8 +65,10 @@ def crew(size: int, tokenizer: TokenizerConfig) -> Iterator[Crew]:
         finally:
             desk.close()
         return
-    children = [_Child(number, tokenizer) for number in range(size)]
+    children: list[_Child] = []
     try:
+        for number in range(size):
+            children.append(_Child(number, tokenizer))
         yield _Many(children)
     finally:
         for child in children:
@@ -116,18 +121,23 @@ class _Child:
     """One process, and what it said that is not yet a whole line."""
 
     def __init__(self, number: int, tokenizer: TokenizerConfig) -> None:
-        paths = [str(Path(megaplug.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        # An empty path is the folder that one stands in: whose files are no modules here, as -P has it.
+        others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        paths = [str(Path(megaplug.__file__).parents[1]), *others]
         alone = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        env = {**os.environ, **alone, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        env = {**os.environ, **alone, "PYTHONPATH": os.pathsep.join(paths)}
         pipe = subprocess.PIPE
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed in `end`
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "megaplug.data.worker", str(number), str(os.getpid())],
-            env=env,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=self._log,
-        )
+        command = [sys.executable, "-P", "-m", "megaplug.data.worker", str(number), str(os.getpid())]
+        try:
+            self._process = subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=self._log)
+        except OSError as error:
+            self._log.close()
+            raise UserError(
+                f"data.path: process {number + 1} that tokenizes cannot be started: {error.strerror}",
+                hint="give it fewer cores, for example with taskset -c 0, or raise the limit (ulimit -u)",
+                exit_code=1,
+            ) from error
         self._heard = bytearray()
         assert self._process.stdout is not None
         self.answers = self._process.stdout

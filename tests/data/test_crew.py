@@ -130,6 +130,39 @@ def test_a_document_that_the_tokenizer_raises_on_is_shown(
     assert "Missing [UNK] token" in error.value.message
 
 
+def test_children_end_when_one_of_them_cannot_be_started(monkeypatch):
+    real, started = subprocess.Popen, []
+
+    def refuse_third(*args: object, **more: object):
+        if len(started) == 2:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.append(real(*args, **more))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", refuse_third)
+    with (
+        pytest.raises(UserError, match="process 3 that tokenizes cannot be started: Resource temp"),
+        crew(4, TokenizerConfig()),
+    ):
+        pass
+    assert [child.returncode for child in started] == [-signal.SIGKILL] * 2
+
+
+@pytest.mark.parametrize("path", [None, ""])
+def test_files_where_one_stands_are_no_modules_of_the_children(
+    path, corpus, make_job, tmp_path, monkeypatch, bpe_file
+):
+    for name in ("queue", "json", "tokenizers"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    if path is not None:
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", *filter(None, sys.path)]))
+    monkeypatch.setattr(prepare, "num_cores", lambda: 2)
+    job = make_job(corpus)
+    job.tokenizer = TokenizerConfig(type="huggingface", path=str(bpe_file))
+    assert prepare.prepare(job).num_documents["train"] > 300
+
+
 SCRIPT = """
 import sys
 from megaplug.data import prepare, shards
