@@ -57,6 +57,7 @@ def build_datasets(
         reset_attention_mask=args.reset_attention_mask,
         eod_mask_loss=args.eod_mask_loss,
         create_attention_mask=args.create_attention_mask_in_dataloader,
+        mid_level_dataset_surplus=args.mid_level_dataset_surplus,
     )
     builder = BlendedMegatronDatasetBuilder(
         GPTDataset, num_samples, partial(is_first_or_last_pipeline_stage, vp_stage), config
