@@ -17,7 +17,7 @@ from megaplug.errors import UserError
 from megaplug.job.facts import SPLITS, DataFacts, Part
 from megaplug.job.schema import DataConfig
 from megaplug.job.sources import KEYS, numbered, sources
-from megaplug.runs.atomic import fsync_folder
+from megaplug.runs.atomic import beside, fsync_folder
 
 _IDS_AT_ONCE = 4_000_000
 _HINT = "choose another place with out="
@@ -121,20 +121,20 @@ def _files(prefix: Path) -> list[Path]:
 
 def _copy(pair: IndexedTokens, prefix: Path) -> None:
     bin_file, idx_file = _files(prefix)
-    beside = [file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in (bin_file, idx_file)]
+    unfinished = [beside(file) for file in (bin_file, idx_file)]
     try:
-        with beside[0].open("wb") as stream:
+        with unfinished[0].open("wb") as stream:
             for start in range(0, pair.num_tokens, _IDS_AT_ONCE):
                 stream.write(memoryview(pair.tokens[start : start + _IDS_AT_ONCE]).cast("B"))
             stream.flush()
             os.fsync(stream.fileno())
-        write_index(beside[1], pair.tokens.dtype.name, pair.lengths)
-        with beside[1].open("rb") as stream:
+        write_index(unfinished[1], pair.tokens.dtype.name, pair.lengths)
+        with unfinished[1].open("rb") as stream:
             os.fsync(stream.fileno())
         idx_file.unlink(missing_ok=True)  # an old index must not stand beside new ids
-        beside[0].replace(bin_file)
-        beside[1].replace(idx_file)
+        unfinished[0].replace(bin_file)
+        unfinished[1].replace(idx_file)
         fsync_folder(prefix.parent)
     finally:
-        for file in beside:
+        for file in unfinished:
             file.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 
 from megaplug.errors import UserError
 
-_BESIDE = re.compile(r"\..+\.[0-9]+\.tmp")
+_BESIDE = re.compile(r"\..+\.[0-9]+(-[0-9a-f]{8})?\.tmp")  # without the letters, of earlier versions
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_FOLDER = {errno.EEXIST, errno.ENOTDIR}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -90,16 +91,24 @@ def write_bytes_atomic(path: Path, content: bytes, setting: str = "runs_dir=") -
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which has its name when it is whole and durable; none where the block fails."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = beside(path)
     try:
-        with beside.open("wb") as file:
+        with unfinished.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        unfinished.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     fsync_folder(path.parent)
+
+
+def beside(path: Path) -> Path:
+    """Where a file is written before it has its name; `remove_unfinished` knows it.
+
+    The letters are by chance: containers that share a disk may number their processes alike.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def remove_unfinished(folder: Path) -> list[Path]:

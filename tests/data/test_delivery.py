@@ -70,6 +70,21 @@ def test_a_disk_that_fills_up_leaves_whole_pairs_only(fails_at, facts, tmp_path,
     assert there == ({"set-train.bin", "set-train.idx"} if fails_at == 4 else set())
 
 
+def test_two_that_copy_to_one_place_do_not_meet(facts, tmp_path, monkeypatch):
+    """Both are this process: so are two containers' that count theirs from one."""
+    real = delivery.write_index
+
+    def meanwhile(*rest: object) -> None:
+        monkeypatch.setattr(delivery, "write_index", real)
+        deliver(facts, tmp_path / "set", overwrite=True)
+        real(*rest)
+
+    monkeypatch.setattr(delivery, "write_index", meanwhile)
+    for old, new in deliver(facts, tmp_path / "set", overwrite=True).items():
+        assert np.array_equal(read_indexed(Path(old)).tokens, read_indexed(Path(new)).tokens)
+    assert not list(tmp_path.glob(".set*"))
+
+
 def test_a_new_copy_never_stands_beside_an_old_index(facts, tmp_path, monkeypatch):
     deliver(facts, tmp_path / "set", overwrite=False)
     real = Path.replace

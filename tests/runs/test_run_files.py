@@ -9,7 +9,7 @@ import os
 import pytest
 
 from megaplug.errors import UserError
-from megaplug.runs.atomic import write_json_atomic, write_text_atomic
+from megaplug.runs.atomic import replaced, write_json_atomic, write_text_atomic
 from megaplug.runs.state import RunState, read_state, write_state
 
 
@@ -66,3 +66,14 @@ def test_a_broken_state_is_a_user_error(tmp_path, text):
     (tmp_path / "state.json").write_text(text)
     with pytest.raises(UserError, match="does not hold the state"):
         read_state(tmp_path / "state.json")
+
+
+def test_two_that_write_one_file_do_not_meet_though_their_processes_have_one_number(tmp_path):
+    path = tmp_path / "file"
+    with replaced(path) as first:
+        first.write(b"first")
+        with replaced(path) as second:
+            second.write(b"2")
+        assert path.read_text() == "2"
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]

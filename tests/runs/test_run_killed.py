@@ -206,6 +206,8 @@ def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(tmp_path:
         left = max(left, len(remove_unfinished(tmp_path)))
         assert sorted({*tmp_path.iterdir()} - {file}) == sorted(mine)
     assert left == 1
+    (tmp_path / ".state.json.1234.tmp").touch()  # as earlier versions named them
+    assert len(remove_unfinished(tmp_path)) == 1
     assert remove_unfinished(tmp_path / "nowhere") == []
 
 
