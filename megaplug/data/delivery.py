@@ -87,7 +87,7 @@ def refuse_among_sources(out: Path, data: DataConfig) -> None:
     for key in KEYS:
         for spec in sources(data, key):
             root = Path(spec.path).expanduser().resolve()
-            if spec.path == STDLIB or not root.is_dir() or not place.is_relative_to(root):
+            if spec.path in ("", STDLIB) or not root.is_dir() or not place.is_relative_to(root):
                 continue
             folders = [folder for folder in place.parents if folder.is_relative_to(root)]
             is_hidden = any(part.startswith(".") for part in place.relative_to(root).parts)

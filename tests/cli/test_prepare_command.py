@@ -181,6 +181,7 @@ def test_a_tokenizer_of_ones_own_is_trained_and_taken(words, capsys, tmp_path):
         (["action=inspect", "out=x"], "out= means nothing with action=inspect"),
         (["out="], "out= has no value"),
         (["data.path=nowhere"], "nowhere does not exist"),
+        (["data.path=''", "out=x"], "data.path: it is empty"),
         (["data.split='0,1,0'"], "data.split"),
         (["tokenizer=sentencepiece"], "tokenizer.path: is not given"),
         (["tokenizer=tiktoken", "tokenizer.path=nowhere"], "nowhere does not exist"),
