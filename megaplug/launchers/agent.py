@@ -87,7 +87,7 @@ class Agent:
         for number in numbers:
             if number not in SIGNALS:
                 continue
-            self._wire.send("asked to stop", signal=number)
+            self._wire.send("asked to stop", signal=number, again=self._was_asked)
             if number == signal.SIGINT and self._was_asked:
                 return _AT_ONCE
             self._was_asked = True

@@ -154,7 +154,7 @@ class Nodes:
         for wire in self._wires.values():
             for message in wire.receive():
                 if message["kind"] == "asked to stop" and message.get("signal") in SIGNALS:
-                    signals.pass_on(message["signal"])
+                    signals.pass_on(message["signal"], again=bool(message.get("again")))
 
     def _greet(self, is_over: bool) -> Guest | None:
         """The next in line; None where it has gone meanwhile."""

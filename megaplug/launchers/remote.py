@@ -134,7 +134,8 @@ class RemoteCrew:
     def _heard(self, message: Message) -> list[News]:
         kind = message["kind"]
         if kind == "asked to stop":
-            return [News(None, {"event": kind, "signal": signal.Signals(message["signal"])})]
+            again = bool(message.get("again"))
+            return [News(None, {"event": kind, "signal": signal.Signals(message["signal"]), "again": again})]
         if kind in ("stands", "ended"):
             return []  # answers that came too late
         if kind == "cannot start":

@@ -1,7 +1,8 @@
 """The signals that stop a job: the first lets it save, a Ctrl-C after it ends everything at once.
 
 A scheduler repeats itself (SIGUSR2 before the time limit, SIGTERM at it), and what it repeats must not cut a
-save short. Only a person presses Ctrl-C twice.
+save short. Only a person presses Ctrl-C twice. A SIGINT that is sent to every process of a job, as SLURM does, is
+one: each launcher, and each rank, hears it once.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ class StopSignals:
 
     Attributes:
         reader: Each signal is a byte here.
-        asked: Somebody has asked the job to stop.
         heard: The first signal that came, also where it came too late to stop anything.
+        insisted: Somebody has pressed Ctrl-C who had asked before, or after another signal.
     """
 
     def __init__(self) -> None:
-        self.asked = False
         self.heard: signal.Signals | None = None
+        self.insisted = False
+        self._first: int | None = None
         self._is_waiting = False
 
     def __enter__(self) -> Self:
@@ -60,9 +62,30 @@ class StopSignals:
             return None
         return next((signal.Signals(number) for number in numbers if number in SIGNALS), None)
 
-    def pass_on(self, number: int) -> None:
-        """Take a signal that was sent to another machine of the job as if it had been sent here."""
-        self.asked = True
+    @property
+    def asked(self) -> bool:
+        """Whether somebody has asked the job to stop, here or anywhere."""
+        return self._first is not None
+
+    def ask(self, number: int, *, again: bool = False) -> None:
+        """Note that a signal asks the job to stop.
+
+        Args:
+            number: It.
+            again: Whether one had come before to where it came.
+        """
+        if number == signal.SIGINT and self.asked and (again or self._first != signal.SIGINT):
+            self.insisted = True
+        self._first = self._first or number
+
+    def pass_on(self, number: int, *, again: bool = False) -> None:
+        """Take a signal that was sent to another machine of the job.
+
+        Args:
+            number: It.
+            again: Whether one had come to that machine before.
+        """
+        self.ask(number, again=again)
         with contextlib.suppress(BlockingIOError):  # of so many that wait already one more says nothing new
             self._writer.send(bytes([number]))
 
@@ -76,8 +99,7 @@ class StopSignals:
             self._is_waiting = False
 
     def _take(self, number: int, _: FrameType | None) -> None:
-        again = self.asked and number == signal.SIGINT
-        self.asked = True
+        self.ask(number, again=self.heard is not None)
         self.heard = self.heard or signal.Signals(number)
-        if again and self._is_waiting:
+        if self.insisted and number == signal.SIGINT and self._is_waiting:
             raise KeyboardInterrupt

@@ -166,7 +166,7 @@ class Supervisor:
     def _of_a_machine(self, event: Event) -> None:
         """A scheduler, or Ctrl-C, may tell any machine of a job to stop; what else one says is shown."""
         if event["event"] == "asked to stop":
-            self.signals.pass_on(event["signal"])
+            self.signals.pass_on(event["signal"], again=event["again"])
         else:
             self._tell(event)
 
@@ -205,7 +205,7 @@ class Supervisor:
         for number in numbers:
             if number not in SIGNALS:
                 continue
-            if self.stop is not None and number == signal.SIGINT:
+            if self.stop is not None and number == signal.SIGINT and self.signals.insisted:
                 return self._at_once()
             if self.stop is None and any(rank.end is None for rank in self.ranks):
                 self._stop(number)
@@ -220,7 +220,7 @@ class Supervisor:
         """
         can_save = all(rank.can_save for rank in self.ranks)
         self.stop = Stop(number, time.time(), told, can_save)
-        self.signals.asked = True
+        self.signals.ask(number)
         self._hurry(self.grace_s, "grace")
         if told is None:
             for crew in self.crews:

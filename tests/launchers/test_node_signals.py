@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_nodes import FakeNodes, ended, read_until
-from fake_ranks import IGNORES, SAVES, WAITS, await_death, await_taken
+from fake_ranks import IGNORES, SAVES, SAVES_ON_GO, WAITS, await_death, await_taken
 
 from megaplug.launchers.stops import StopSignals
 from megaplug.runs.state import read_state
@@ -38,18 +38,39 @@ def test_a_signal_to_any_launcher_lets_all_ranks_save(
     assert len(nodes.pids()) == 4 and not any(map(is_alive, nodes.pids()))
 
 
-@pytest.mark.parametrize(("first", "second"), [("agent", "agent"), ("agent", "leader"), ("leader", "agent")])
-def test_a_second_ctrl_c_to_any_launcher_ends_all_at_once(nodes: FakeNodes, first: str, second: str) -> None:
-    leader = nodes.start_leader(IGNORES + WAITS, grace_s=1000)
+@pytest.mark.parametrize(("first", "second"), [("agent", "leader"), ("leader", "agent")])
+def test_a_ctrl_c_that_reaches_every_launcher_is_one(nodes: FakeNodes, first: str, second: str) -> None:
+    """As SLURM sends a signal to all tasks of a step."""
+    leader = nodes.start_leader(SAVES_ON_GO + WAITS)
     read_until(leader, "ready")
     read_until(leader, "ready")
     both = {"leader": leader, "agent": nodes.agents[0]}
     both[first].send_signal(signal.SIGINT)
     read_until(leader, "stopping")
-    sent = time.monotonic()
     both[second].send_signal(signal.SIGINT)
+    await_taken(both[second].pid, signal.SIGINT)
+    (nodes.dir / "go").touch()
+    assert ended(leader) == (130, "stopped saved after SIGINT")
+    assert ended(nodes.agents[0]) == (130, "stopped: saved after SIGINT")
+    assert read_state(nodes.folder.state_file).saved_iteration == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to", ["leader", "agent"])
+def test_a_ctrl_c_after_a_signal_to_the_same_launcher_ends_all_at_once(
+    nodes: FakeNodes, to: str, number: signal.Signals
+) -> None:
+    leader = nodes.start_leader(IGNORES + WAITS, grace_s=1000)
+    read_until(leader, "ready")
+    read_until(leader, "ready")
+    both = {"leader": leader, "agent": nodes.agents[0]}
+    both[to].send_signal(number)
+    read_until(leader, "stopping")
+    sent = time.monotonic()
+    both[to].send_signal(signal.SIGINT)
     code, said = ended(leader)
-    assert code == 130 and "killed at once by a second Ctrl-C, without saving" in said
+    by = "a second Ctrl-C" if number == signal.SIGINT else "Ctrl-C after SIGTERM"
+    assert code == 130 and f"killed at once by {by}, without saving" in said
     assert ended(nodes.agents[0])[0] == 130
     assert time.monotonic() - sent < 5.0
     await_death(nodes.pids())

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_ranks import CAN_SAVE, IGNORES, PRELUDE, SAVES, WAITS, FakeJob, await_death, await_taken
+from fake_ranks import CAN_SAVE, IGNORES, PRELUDE, SAVES, SAVES_ON_GO, WAITS, FakeJob, await_death, await_taken
 
 from megaplug.errors import UserError
 from megaplug.runs import lock
@@ -118,10 +118,7 @@ def test_a_ctrl_c_after_any_signal_kills_at_once(launched, is_alive, first):
 @pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP])
 def test_what_a_scheduler_repeats_does_not_cut_a_save_short(launched, again):
     """SIGUSR2 before the time limit, SIGTERM at it."""
-    slow = SAVES.replace(
-        "def leave(*_):", "def leave(*_):\n    while not (here / 'go').exists(): time.sleep(0.01)"
-    )
-    launched.start(slow)
+    launched.start(SAVES_ON_GO)
     launched.process.send_signal(signal.SIGUSR2)
     launched.wait_for("stopping")
     for _ in range(3):
@@ -130,6 +127,20 @@ def test_what_a_scheduler_repeats_does_not_cut_a_save_short(launched, again):
     (launched.dir / "go").touch()
     code, last = launched.end()
     assert (code, last) == (128 + signal.SIGUSR2, "stopped saved after SIGUSR2")
+
+
+def test_a_ctrl_c_that_reaches_a_rank_and_the_launcher_is_one(launched):
+    """As SLURM sends a signal to all processes of a step; the rank may be the first to say so."""
+    launched.start(SAVES_ON_GO + "signal.signal(signal.SIGINT, lambda *_: events.write('told', signal=2))\n")
+    os.kill(launched.rank(1), signal.SIGINT)
+    launched.wait_for("stopping")
+    launched.process.send_signal(signal.SIGINT)
+    await_taken(launched.process.pid, signal.SIGINT)
+    os.kill(launched.rank(0), signal.SIGTERM)
+    os.kill(launched.rank(1), signal.SIGTERM)
+    (launched.dir / "go").touch()
+    code, last = launched.end()
+    assert (code, last) == (130, "stopped saved after SIGINT to rank 1")
 
 
 def test_ranks_that_ignore_sigterm_are_killed_after_the_grace(launched, is_alive):
