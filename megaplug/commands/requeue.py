@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from megaplug.launchers.slurm import REQUEUE, ask_to_be_queued_again
+from megaplug.launchers.slurm import REQUEUE, ask_to_be_queued_again, own_job
 from megaplug.launchers.verdict import AT_ONCE, Outcome
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.history import read_events
@@ -27,6 +27,8 @@ def queue_again(outcome: Outcome, folder: RunFolder, began: int) -> str:
     by_scheduler = outcome.status == "stopped" and outcome.signal in _OF_SCHEDULERS
     if REQUEUE not in os.environ or not by_scheduler or outcome.kind == AT_ONCE:
         return ""
+    if folder.ended_file(own_job(os.environ)).exists():
+        return "not queued again: action=stop has ended its job"
     if outcome.saved_iteration <= began and _before_too(folder, began):
         beyond = f"beyond step {began:,}" if began else "at all"
         return f"not queued again: twice in a row nothing was saved {beyond}; is slurm.time too short?"

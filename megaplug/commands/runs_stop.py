@@ -10,12 +10,13 @@ from pathlib import Path
 
 from megaplug.commands.actions import Answer
 from megaplug.commands.runs_list import row_of
-from megaplug.commands.runs_queue import queues_of
+from megaplug.commands.runs_queue import Queue, queues_of
 from megaplug.commands.runs_words import Asked
 from megaplug.errors import UserError
 from megaplug.launchers import slurm
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.standing import Standing, standing, wait_until_free
+from megaplug.runs.submitted import forget_ended, mark_ended
 
 
 def answer(asked: Asked) -> Answer:
@@ -24,17 +25,42 @@ def answer(asked: Asked) -> Answer:
     stands = standing(folder)
     (queue,) = queues_of([folder])
     if queue:
-        # SIGTERM alone would have it queued again.
+        mark_ended(folder, queue)
         slurm.end(queue)
     elif stands.is_alive:
         _tell(folder, stands)
     wait_until_free(folder.lock_file)
+    if queue:
+        _see_out(folder, queue)
     row = row_of(folder)
     state = row.stands.state
     saved = 0 if state is None else state.saved_iteration
     how = "" if stands.is_alive else "was only queued: " if queue else "was not running: "
     text = f"{folder.name} {how}{row.stands.status} at step {row.iteration:,}, saved up to step {saved:,}"
     return Answer({"run": row.as_json([]), "was_running": stands.is_alive}, text)
+
+
+def _see_out(folder: RunFolder, queue: Queue) -> None:
+    """Cancel jobs that are still there though no process of the run lives: one that has not started any yet.
+
+    Nobody was there to hear a signal, and nothing is to be saved.
+
+    Raises:
+        UserError: SLURM does not answer, refuses, or keeps one.
+    """
+    if left := _not_ending(folder):
+        slurm.cancel(left)
+        wait_until_free(folder.lock_file)
+        if left := _not_ending(folder):
+            listed = ", ".join(f"{job} {state}" for job, state in left.items())
+            raise UserError(f"SLURM has cancelled jobs that are still there: {listed}", exit_code=1)
+    forget_ended(folder, queue)
+
+
+def _not_ending(folder: RunFolder) -> Queue:
+    """The jobs of a run that may still start something."""
+    (queue,) = queues_of([folder])
+    return {job: state for job, state in queue.items() if not state.startswith("COMPLETING")}
 
 
 def _tell(folder: RunFolder, stands: Standing) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from megaplug.errors import UserError
@@ -21,6 +21,12 @@ def node_of_step(environ: Mapping[str, str]) -> tuple[int, int] | None:
     """How many nodes the step has that this process is a task of, and which this one is; None outside."""
     number, node = environ.get("SLURM_STEP_NUM_NODES"), environ.get("SLURM_NODEID")
     return None if number is None or node is None else (int(number), int(node))
+
+
+def own_job(environ: Mapping[str, str]) -> str:
+    """The number of the job that this process is in, as `queued` names it; empty outside."""
+    array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID", "")
 
 
 def submit(script: Path, options: Sequence[str] = ()) -> str:
@@ -62,7 +68,10 @@ def queued(jobs: Sequence[str]) -> dict[str, str]:
 
 
 def end(jobs: Mapping[str, str]) -> None:
-    """Take jobs out of the queue; what runs in one saves and ends as after Ctrl-C, and is not queued again.
+    """Take jobs out of the queue; what runs in one is told to save and end, and ends it.
+
+    By SIGTERM, which cuts no save short however often it comes; whoever asks for this leaves word that the job
+    is not to be queued again (`megaplug.runs.submitted.mark_ended`).
 
     Args:
         jobs: As `queued` has found them.
@@ -74,9 +83,18 @@ def end(jobs: Mapping[str, str]) -> None:
     waiting = [job for job in jobs if job not in running]
     # What waits for the end of another must be gone by then.
     if waiting:
-        _cancel(*waiting)
+        cancel(waiting)
     if running:
-        _cancel("--signal=INT", *running)
+        _cancel("--signal=TERM", *running)
+
+
+def cancel(jobs: Iterable[str]) -> None:
+    """Take jobs out of the queue, whatever runs in them.
+
+    Raises:
+        UserError: There is no SLURM here, or it refuses.
+    """
+    _cancel(*jobs)
 
 
 def _cancel(*words: str) -> None:

@@ -108,6 +108,10 @@ class RunFolder:
         """Which jobs it has made of it, see `megaplug.runs.submitted`."""
         return self.path / "slurm.json"
 
+    def ended_file(self, job: str) -> Path:
+        """There where a person has ended a job of its, so that it does not queue itself again."""
+        return self.path / f"ended-{job}"
+
     @property
     def nodes_key(self) -> Path:
         """What the launchers of a job on several machines prove to each other; for its owner alone."""

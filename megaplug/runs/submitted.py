@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from megaplug.errors import UserError
-from megaplug.runs.atomic import disk_errors, write_json_atomic
+from megaplug.runs.atomic import disk_errors, write_json_atomic, write_text_atomic
 from megaplug.runs.folder import RunFolder
 
 
@@ -33,7 +34,10 @@ class Submitted:
 
 
 def write_submitted(folder: RunFolder, submitted: Submitted) -> None:
-    """Keep it in the run's folder."""
+    """Keep it in the run's folder; what was said of jobs before has lost its meaning."""
+    with disk_errors(folder.path, "write in"):
+        for mark in folder.path.glob(folder.ended_file("*").name):
+            mark.unlink(missing_ok=True)
     write_json_atomic(folder.submitted_file, asdict(submitted))
 
 
@@ -54,3 +58,16 @@ def read_submitted(folder: RunFolder) -> Submitted | None:
     except (ValueError, TypeError, KeyError) as error:
         message = f"{folder.submitted_file} does not say which jobs were submitted"
         raise UserError(message, hint="remove it once squeue shows none of them") from error
+
+
+def mark_ended(folder: RunFolder, jobs: Iterable[str]) -> None:
+    """Leave word that jobs are to end for good, whatever signal ends them."""
+    for job in jobs:
+        write_text_atomic(folder.ended_file(job), "action=stop\n")
+
+
+def forget_ended(folder: RunFolder, jobs: Iterable[str]) -> None:
+    """Take that back, since they are gone."""
+    with disk_errors(folder.path, "write in"):
+        for job in jobs:
+            folder.ended_file(job).unlink(missing_ok=True)

@@ -37,6 +37,14 @@ def train(
     )
 
 
+def about_runs(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Type ``launch/runs.py`` and wait for its end."""
+    command = [sys.executable, str(ROOT / "launch" / "runs.py"), *words]
+    return subprocess.run(
+        command, cwd=ROOT, env=_environment(env), capture_output=True, text=True, timeout=120.0
+    )
+
+
 def started(words: Sequence[str], prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
     """Type a command, and do not wait.
 

@@ -11,6 +11,7 @@ from megaplug.launchers.slurm import REQUEUE
 from megaplug.launchers.verdict import AT_ONCE, Outcome
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.history import append_event
+from megaplug.runs.submitted import Submitted, mark_ended, write_submitted
 
 
 @pytest.fixture
@@ -46,6 +47,23 @@ def test_what_a_scheduler_has_stopped_is_queued_again(folder, signal):
 def test_what_has_ended_otherwise_is_not(folder, outcome):
     assert queue_again(outcome, folder, 20) == ""
     assert not (folder.path / "requeue").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "variables"),
+    [
+        ("17", {"SLURM_JOB_ID": "17"}),
+        ("17_3", {"SLURM_JOB_ID": "20", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}),
+    ],
+)
+def test_a_job_that_a_person_has_ended_is_not_and_the_next_one_is(folder, monkeypatch, job, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    mark_ended(folder, [job])
+    assert "not queued again" in queue_again(stopped("SIGUSR2", 30), folder, 20)
+    assert not (folder.path / "requeue").exists()
+    write_submitted(folder, Submitted((job,), "", "python launch/train.py", (), None, "train"))
+    assert "is queued again" in queue_again(stopped("SIGTERM", 30), folder, 20)
 
 
 def test_a_run_outside_of_a_batch_job_is_not(folder, monkeypatch):

@@ -70,8 +70,34 @@ def test_a_controller_that_does_not_answer_is_said_and_hides_no_run(there, capsy
 
 
 def test_stopping_takes_what_waits_out_of_the_queue_before_what_runs_is_ended(there, capsys):
-    """Else the next of a chain would begin. What runs is told as by Ctrl-C: it is not queued again."""
+    """Else the next of a chain would begin. What runs is told by the signal that cuts no save short."""
     (there / "queue").write_text("17|RUNNING|None\n18|PENDING|Dependency\n")
+    program("scancel", f'echo "$@" >> {there}/cancelled; echo "17|COMPLETING|None" > {there}/queue')
     assert command.main(["action=stop", "run=one-1111aaaa"]) == 0
-    assert (there / "cancelled").read_text() == "18\n--signal=INT 17\n"
+    assert (there / "cancelled").read_text() == "18\n--signal=TERM 17\n"
     assert "was only queued" in capsys.readouterr().out
+
+
+def test_a_job_that_is_stopped_is_marked_until_it_has_ended(there):
+    """Else SIGTERM would have it queued again."""
+    (there / "queue").write_text("17|RUNNING|None\n")
+    program("scancel", f"/bin/ls runs/one-1111aaaa > {there}/seen; : > {there}/queue")
+    assert command.main(["action=stop", "run=one-1111aaaa"]) == 0
+    assert "ended-17\n" in (there / "seen").read_text()
+    assert not RunFolder(Path("runs/one-1111aaaa")).ended_file("17").exists()
+
+
+def test_a_job_that_has_started_no_process_yet_is_cancelled(there, capsys):
+    """No signal reaches anybody in a prolog or in slurm.setup, and the run would begin afterwards."""
+    (there / "queue").write_text("19|RUNNING|None\n")
+    is_told = f'echo "$@" >> {there}/cancelled; case "$1" in --signal=*) ;; *) : > {there}/queue;; esac'
+    program("scancel", is_told)
+    assert command.main(["action=stop", "run=two-2222bbbb"]) == 0
+    assert (there / "cancelled").read_text() == "--signal=TERM 19\n19\n"
+    assert (there / "queue").read_text() == ""
+
+
+def test_a_job_that_slurm_does_not_let_go_is_named(there, capsys):
+    (there / "queue").write_text("19|RUNNING|None\n")
+    assert command.main(["action=stop", "run=two-2222bbbb"]) == 1
+    assert "still there: 19 RUNNING" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live_command import train
+from live_command import about_runs, train
 from local_slurm import KILL_WAIT_S, LocalSlurm, missing
 from small_jobs import SMALL, write_corpus
 
@@ -73,10 +73,14 @@ class Submits:
         assert self.status(folder) == "finished", self.log(folder)
 
     def stop(self, folder: RunFolder, job: str) -> None:
-        """End a run for good, as a person does."""
-        self.slurm.ask("scancel", "--signal=INT", job)
-        self.slurm.wait(lambda: self.slurm.state(job) == "FAILED", "its end", ENDS_S)
-        assert self.status(folder) == "stopped", self.log(folder)
+        """End a run for good, as a person does: what it has computed is saved, and it is not queued again."""
+        done = about_runs("action=stop", f"run={folder.path}", env=self.slurm.environment)
+        assert done.returncode == 0, done.stderr
+        state = read_state(folder.state_file)
+        assert state is not None and state.status == "stopped", self.log(folder)
+        assert 0 < state.saved_iteration == state.iteration == max(losses(folder))
+        ended = ("COMPLETED", "FAILED", "CANCELLED")
+        self.slurm.wait(lambda: self.slurm.state(job) in ended, "its end", ENDS_S)
 
     def log(self, folder: RunFolder) -> str:
         return "\n".join(file.read_text() for file in folder.path.glob("slurm-*.log"))
@@ -159,6 +163,25 @@ def test_whatever_stops_a_job_it_goes_on_in_its_folder_and_no_step_is_lost_or_re
     assert list(losses(folder)) == list(range(1, last + 1))
     here = submits.here(*words, f"train.stop_at={last}")
     assert losses(folder) == pytest.approx(losses(here), abs=TOLERANCE, rel=0)
+
+
+def test_stopping_a_job_of_two_nodes_saves_its_last_step_and_queues_nothing(submits, small):
+    words = (*small, "topology.dp=2", "train.iters=100_000", "checkpoint.save_interval=50_000")
+    folder, (job,) = submits.submit(*words, "launch.nnodes=2")
+    submits.until_step(folder, 20)
+    submits.stop(folder, job)
+    assert submits.slurm.ask("squeue", "--noheader", "--states=PENDING") == ""
+    assert not folder.ended_file(job).exists()
+
+
+def test_a_job_that_is_stopped_before_it_has_started_its_run_never_does(submits, small, tmp_path):
+    setup = tmp_path / "setup.sh"
+    setup.write_text("while true; do sleep 0.1; done\n")
+    folder, (job,) = submits.submit(*small, f"slurm.setup={setup}")
+    submits.slurm.wait(lambda: submits.slurm.state(job) == "RUNNING", "its begin")
+    assert about_runs("action=stop", f"run={folder.path}", env=submits.slurm.environment).returncode == 0
+    assert submits.slurm.state(job) == "CANCELLED"
+    assert submits.steps(folder) == 0
 
 
 def test_a_job_that_a_person_cancels_is_not_queued_again(submits, small):
