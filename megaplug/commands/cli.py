@@ -240,13 +240,20 @@ def is_read(text: str) -> bool:
 
 
 def tell[T](show: Callable[[T], None], what: T) -> None:
-    """Show something to a person who may have gone: a closed pipe or terminal is no reason to end a run."""
+    """Show something to a person who may have gone: a closed pipe or terminal is no reason to end a run.
+
+    Nothing more is written to where it could not be, of stdout and stderr.
+    """
     try:
         show(what)
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()  # what could not be written is still to be
+            except OSError:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
 
 
 class Ended(BaseException):

@@ -102,7 +102,7 @@ class Sweep:
     def run(self) -> int:
         """Start what is left, one after the other; the exit code."""
         points = self._points
-        self._tell({"event": "sweep", **self._report()}, explained(points))
+        self._say({"event": "sweep", **self._report()}, explained(points))
         self._confirm()
         with self._alone_in_folder():
             if points.job is not None and points.job.launch.kind == "slurm":
@@ -144,7 +144,7 @@ class Sweep:
         report = self._report(comparison=None if compared is None else compared.report)
         self._write(report)
         text = [] if compared is None else [compared.text]
-        self._tell({"event": "sweep_end", "exit_code": code, **report}, [*text, *self._ending()])
+        self._say({"event": "sweep_end", "exit_code": code, **report}, [*text, *self._ending()])
         return code
 
     def _confirm(self) -> None:
@@ -174,7 +174,7 @@ class Sweep:
             f"how they stand: {cli.sibling(self._command.program, 'runs')}; afterwards action=compare"
         )
         code = 2 if points.impossible else 0
-        self._tell({"event": "sweep_submitted", "exit_code": code, "arrays": said, **report}, lines)
+        self._say({"event": "sweep_submitted", "exit_code": code, "arrays": said, **report}, lines)
         return code
 
     def _alone(self, point: Point) -> cli.CommandLine:
@@ -275,10 +275,17 @@ class Sweep:
         try:
             write_json_atomic(self._points.folder / "sweep.json", report)
         except UserError as error:
-            print(f"no sweep.json: {error}", file=sys.stderr)
+            cli.tell(lambda said: print(said, file=sys.stderr, flush=True), f"no sweep.json: {error}")
+
+    def _say(self, event: Mapping[str, Any], lines: Sequence[str]) -> None:
+        """Answer, before the first run or after the last."""
+        if text := self._text(event, lines):
+            cli.show(text)
 
     def _tell(self, event: Mapping[str, Any], lines: Sequence[str]) -> None:
-        if self._is_json:
-            cli.show(json.dumps(strict_json(event)))
-        elif lines:
-            cli.show("\n".join(lines))
+        """Say what goes on; where that cannot be written, runs go on all the same."""
+        if text := self._text(event, lines):
+            cli.tell(lambda said: print(said, flush=True), text)
+
+    def _text(self, event: Mapping[str, Any], lines: Sequence[str]) -> str:
+        return json.dumps(strict_json(event)) if self._is_json else "\n".join(lines)

@@ -75,9 +75,9 @@ class Packed:
         if not isinstance(event, dict) or "event" not in event:
             cli.tell(lambda text: print(text, file=sys.stderr, flush=True), f"point {number}  {line}")
         elif self._is_json:
-            cli.show(json.dumps({**event, "point": number}))
+            cli.tell(_print, json.dumps({**event, "point": number}))
         elif (text := self._text(number, event)) is not None:
-            cli.show(f"point {number}  {text}")
+            cli.tell(_print, f"point {number}  {text}")
 
     def _text(self, number: int, event: Mapping[str, Any]) -> str | None:
         """What a person is shown of an event; of steps one in ten seconds."""
@@ -93,6 +93,10 @@ class Packed:
         loss, rate = event.get("loss"), event.get("tokens_per_second")
         said = "" if loss is None else f"  loss {loss:.4f}"
         return f"step {event['iteration']}{said}{'' if rate is None else f'  {count(rate)} tokens/s'}"
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
 
 
 def _job(point: Point) -> Job:

@@ -89,7 +89,7 @@ class Study(Sweep):
             return self._go_on()
 
     def _go_on(self) -> int:
-        self._tell({"event": "sweep", **self._report()}, [self._beginning()])
+        self._say({"event": "sweep", **self._report()}, [self._beginning()])
         while len(self._points.all) < self._config.trials and self._ended_by is None:
             left = self._next(self._launch.at_once or 1)
             try:

@@ -1,0 +1,93 @@
+"""What a sweep outlives: an output that takes nothing more, a disk that takes nothing, runs that are killed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import pytest
+from small_jobs import SMALL, prepared_corpus
+
+from megaplug.commands import cli, sweep, sweep_packed, sweep_points, train
+from megaplug.commands.readiness import open_folder
+from megaplug.commands.resolved import resolve
+from megaplug.commands.run import End
+from megaplug.job.schema import Job
+from megaplug.runs.metrics import append_metrics
+from megaplug.runs.state import RunState, write_state
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Words for a little text, tokenized once."""
+    return prepared_corpus(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture
+def words(corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Words for two small runs, which go below the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return [*SMALL, *corpus, "train.iters=4", "lr.lr=1e-3,2e-3"]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """Runs do all their steps at once; what is put here is done while the first of them goes on."""
+    meanwhile: list[Callable[[], None]] = []
+
+    def start(job: Job, command: Any) -> End:
+        while meanwhile:
+            meanwhile.pop()()
+        folder = open_folder(resolve(job))
+        for step in range(1, 5):
+            append_metrics(folder.metrics_file, {"iteration": step, "loss": 5 / step, "tokens": 100 * step})
+        write_state(folder.state_file, RunState("finished", 4, 4, 4))
+        return End(0)
+
+    monkeypatch.setattr(sweep, "start", start)
+    return meanwhile
+
+
+def typed(*words: str) -> int:
+    return train.main(["--multirun", *words])
+
+
+def full() -> TextIO:
+    """An output whose disk takes nothing more."""
+    return Path("/dev/full").open("w")
+
+
+def statuses() -> list[str]:
+    (file,) = Path().glob("runs/sweeps/*/sweep.json")
+    return [point["status"] for point in json.loads(file.read_text())["points"]]
+
+
+@pytest.mark.parametrize("is_json", [True, False])
+def test_an_output_that_is_full_ends_no_runs_side_by_side(is_json, monkeypatch):
+    packed = sweep_packed.Packed(sweep_points.Points(()), is_json, lambda _: None, lambda _: None)
+    with full() as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        packed._said(2, json.dumps({"event": "note", "text": "resumes"}))
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_an_output_that_is_full_ends_no_runs_that_are_left(output, words, started, monkeypatch):
+    with full() as stdout:
+        started.append(lambda: monkeypatch.setattr(sys, "stdout", stdout))
+        assert typed(*words, f"launch.output={output}") == 0
+    assert statuses() == ["finished", "finished"]
+
+
+@pytest.mark.parametrize("to", ["stdout", "stderr"])
+def test_only_the_output_that_takes_nothing_more_is_given_up(to, tmp_path, monkeypatch):
+    other = "stderr" if to == "stdout" else "stdout"
+    with full() as taken, (tmp_path / "seen").open("w") as seen:
+        monkeypatch.setattr(sys, to, taken)
+        monkeypatch.setattr(sys, other, seen)
+        for _ in range(2):
+            cli.tell(lambda text: print(text, file=taken, flush=True), "lost")
+            cli.tell(lambda text: print(text, file=seen, flush=True), "seen")
+    assert (tmp_path / "seen").read_text() == "seen\nseen\n"
