@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from megaplug.commands.sweep_points import Point, Points, add_point
 from megaplug.commands.sweep_report import explained_point, listed
 from megaplug.errors import UserError
 from megaplug.job.checks_values import value_problems
-from megaplug.job.compose import compose_job
+from megaplug.job.compose import CONFIG_NAME, compose_job
 from megaplug.job.identity import digest
 from megaplug.job.sweep_space import Space, section_of
 from megaplug.runs.atomic import strict_json
@@ -60,14 +61,20 @@ class Study(Sweep):
         self._config = job.sweep
         self._launch = job.launch
         fixed = [word for word in space.fixed if section_of(word) != "sweep"]
+        what: dict[str, Any] = {
+            "space": [each.as_json() for each in space.dimensions],
+            "words": sorted(word for word in fixed if section_of(word) not in _NO_RESULT),
+            "how": [self._config.metric, self._config.startup_trials, self._config.seed],
+        }
+        source = command.source
+        if source.name != CONFIG_NAME or source.extra_dir is not None:
+            extra = None if source.extra_dir is None else str(source.extra_dir.resolve())
+            what["source"] = [source.name, extra]
+        name = digest(what)
+        if compose_job(replace(space, fixed=tuple(fixed)).first(), source).sweep.kind != "grid":
+            # A configuration of the user's own chooses it for each point, too, which is one run.
+            fixed.append("sweep.kind=grid")
         self._fixed = tuple(fixed)
-        name = digest(
-            {
-                "space": [each.as_json() for each in space.dimensions],
-                "words": sorted(word for word in fixed if section_of(word) not in _NO_RESULT),
-                "how": [self._config.metric, self._config.startup_trials, self._config.seed],
-            }
-        )
         super().__init__(Points((), Path(job.runs_dir) / "sweeps" / name), command, job.launch)
         self._resumes = job.resume
         self._before: list[dict[str, str]] = []

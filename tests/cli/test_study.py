@@ -56,10 +56,12 @@ class Started:
         self.rates: list[float] = []
         self.instead: dict[int, int | Exception] = {}
         self.metric = "valid_loss"
+        self.of_sweep: list[str] = []
 
     def __call__(self, job: Job, command: Any) -> End:
         self.rates.append(job.lr.lr)
-        assert not command.multirun and not any(word.startswith("sweep") for word in command.overrides)
+        of_sweep = [word for word in command.overrides if word.startswith("sweep")]
+        assert not command.multirun and of_sweep == self.of_sweep
         if code := self.instead.pop(len(self.rates), None):
             if isinstance(code, Exception):
                 raise code
@@ -274,6 +276,29 @@ def test_points_of_a_study_are_run_side_by_side(words, monkeypatch, capsys):
     shutil.rmtree("runs")
     assert typed(*words[:-1], "train.seed=1,2", "launch.at_once=4") == 0
     assert together[2:] == [2] and None not in sweep_json()["study"]["values"]
+
+
+def test_a_study_that_a_configuration_of_one_s_own_chooses_has_points_that_can_be_run(words, started):
+    for name, hidden in (("one", 64), ("two", 32)):
+        own = Path(name, "experiment")
+        own.mkdir(parents=True)
+        lines = [
+            "# @package _global_",
+            "defaults:",
+            "  - override /sweep: optuna",
+            f"model: {{hidden_size: {hidden}}}",
+        ]
+        (own / "mine.yaml").write_text("\n".join(lines) + "\n")
+    chosen = [word for word in words if word != "sweep=optuna"]
+    started.of_sweep = ["sweep.kind=grid"]
+    for name in ("one", "two"):
+        assert typed("--config-dir", name, *chosen, "experiment=mine") == 0
+    for file in Path().glob("runs/sweeps/*/sweep.json"):
+        for point in json.loads(file.read_text())["points"]:
+            # As a child of a sweep side by side composes it.
+            assert compose_job(point["words"], ConfigSource(extra_dir=Path("one"))).sweep.kind == "grid"
+    # One folder's study does not go on with what was tried for the other's.
+    assert len(list(Path("runs/sweeps").iterdir())) == 2
 
 
 def test_a_signal_between_two_points_ends_a_study(words, monkeypatch, capsys):
