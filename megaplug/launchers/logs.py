@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -17,17 +18,20 @@ _FULL_DISK = 1 << 20
 
 
 def log_tail(log: Path, start: int = 0, num_lines: int = 20) -> tuple[str, ...]:
-    """The last lines of a log, without warnings.
+    """The last lines of a log, without warnings; none where it cannot be read: somebody may have removed it.
 
     Args:
         log: A rank's log.
         start: The byte at which this start of the rank begins in it.
         num_lines: At most so many.
     """
-    with log.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(start, size - _BYTES))
-        text = file.read().decode(errors="replace")
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(start, size - _BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ()
     lines = [line.rstrip() for line in text.splitlines()]
     return tuple([line for line in lines if line and not _NOISE.search(line)][-num_lines:])
 
@@ -46,7 +50,7 @@ def hint_for(
     text = "\n".join(lines)
     smaller = "a smaller train.micro_batch_size, fewer ranks, or train.recompute_granularity=full needs less"
     full = _FULL.search(text)
-    if full or (folder is not None and shutil.disk_usage(folder).free < _FULL_DISK):
+    if full or (folder is not None and _free_bytes(folder) < _FULL_DISK):
         place = f" of {folder}" if folder is not None else ""
         return (
             f"the disk{place} is full: free some space and the same command goes on, or choose another "
@@ -63,6 +67,13 @@ def hint_for(
     if "MemoryError" in text or "Cannot allocate memory" in text or "can't allocate memory" in text:
         return f"the machine's memory is full: {smaller}"
     return ""
+
+
+def _free_bytes(folder: Path) -> float:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return math.inf  # it is not known that none are
 
 
 def count_oom_kills() -> int:

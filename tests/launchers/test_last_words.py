@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 from megaplug.launchers.verdict import RankFacts, judge
+from megaplug.runs.state import read_state
 
 
 def test_memory_that_was_told_is_kept_for_the_verdict_and_not_shown(job):
@@ -59,3 +60,17 @@ def test_a_full_disk_that_a_rank_names_is_hinted_at(job):
     reason = "no space left on /disk/__0_0.distcp while saving step 40"
     outcome = job.run(f'events.write("end", status="failed", kind="disk", reason="{reason}"); sys.exit(1)\n')
     assert outcome.reason == f"rank 0 failed: {reason}" and "is full: free some space" in outcome.hint
+
+
+def test_a_rank_whose_log_somebody_has_removed_is_judged_like_any(job):
+    outcome = job.run("""
+for log in (here / "runs").rglob("rank*.log"):
+    log.unlink()
+sys.exit(3)
+""")
+    assert (outcome.status, outcome.reason, outcome.log_tail) == (
+        "failed",
+        "rank 0 ended with exit code 3",
+        (),
+    )
+    assert read_state(job.folder.state_file).status == "failed"

@@ -40,3 +40,8 @@ def test_a_tail_of_a_long_log_with_odd_bytes(tmp_path):
     log = tmp_path / "rank0.log"
     log.write_bytes(b"x" * 200_000 + b"\nlast \xff line\n\n")
     assert log_tail(log)[-1] == "last � line"
+
+
+def test_a_log_that_somebody_has_removed_has_no_last_lines_and_no_room_is_known(tmp_path):
+    assert log_tail(tmp_path / "rank0.log") == ()
+    assert "if nobody killed it" in hint_for((), -9, 0, tmp_path / "gone")
