@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from megaplug.commands import cli
@@ -104,7 +105,7 @@ class Sweep:
         points = self._points
         self._say({"event": "sweep", **self._report()}, explained(points))
         self._confirm()
-        with self._alone_in_folder():
+        with self._alone_in_folder() if points.left else self._alone_if_possible():
             if points.job is not None and points.job.launch.kind == "slurm":
                 return self._submit()
             self._go_through(points.left)
@@ -122,12 +123,23 @@ class Sweep:
         beside = "name=... makes runs of another name of it"
         return RunLock.acquire(RunFolder(self._points.folder), self._command.typed(), beside=beside)
 
+    def _alone_if_possible(self) -> AbstractContextManager[object]:
+        """As `_alone_in_folder`; where nothing is left to run the disk may refuse, such as a colleague's."""
+        try:
+            return self._alone_in_folder()
+        except UserError as error:
+            if isinstance(error.__cause__, OSError):
+                return nullcontext()
+            raise
+
     def _go_through(self, left: Sequence[Point]) -> None:
         """Start runs, one after the other or side by side, until all have ended or a signal has come."""
         job = self._points.job
         if job is not None and (job.launch.at_once or 1) > 1 and not self._freezes:
-            codes, heard = Packed(left, self._is_json, self._alone, self._begins).run()
+            packed = Packed(left, self._is_json, self._alone, self._begins)
+            codes, heard = packed.run()
             self._codes |= codes
+            self._refused |= packed.refused(codes)
             self._ended_by = None if heard is None else _SIGNALLED + heard
             return
         for point in left:
@@ -213,13 +225,19 @@ class Sweep:
         self._write(self._report(running=point.number))
 
     def _exit_code(self) -> int:
-        codes = list(self._codes.values())
+        codes = self._codes
         if self._ended_by is not None and not self._is_whole:
             # Side by side none may have been started yet.
-            return (codes[-1] if codes else 0) or self._ended_by
-        if 1 in codes:
+            return [0, *codes.values()][-1] or self._ended_by
+        if any(codes[number] == 1 or codes[number] > _SIGNALLED for number in self._failed):
             return 1
-        return 2 if self._is_faulty or any(codes) else 0
+        return 2 if self._is_faulty or any(codes.values()) else 0
+
+    @property
+    def _failed(self) -> list[int]:
+        """The points whose run has failed: also by a signal to it alone, and none was to the sweep."""
+        ended = self._ended_by is not None
+        return [number for number, code in self._codes.items() if code and not (ended and code > _SIGNALLED)]
 
     @property
     def _is_faulty(self) -> bool:
@@ -252,10 +270,10 @@ class Sweep:
 
     def _ending(self) -> Sequence[str]:
         """How far the sweep has come, and what goes on with it."""
-        num_runs, good, codes = len(self._points.runs), self._num_good, self._codes
+        num_runs, good = len(self._points.runs), self._num_good
         parts = [f"{good} of {num_runs} runs are {'frozen' if self._freezes else 'finished'}"]
-        if failed := [str(number) for number, code in codes.items() if 0 < code < _SIGNALLED]:
-            parts.append(f"failed: {'points' if len(failed) > 1 else 'point'} {', '.join(failed)}")
+        if failed := self._failed:
+            parts.append(f"failed: {'points' if len(failed) > 1 else 'point'} {', '.join(map(str, failed))}")
         lines = [f"{'; '.join(parts)}: {self._points.folder}/sweep.json"]
         if not self._is_whole:
             lines.append(f"  next  {self._command.typed()}   # runs what is missing")

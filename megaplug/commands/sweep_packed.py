@@ -21,6 +21,8 @@ from megaplug.launchers.stops import StopSignals
 from megaplug.launchers.track import event_text
 
 _EVERY_S = 10.0
+# How a command says why it has not started anything.
+_ERROR = "error: "
 
 
 class Packed:
@@ -45,6 +47,7 @@ class Packed:
         self._alone = alone
         self._told = started
         self._shown_at: dict[int, float] = {}
+        self._errors: dict[int, str] = {}
 
     def run(self) -> tuple[dict[int, int], int | None]:
         """Run them; returns the exit codes by the points' numbers, and the signal that has come first.
@@ -67,12 +70,24 @@ class Packed:
             codes = beside.run(works, signals)
             return codes, signals.heard
 
+    def refused(self, codes: Mapping[int, int]) -> dict[int, str]:
+        """Why runs could not be started, by the points' numbers.
+
+        Args:
+            codes: From `run`.
+        """
+        return {
+            number: self._errors[number] for number, code in codes.items() if code and number in self._errors
+        }
+
     def _said(self, number: int, line: str) -> None:
         try:
             event = json.loads(line)
         except ValueError:
             event = None
         if not isinstance(event, dict) or "event" not in event:
+            if line.startswith(_ERROR):
+                self._errors[number] = line.removeprefix(_ERROR)
             cli.tell(lambda text: print(text, file=sys.stderr, flush=True), f"point {number}  {line}")
         elif self._is_json:
             cli.tell(_print, json.dumps({**event, "point": number}))

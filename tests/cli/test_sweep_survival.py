@@ -1,4 +1,4 @@
-"""What a sweep outlives: an output that takes nothing more, a disk that takes nothing, runs that are killed."""
+"""What a sweep outlives: an output that takes nothing more, a disk that refuses, runs that are killed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from megaplug.commands import cli, sweep, sweep_packed, sweep_points, train
 from megaplug.commands.readiness import open_folder
 from megaplug.commands.resolved import resolve
 from megaplug.commands.run import End
+from megaplug.job.compose import compose_job
 from megaplug.job.schema import Job
+from megaplug.launchers.side_by_side import SideBySide, Work
 from megaplug.runs.metrics import append_metrics
 from megaplug.runs.state import RunState, write_state
 
@@ -60,9 +62,13 @@ def full() -> TextIO:
     return Path("/dev/full").open("w")
 
 
-def statuses() -> list[str]:
+def points() -> list[dict[str, Any]]:
     (file,) = Path().glob("runs/sweeps/*/sweep.json")
-    return [point["status"] for point in json.loads(file.read_text())["points"]]
+    return json.loads(file.read_text())["points"]
+
+
+def statuses() -> list[str]:
+    return [point["status"] for point in points()]
 
 
 @pytest.mark.parametrize("is_json", [True, False])
@@ -91,3 +97,43 @@ def test_only_the_output_that_takes_nothing_more_is_given_up(to, tmp_path, monke
             cli.tell(lambda text: print(text, file=taken, flush=True), "lost")
             cli.tell(lambda text: print(text, file=seen, flush=True), "seen")
     assert (tmp_path / "seen").read_text() == "seen\nseen\n"
+
+
+@pytest.mark.parametrize("code", [137, 143, 1])
+def test_a_run_that_is_killed_beside_others_has_failed(code, words, started, monkeypatch, capsys):
+    def run(self: SideBySide, given: list[Work], signals: object) -> dict[int, int]:
+        first, second = given
+        sweep.start(compose_job([word for word in first.words[1:] if "launch." not in word]), None)
+        return {first.number: 0, second.number: code}
+
+    monkeypatch.setattr(SideBySide, "run", run)
+    assert typed(*words, "launch.at_once=2") == 1
+    assert "1 of 2 runs are finished; failed: point 2" in capsys.readouterr().out
+
+
+def test_why_a_run_beside_others_was_refused_is_kept(words, monkeypatch, capsys):
+    def run(self: SideBySide, given: list[Work], signals: object) -> dict[int, int]:
+        self._said(1, "error: another job is using it")
+        self._said(2, "error: another job is using that one")
+        return {1: 2, 2: 2}
+
+    monkeypatch.setattr(SideBySide, "run", run)
+    assert typed(*words, "launch.at_once=2") == 2
+    assert [point["reason"] for point in points()] == [
+        "another job is using it",
+        "another job is using that one",
+    ]
+    assert "failed: points 1, 2" in capsys.readouterr().out
+
+
+def test_a_finished_sweep_on_a_disk_that_takes_nothing_is_compared_and_none_is_run(words, started, capsys):
+    assert typed(*words) == 0
+    (folder,) = Path("runs/sweeps").iterdir()
+    (folder / "lock").unlink()
+    (folder / "lock").mkdir()
+    assert typed(*words) == 0
+    assert "2 of 2 runs are finished" in capsys.readouterr().out
+    (point, _) = points()
+    write_state(Path(point["run"]) / "state.json", RunState("stopped", 2, 2, 4))
+    assert typed(*words) == 2
+    assert "cannot open the lock" in capsys.readouterr().err
