@@ -7,6 +7,7 @@ group of its own, which is ended with its time, and with this process however th
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import queue
@@ -117,12 +118,23 @@ class Alerts:
 
     def _run(self, command: str, event: Mapping[str, Any], content: bytes) -> str:
         """What has gone wrong with the command; empty where nothing has."""
+        try:
+            return self._ran(command, event, content)
+        except OSError as error:  # there may be no room for what it is told, or for what it says
+            return str(error.strerror or error)
+
+    def _ran(self, command: str, event: Mapping[str, Any], content: bytes) -> str:
+        """As `_run`.
+
+        Raises:
+            OSError: It cannot be started, or told.
+        """
         values = {key: value for key, value in event.items() if isinstance(value, str | int | float)}
         environment = {f"{PREFIX}{key.upper()}": str(value) for key, value in values.items()}
-        parent_read, parent_write = os.pipe()
         with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as told:
             told.write(content)
             told.seek(0)
+            parent_read, parent_write = os.pipe()
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", _GUARD, _ROOT, str(parent_read), command],
@@ -135,8 +147,6 @@ class Alerts:
                 )
                 in_time = _ends(self._process, self._timeout_s)
                 code = _kill(self._process)
-            except OSError as error:
-                return str(error.strerror)
             finally:
                 self._process = None
                 os.close(parent_read)
@@ -176,7 +186,7 @@ def _post(url: str, content: bytes, timeout_s: float) -> str:
             return ""
     except urllib.error.HTTPError as error:
         return f"the answer was {error.code} {error.reason}"
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
             return f"no answer within {time.monotonic() - began:.0f} s (alerts.timeout_s)"

@@ -7,8 +7,10 @@ import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -103,6 +105,37 @@ def test_a_webhook_gets_the_event_as_json(hook):
 def test_only_the_events_that_were_asked_for_are_sent(hook):
     assert told(EVENT, {**EVENT, "event": "restart"}, webhook=hook.url, on=["restart"]) == []
     assert [event["event"] for _, event in hook.posted] == ["restart"]
+
+
+def test_a_command_that_cannot_be_told_keeps_the_webhook_from_nothing(hook, monkeypatch):
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    last = {**EVENT, "event": "end"}
+    said = told(EVENT, last, command="true", webhook=hook.url)
+    assert said == [
+        f"alerts.command failed at {kind}: No space left on device" for kind in ("failure", "end")
+    ]
+    assert [event for _, event in hook.posted] == [EVENT, last]
+
+
+def test_a_webhook_that_answers_in_no_language_of_the_web_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(b"220 mail.example ESMTP\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/secret-token"
+        said = told(EVENT, {**EVENT, "event": "end"}, webhook=url)
+        assert said == [f"alerts.webhook failed at {kind}: BadStatusLine" for kind in ("failure", "end")]
+        thread.join()
 
 
 def test_a_command_that_fails_is_one_line_with_its_last_words():
