@@ -14,7 +14,7 @@ from megaplug.job.identity import differing_keys, model_fingerprint
 from megaplug.job.schema import Job
 from megaplug.job.sharding import implementation
 from megaplug.job.upcycling import UPCYCLE, upcycling_problems
-from megaplug.runs.atomic import write_text_atomic
+from megaplug.runs.atomic import disk_errors, write_text_atomic
 from megaplug.runs.checkpoints import TRACKER, Checkpoint, faults_of, list_checkpoints
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.manifest import read_manifest
@@ -43,15 +43,20 @@ class Source:
         return folder.path.resolve() / "load"
 
     def stage(self, folder: RunFolder) -> Path:
-        """Make the staging folder of a run and return it."""
+        """Make the staging folder of a run and return it.
+
+        Raises:
+            UserError: The disk is full or may not be written to.
+        """
         staging = self.staging(folder)
-        staging.mkdir(parents=True, exist_ok=True)
         # As Megatron spells it, however the folder is called.
         link = staging / f"iter_{self.checkpoint.iteration:07d}"
-        for old in staging.glob("iter_*"):
-            if old.is_symlink():
-                old.unlink()
-        link.symlink_to(self.checkpoint.path.resolve(), target_is_directory=True)
+        with disk_errors(staging, "name the checkpoint in"):
+            staging.mkdir(parents=True, exist_ok=True)
+            for old in staging.glob("iter_*"):
+                if old.is_symlink():
+                    old.unlink()
+            link.symlink_to(self.checkpoint.path.resolve(), target_is_directory=True)
         write_text_atomic(staging / TRACKER, f"{self.checkpoint.iteration}\n")
         return staging
 

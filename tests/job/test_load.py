@@ -179,3 +179,12 @@ def test_megatron_is_told_what_to_take_over(tmp_path: Path) -> None:
     assert "--finetune" not in whole and "--override-opt_param-scheduler" in whole
     assert again[again.index("--load") + 1] == str(FOLDER.checkpoints)
     assert "--finetune" not in again
+
+
+def test_a_disk_that_does_not_take_the_name_of_a_checkpoint_is_one_message(tmp_path: Path) -> None:
+    source = source_of(make_run(tmp_path / "run"))
+    folder = RunFolder(tmp_path / "other")
+    folder.path.mkdir()
+    source.staging(folder).touch()
+    with pytest.raises(UserError, match="cannot name the checkpoint in"):
+        source.stage(folder)
