@@ -70,8 +70,8 @@ def queued(jobs: Sequence[str]) -> dict[str, str]:
 def end(jobs: Mapping[str, str]) -> None:
     """Take jobs out of the queue; what runs in one is told to save and end, and ends it.
 
-    By SIGTERM, which cuts no save short however often it comes; whoever asks for this leaves word that the job
-    is not to be queued again (`megaplug.runs.submitted.mark_ended`).
+    By SIGTERM, which cuts no save short however often it comes. Whoever asks for this leaves word that the
+    job is not to be queued again (`megaplug.runs.submitted.mark_ended`).
 
     Args:
         jobs: As `queued` has found them.

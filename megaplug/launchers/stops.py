@@ -1,8 +1,8 @@
 """The signals that stop a job: the first lets it save, a Ctrl-C after it ends everything at once.
 
 A scheduler repeats itself (SIGUSR2 before the time limit, SIGTERM at it), and what it repeats must not cut a
-save short. Only a person presses Ctrl-C twice. A SIGINT that is sent to every process of a job, as SLURM does, is
-one: each launcher, and each rank, hears it once.
+save short. Only a person presses Ctrl-C twice. A SIGINT that SLURM sends to all processes of a job is
+one: every launcher and every rank hears it.
 """
 
 from __future__ import annotations

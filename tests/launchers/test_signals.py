@@ -10,7 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_ranks import CAN_SAVE, IGNORES, PRELUDE, SAVES, SAVES_ON_GO, WAITS, FakeJob, await_death, await_taken
+from fake_ranks import (
+    CAN_SAVE,
+    IGNORES,
+    PRELUDE,
+    SAVES,
+    SAVES_ON_GO,
+    WAITS,
+    FakeJob,
+    await_death,
+    await_taken,
+)
 
 from megaplug.errors import UserError
 from megaplug.runs import lock
