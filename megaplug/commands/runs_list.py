@@ -85,10 +85,13 @@ def answer(asked: Asked) -> Answer:
     if asked.has_none:
         return Answer({"runs": [], "differing": []}, "no run in runs yet: python launch/train.py makes one")
     folders = asked.runs()
+    faults: list[str] = []
     try:
-        queues, note = queues_of(folders), ""
+        queues = queues_of(folders, faults)
     except UserError as error:
-        queues, note = [{} for _ in folders], f"what is queued is not known: {error.message}"
+        queues = [{} for _ in folders]
+        faults.append(error.message)
+    note = f"what is queued is not known: {'; '.join(faults)}" if faults else ""
     rows = [replace(row_of(folder), queue=queue) for folder, queue in zip(folders, queues, strict=True)]
     names = differing([row.keys for row in rows])
     lines = columns([HEADER, *(cells(row) for row in rows)], left=(0, 1, 6))

@@ -31,7 +31,7 @@ def read_keys(job_file: Path) -> dict[str, Any] | None:
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     with disk_errors(job_file, "read"):
         try:
-            text = job_file.read_text(encoding="utf-8")
+            text = job_file.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return None
     try:

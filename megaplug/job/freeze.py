@@ -88,7 +88,7 @@ def read_frozen(path: Path) -> FrozenJob:
         UserError: The file is missing, is no frozen job, or was written by another format version.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}", exit_code=1) from error
     return frozen_from_text(text, path)

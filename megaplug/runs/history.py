@@ -30,7 +30,7 @@ def read_events(events_file: Path) -> list[dict[str, Any]]:
     """Every whole line, in order; one that was torn by a crash is left out."""
     with disk_errors(events_file, "read"):
         try:
-            content = events_file.read_text()
+            content = events_file.read_text(errors="replace")
         except FileNotFoundError:
             return []
     events = []

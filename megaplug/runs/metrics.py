@@ -35,7 +35,7 @@ def read_metrics(metrics_file: Path) -> list[dict[str, Any]]:
     """
     with disk_errors(metrics_file, "read"):
         try:
-            content = metrics_file.read_text()
+            content = metrics_file.read_text(errors="replace")
         except FileNotFoundError:
             return []
     lines = []
@@ -68,7 +68,7 @@ def cut_metrics(metrics_file: Path, iteration: int) -> int:
     if not metrics_file.exists():
         return 0
     with disk_errors(metrics_file, "read"):
-        total = len(metrics_file.read_text().splitlines())
+        total = len(metrics_file.read_text(errors="replace").splitlines())
     kept = [line for line in read_metrics(metrics_file) if line["iteration"] <= iteration]
     if total > len(kept):
         write_bytes_atomic(metrics_file, "".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -64,7 +64,7 @@ def read_state(state_file: Path) -> RunState | None:
     """
     with disk_errors(state_file, "read"):
         try:
-            text = state_file.read_text()
+            text = state_file.read_text(errors="replace")
         except FileNotFoundError:
             return None
     try:

@@ -49,7 +49,7 @@ def read_submitted(folder: RunFolder) -> Submitted | None:
     """
     with disk_errors(folder.submitted_file, "read"):
         try:
-            text = folder.submitted_file.read_text()
+            text = folder.submitted_file.read_text(errors="replace")
         except FileNotFoundError:
             return None
     try:
