@@ -166,6 +166,13 @@ def test_a_damaged_file_is_a_fault_of_its_run_alone(there, capsys):
     assert runs["small-2222bbbb"]["differs"] is None and runs["wide-4444dddd"]["differs"] is None
 
 
+@pytest.mark.parametrize("name", ["state.json", "metrics.jsonl", "job.yaml", "events.jsonl", "slurm.json"])
+def test_bytes_that_are_no_text_hide_no_other_run(there, capsys, name):
+    (there / "runs" / "small-1111aaaa" / name).write_bytes(b"\xff\xfe\n")
+    assert len(told(capsys)["runs"]) == 4
+    assert typed("run=small-1111aaaa") == 0
+
+
 def test_a_comparison_has_a_column_for_each_key_and_a_picture(there, capsys):
     assert typed("action=compare", "run=small-*") == 0
     header, *rows = capsys.readouterr().out.splitlines()
@@ -198,6 +205,17 @@ def test_a_removed_run_is_gone_and_one_that_runs_stays(there, capsys):
         assert "somebody's command" in refused(capsys, "action=remove", "run=small-2222bbbb", "yes=true")
     assert told(capsys, "action=remove", "run=small-*", "yes=true")["deleted"] is True
     assert [path.name for path in sorted((there / "runs").iterdir())] == ["notes", "wide-4444dddd"]
+
+
+def test_what_is_left_of_a_run_that_cannot_be_deleted_is_named(there, capsys, monkeypatch):
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "no")
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    (there / "runs" / "small-1111aaaa" / "logs").mkdir()
+    said = refused(capsys, "action=remove", "run=small-1111aaaa", "yes=true")
+    (left,) = (there / "runs").glob(".small-1111aaaa.removed-*")
+    assert f"cannot delete all of runs/{left.name}" in said
 
 
 def test_a_link_to_a_run_is_not_removed_for_it(there, capsys):
