@@ -113,6 +113,9 @@ def _prepared(job: Job, command: CommandLine, locks: ExitStack) -> Prepared | st
     if job.launch.submit and (why := _in_the_queue(folder)):
         return why
     locks.enter_context(RunLock.acquire(folder, command.typed()))
+    # Another command may have queued it until a moment ago.
+    if job.launch.submit and (why := _in_the_queue(folder)):
+        return why
     report = checkpoints.repair(folder.checkpoints)
     for note in repair_notes(report, resolved.source):
         print(note, file=sys.stderr)

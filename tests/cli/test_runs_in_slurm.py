@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from small_jobs import SMALL, write_corpus
 
 from megaplug.commands import runs as command
+from megaplug.commands import train
 from megaplug.runs.folder import RunFolder
 from megaplug.runs.lock import RunLock
 from megaplug.runs.state import RunState, write_state
@@ -62,11 +64,30 @@ def test_without_slurm_here_runs_are_told_as_their_folders_say(there, capsys):
     assert statuses(capsys) == {"one-1111aaaa": "stopped", "two-2222bbbb": "stopped"}
 
 
+def test_a_run_that_does_not_say_its_jobs_hides_no_other_s(there, capsys):
+    (there / "queue").write_text("19|PENDING|Priority\n")
+    RunFolder(Path("runs/one-1111aaaa")).submitted_file.write_text("{")
+    assert statuses(capsys) == {"one-1111aaaa": "stopped", "two-2222bbbb": "queued"}
+    assert command.main([]) == 0
+    assert "slurm.json does not say which jobs were submitted" in capsys.readouterr().out
+
+
 def test_a_controller_that_does_not_answer_is_said_and_hides_no_run(there, capsys):
     program("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
     assert statuses(capsys) == {"one-1111aaaa": "stopped", "two-2222bbbb": "stopped"}
     assert command.main([]) == 0
     assert "what is queued is not known: squeue does not answer: Unable to" in capsys.readouterr().out
+
+
+def test_a_run_in_the_queue_is_not_removed_and_those_beside_it_are(there, capsys):
+    (there / "queue").write_text("19|PENDING|Priority\n")
+    assert command.main(["action=remove", "run=*", "yes=true"]) == 2
+    said = capsys.readouterr().out
+    assert "not deleted: runs/two-2222bbbb: runs/two-2222bbbb is in the queue: job 19 PENDING" in said
+    assert "deleted: 1 run, " in said
+    assert [path.name for path in Path("runs").iterdir()] == ["two-2222bbbb"]
+    assert command.main(["action=remove", "run=two-2222bbbb", "yes=true"]) == 2
+    assert "action=stop run=runs/two-2222bbbb" in capsys.readouterr().err
 
 
 def test_stopping_takes_what_waits_out_of_the_queue_before_what_runs_is_ended(there, capsys):
@@ -101,3 +122,13 @@ def test_a_job_that_slurm_does_not_let_go_is_named(there, capsys):
     (there / "queue").write_text("19|RUNNING|None\n")
     assert command.main(["action=stop", "run=two-2222bbbb"]) == 1
     assert "still there: 19 RUNNING" in capsys.readouterr().err
+
+
+def test_a_run_that_another_command_has_queued_meanwhile_is_not_queued_twice(there, capsys, monkeypatch):
+    """It is asked for before the lock, and once more under it."""
+    write_corpus(there / "corpus")
+    answers = [[{}], [{"17": "PENDING"}]]
+    monkeypatch.setattr("megaplug.commands.submit.queues_of", lambda folders: answers.pop(0))
+    words = [*SMALL, "data.path=corpus", "data.cache_dir=cache", "runs_dir=others", "device=cpu"]
+    assert train.main([*words, "launch=slurm"]) == 2
+    assert "is in the queue already: job 17 PENDING" in capsys.readouterr().err
