@@ -22,6 +22,9 @@ def start_frozen(command: CommandLine) -> int:
         UserError: It cannot be read, or the words would change more than where it runs.
     """
     assert command.job_file is not None
+    if not command.job_file.is_file():
+        message = f"--job: there is no file {command.job_file}"
+        raise UserError(message, hint="launch=freeze and launch=slurm write one into the run's folder")
     frozen = read_frozen(command.job_file)
     strange = [word for word in command.overrides if not word.startswith(("launch=", "launch."))]
     if strange:

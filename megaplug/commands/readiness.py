@@ -7,6 +7,7 @@ from pathlib import Path
 
 import megaplug
 from megaplug.commands.resolved import Resolved
+from megaplug.errors import UserError
 from megaplug.job.freeze import FrozenJob, code_revision, write_frozen
 from megaplug.job.load import Source
 from megaplug.job.schema import Job
@@ -32,8 +33,16 @@ def make_ready(resolved: Resolved, folder: RunFolder, report: RepairReport | Non
         resolved: The job.
         folder: Its folder.
         report: What was found of its checkpoints; they are looked at where it is not given.
+
+    Raises:
+        UserError: It would start from scratch, though it began with another run's checkpoint.
     """
     report = report or checkpoints.repair(folder.checkpoints)
+    if report.newest is None and resolved.source is None and resolved.job.load is not None:
+        message = (
+            f"{folder.path} has no whole checkpoint any more, and began with that of load={resolved.job.load}"
+        )
+        raise UserError(message, hint="started again, it begins with that one", exit_code=1)
     iteration = report.newest.iteration if report.newest is not None else 0
     for place in (folder.path, folder.tensorboard, folder.index_cache):
         remove_unfinished(place)

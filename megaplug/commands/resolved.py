@@ -11,6 +11,7 @@ from megaplug.errors import Problem, UserError
 from megaplug.job.checks import check, check_facts, job_shape, resolve_topology
 from megaplug.job.derive import Derived, derive, resolve_device
 from megaplug.job.facts import DataFacts
+from megaplug.job.freeze import FrozenJob
 from megaplug.job.identity import digest, identity, model_fingerprint
 from megaplug.job.load import Source, find_source, source_problems
 from megaplug.job.packages import backend_problem, resolve_backend
@@ -65,12 +66,14 @@ def check_job(job: Job, machine: Machine | None = None) -> list[Problem]:
     return [*check(job, device=device), *([backend] if backend else [])]
 
 
-def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
+def resolve(job: Job, *, on_this_machine: bool = True, frozen: FrozenJob | None = None) -> Resolved:
     """Check a job, prepare its data and work out all that follows.
 
     Args:
         job: As composed.
         on_this_machine: Whether it is to run here, so that it must fit.
+        frozen: What it was made of before, where its run has checkpoints of its own to go on from: what it
+            began with is not looked for any more, since it may have gone or been trained on.
 
     Raises:
         UserError: All that is wrong, as far as it can be seen at once.
@@ -90,7 +93,7 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
         # The size of the vocabulary is not known yet; the number of ranks may already be too large.
         _raise(machine_problems(machine, ranks_here(job, topology), 0, device))
     with reading(_may_talk(job)) as shown:
-        source = find_source(job, shown.tell)
+        source = None if frozen is not None else find_source(job, shown.tell)
 
     facts = prepare(job, show_progress=None if _may_talk(job) else False)
     if small := too_small(facts, job.model.seq_length):
@@ -103,6 +106,9 @@ def resolve(job: Job, *, on_this_machine: bool = True) -> Resolved:
     parameters = total_parameters(shape, padded_for_tp=topology.tp)
     memory = memory_of(job, topology, shape)
     run_digest = digest(identity(job, topology, derived, facts, source))
+    if frozen is not None:
+        before = digest(identity(frozen.job, frozen.topology, frozen.derived, frozen.facts))
+        run_digest = frozen.digest if run_digest == before else run_digest
     if on_this_machine:
         problems += machine_problems(
             machine,

@@ -104,16 +104,14 @@ def start(job: Job, command: CommandLine, frozen: FrozenJob | None = None) -> En
         command: What was typed.
         frozen: What the job was made of, where it is one that was frozen before; it goes on in its folder.
     """
-    resolved = resolve(job)
-    if frozen is not None and resolved.digest != frozen.digest:
-        raise UserError(
-            f"{frozen.folder.job_file} would be another run now ({resolved.digest}): its data has changed",
-            hint="type the command again that has frozen it",
-        )
+    has_own = frozen is not None and bool(checkpoints.list_checkpoints(frozen.folder.checkpoints))
+    resolved = _resolved(job, frozen, goes_on=has_own)
     folder = open_folder(resolved) if frozen is None else frozen.folder
     with RunLock.acquire(folder, command.typed()) as lock, _nodes(resolved, folder) as nodes:
         with reading(job.logging.progress != "none" and job.launch.output == "text") as seen:
             report = checkpoints.repair(folder.checkpoints, seen.tell)
+        if has_own and report.newest is None:
+            resolved = _resolved(job, frozen, goes_on=False)
         iteration = first_iteration(resolved, report)
         notes = repair_notes(report, resolved.source)
         if job.profile.kind == "nsys" and "NSYS_PROFILING_SESSION_ID" not in os.environ:
@@ -151,6 +149,26 @@ def start(job: Job, command: CommandLine, frozen: FrozenJob | None = None) -> En
             with signals.waiting():
                 cli.tell(progress.summary, _summary(resolved, folder, course, progress, command))
     return End(course.outcome.exit_code, signals.heard)
+
+
+def _resolved(job: Job, frozen: FrozenJob | None, *, goes_on: bool) -> Resolved:
+    """The job with all that is known of it.
+
+    Args:
+        job: As composed.
+        frozen: What it was made of, where it was frozen before.
+        goes_on: Whether that has checkpoints of its own to go on from.
+
+    Raises:
+        UserError: It is not the run any more that was frozen.
+    """
+    resolved = resolve(job, frozen=frozen if goes_on else None)
+    if frozen is not None and resolved.digest != frozen.digest:
+        raise UserError(
+            f"{frozen.folder.job_file} would be another run now ({resolved.digest}): its data has changed",
+            hint="type the command again that has frozen it",
+        )
+    return resolved
 
 
 def _nodes(resolved: Resolved, folder: RunFolder) -> AbstractContextManager[Nodes | None]:

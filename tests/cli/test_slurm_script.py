@@ -221,8 +221,8 @@ def test_a_frozen_job_takes_no_words_but_those_of_launch(there, capsys):
     folder = written()
     assert command.main(["--job", str(folder.job_file), "lr.lr=1"]) == 2
     assert "lr.lr is frozen in" in capsys.readouterr().err
-    assert command.main(["--job", "nowhere.yaml"]) == 1
-    assert "cannot read nowhere.yaml" in capsys.readouterr().err
+    assert command.main(["--job", "nowhere.yaml"]) == 2
+    assert "there is no file nowhere.yaml" in capsys.readouterr().err
 
 
 def test_a_frozen_job_whose_data_has_changed_is_not_started(there, capsys):
@@ -302,6 +302,24 @@ def test_what_a_job_is_to_start_from_stays_what_it_was_when_it_was_submitted(the
     assert done.returncode == 0, done.stderr
     assert "the weights of" in done.stdout and "iter_0000005" in done.stdout
     assert read_frozen(folder.job_file).digest in folder.name
+
+
+@pytest.mark.slow
+def test_a_frozen_job_with_checkpoints_of_its_own_needs_no_more_what_it_began_with(there):
+    places = ["data.path=corpus", "data.cache_dir=cache"]
+    assert train(*SMALL, *places, "name=other", "train.iters=2", cwd=there).returncode == 0
+    (source,) = Path("runs").glob("other-*")
+    folder = written("name=this", f"load={source}", "train.iters=6", "train.stop_at=3")
+    frozen = ("--job", str(folder.job_file), "launch=local")
+    assert train(*frozen, cwd=there).returncode == 0
+    shutil.rmtree(source)
+    folder.job_file.write_text(folder.job_file.read_text().replace("stop_at: 3", "stop_at: null"))
+    done = train(*frozen, cwd=there)
+    assert done.returncode == 0 and "from step 3" in done.stdout, done.stderr
+    # Without any it begins anew, and not from scratch.
+    shutil.rmtree(folder.checkpoints)
+    done = train(*frozen, cwd=there)
+    assert done.returncode == 2 and "load" in done.stderr, done.stderr
 
 
 def test_what_was_typed_of_launch_is_frozen_and_what_is_typed_beside_it_holds(there, monkeypatch):
