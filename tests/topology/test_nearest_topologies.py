@@ -158,6 +158,6 @@ def test_suggestions_for_a_large_cluster_come_at_once(free):
 
     request = TopologyConfig(tp=16, pp=32, ep=128, world_size=None if free else 4096)
     topology, _ = resolve(request)
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(nearest_legal(topology, SEED_1T, BATCH, request=request)) == 3
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
