@@ -22,6 +22,7 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from torch.nn import functional as F
 
 from megaplug.errors import UserError
+from megaplug.layers.experts import computing
 from megaplug.layers.experts.grouped import GroupedExperts
 from megaplug.layers.experts.grouped_linear import choose_kernel, grouped_linear
 
@@ -124,14 +125,15 @@ def test_results_and_gradients_are_those_of_sequential_experts(kind, counts, mak
     assert max(errors(found, wanted)) < 1e-6
 
 
-@pytest.mark.parametrize("kernel", ["loop", "loop with AMX", "grouped_mm"])
+@pytest.mark.parametrize("kernel", ["loop", "loop with AMX", "loop of AMD's", "grouped_mm"])
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 def test_in_bf16_the_error_is_at_most_twice_that_of_sequential_experts(kind, kernel, make, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: kernel == "loop with AMX")
+    monkeypatch.setattr(computing, "is_amd_with_bf16", lambda: kernel == "loop of AMD's")
     counts = COUNTS["any"]
     exact = make(SequentialMLP, **(kind | {"bias_activation_fusion": False}))
     theirs = make(SequentialMLP, params_dtype=torch.bfloat16, bf16=True, **kind)
-    kernel = kernel.removesuffix(" with AMX")
+    kernel = kernel.split(" ")[0]
     ours = make(GroupedExperts, kernel=kernel, params_dtype=torch.bfloat16, bf16=True, **kind)
     given = inputs(counts, torch.bfloat16)
     for one, narrow in zip(exact.local_experts, theirs.local_experts, strict=True):

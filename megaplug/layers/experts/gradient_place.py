@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megaplug.layers.experts.computing import NARROW, computing_dtype
+
 
 class GradientPlace:
     """Megatron's buffer where its DDP keeps one (``main_grad``), else a new tensor.
@@ -50,8 +52,9 @@ class GradientPlace:
             torch.mm(d_out_Nt, x_tK, out=part)
 
     def _is_summed_wider(self, x: Tensor) -> bool:
-        """On a CPU nothing is rounded to less than the sum; a GPU multiplies narrow numbers faster."""
-        return self._whole.device.type == "cpu" and self._dtype.itemsize > x.dtype.itemsize
+        """Nothing is rounded to less than the sum, but where narrow numbers are multiplied faster."""
+        is_slower = computing_dtype(x) != x.dtype or x.dtype not in NARROW
+        return is_slower and self._whole.device.type == "cpu" and self._dtype.itemsize > x.dtype.itemsize
 
     def put_none(self, expert: int) -> None:
         """Of an expert without rows."""

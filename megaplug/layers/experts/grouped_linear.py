@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from megaplug.errors import UserError
+from megaplug.layers.experts.computing import computing_dtype
 from megaplug.layers.experts.gradient_place import GradientPlace
 
 KERNELS = ("auto", "grouped_mm", "loop")
@@ -121,16 +122,6 @@ def products(x: Tensor, matrices: Tensor, counts: tuple[int, ...], kernel: str) 
         else:
             answer.copy_(of_group @ matrix.to(rows.dtype))
     return out
-
-
-def computing_dtype(x: Tensor) -> torch.dtype:
-    """In what rows are multiplied fastest: on a CPU without AMX those of bf16 and fp16 in fp32.
-
-    64 rows of an expert of 256 x 1,024 on a Xeon with AVX-512 BF16: 10 % faster, conversions included, and a
-    gradient of weights that goes into an fp32 buffer 1.7x.
-    """
-    is_narrow = x.dtype in (torch.bfloat16, torch.float16) and x.device.type == "cpu"
-    return torch.float32 if is_narrow and not torch.cpu._is_amx_tile_supported() else x.dtype
 
 
 def _ends(counts: tuple[int, ...], device: torch.device) -> Tensor:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megaplug.layers.experts.computing import computing_dtype
 from megaplug.layers.experts.gradient_place import GradientPlace
-from megaplug.layers.experts.grouped_linear import computing_dtype
 
 
 def swiglu_experts(
@@ -72,6 +72,7 @@ class _SwiGLUExperts(torch.autograd.Function):
             GradientPlace(weight, is_wanted)
             for weight, is_wanted in zip((fc1, fc2), ctx.needs_input_grad[2:4], strict=True)
         )
+        dtype = computing_dtype(x)
         is_narrow, width = _is_narrow(x), fc2.size(2)
         scratch = _Scratch(ctx.counts, _between(x), width, width, width, 2 * width, x.size(1))
         product = _product_of(x)
@@ -86,17 +87,18 @@ class _SwiGLUExperts(torch.autograd.Function):
                 continue
             s, d_hidden, hidden, d_wide, d_in = scratch.of(x_e.size(0))
             if is_narrow:
-                x_e, d_out_e, wide_e = x_e.to(s.dtype), d_out_e.to(s.dtype), wide_e.to(s.dtype)
+                x_e, d_out_e, wide_e = x_e.to(dtype), d_out_e.to(dtype), wide_e.to(s.dtype)
             gate, up = wide_e.chunk(2, -1)
             d_gate, d_up = d_wide.chunk(2, -1)
             product(d_out_e, second, d_hidden, d_hidden)
             torch.ops.aten.silu.out(gate, out=s)
             torch.mul(s, up, out=hidden)
             torch.sum(torch.mul(d_hidden, hidden, out=d_up), -1, out=d_p_e)  # d_up only lends its memory
-            of_second.put(expert, d_out_e.t(), hidden.mul_(p_e))
+            of_second.put(expert, d_out_e.t(), hidden.mul_(p_e).to(dtype))
             d_hidden.mul_(p_e)
             torch.mul(d_hidden, s, out=d_up)
             torch.ops.aten.silu_backward.grad_input(d_hidden.mul_(up), gate, grad_input=d_gate)
+            d_wide = d_wide.to(dtype)
             of_first.put(expert, d_wide.t(), x_e)
             product(d_wide, first, d_x_e, d_in)
         return d_x, d_probs.to(probs.dtype), of_first.gradient(), of_second.gradient(), None
