@@ -88,9 +88,11 @@ def read_frozen(path: Path) -> FrozenJob:
         UserError: The file is missing, is no frozen job, or was written by another format version.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}", exit_code=1) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a frozen job: {error}", exit_code=1) from error
     return frozen_from_text(text, path)
 
 

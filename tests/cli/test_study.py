@@ -12,36 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_jobs import SMALL, prepared_corpus
+from finished_runs import finish
 
 from megaplug.commands import sweep, sweep_points, train
 from megaplug.commands.proposals import Tried, propose
-from megaplug.commands.readiness import open_folder
-from megaplug.commands.resolved import resolve
 from megaplug.commands.run import End
 from megaplug.job.compose import ConfigSource, compose_job, sweep_space
 from megaplug.job.schema import Job, SweepConfig
 from megaplug.job.sweep_space import Space
 from megaplug.launchers.side_by_side import SideBySide, Work
-from megaplug.runs.metrics import append_metrics
-from megaplug.runs.state import RunState, write_state
 
 RATE = "lr.lr=tag(log,interval(3e-4,1e-1))"
 BEST_RATE = 3e-3
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Words for a little text, tokenized once."""
-    return prepared_corpus(tmp_path_factory.mktemp("study"))
-
-
 @pytest.fixture
-def words(corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def words(small_words: list[str]) -> list[str]:
     """Words for small jobs whose runs go below the current folder, and what is open of them."""
-    monkeypatch.chdir(tmp_path)
     study = ["sweep=optuna", "sweep.trials=4", "sweep.startup_trials=2", "train.eval_iters=1"]
-    return [*SMALL, *corpus, "train.iters=4", *study, RATE]
+    return [*small_words, *study, RATE]
 
 
 def loss_of(job: Job) -> float:
@@ -66,17 +55,8 @@ class Started:
             if isinstance(code, Exception):
                 raise code
             return End(code)
-        finish(job, self.metric)
+        finish(job, **{self.metric: loss_of(job)})
         return End(0)
-
-
-def finish(job: Job, metric: str = "valid_loss") -> None:
-    folder = open_folder(resolve(job))
-    folder.job_file.write_text(f"job:\n  lr:\n    lr: {job.lr.lr}\n")
-    for step in range(1, 5):
-        append_metrics(folder.metrics_file, {"iteration": step, "loss": 5 / step, "tokens": 100 * step})
-    append_metrics(folder.metrics_file, {"iteration": 4, metric: loss_of(job)})
-    write_state(folder.state_file, RunState("finished", 4, 4, 4))
 
 
 @pytest.fixture
@@ -265,7 +245,8 @@ def test_points_of_a_study_are_run_side_by_side(words, monkeypatch, capsys):
     def run(self: SideBySide, given: list[Work], signals: object) -> dict[int, int]:
         together.append(len(given))
         for work in given:
-            finish(compose_job([word for word in work.words[1:] if not word.startswith("launch.output")]))
+            job = compose_job([word for word in work.words[1:] if not word.startswith("launch.output")])
+            finish(job, valid_loss=loss_of(job))
         return {work.number: 0 for work in given}
 
     monkeypatch.setattr(SideBySide, "run", run)
@@ -305,7 +286,7 @@ def test_a_signal_between_two_points_ends_a_study(words, monkeypatch, capsys):
     ended: list[Job] = []
 
     def end(job: Job, command: Any) -> End:
-        finish(job)
+        finish(job, valid_loss=loss_of(job))
         ended.append(job)
         return End(0, signal.SIGTERM)
 

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finished_runs import finish
 from live_command import Live
-from small_jobs import SMALL, prepared_corpus
 
 from megaplug.commands import runs, sweep, sweep_packed, sweep_points, train
 from megaplug.commands.attempts import Course
-from megaplug.commands.readiness import open_folder
-from megaplug.commands.resolved import resolve
 from megaplug.commands.run import End
 from megaplug.errors import UserError
 from megaplug.job.compose import ConfigSource
@@ -26,7 +24,7 @@ from megaplug.launchers.side_by_side import SideBySide, Work
 from megaplug.launchers.stops import StopSignals
 from megaplug.launchers.verdict import Outcome
 from megaplug.runs.folder import RunFolder
-from megaplug.runs.metrics import append_metrics, read_metrics
+from megaplug.runs.metrics import read_metrics
 from megaplug.runs.state import RunState, write_state
 
 # 12 points: the largest min_lr is above two of the three rates, and the last rate is the first.
@@ -35,17 +33,9 @@ IMPOSSIBLE, REPEATS = {3, 6, 12}, {10: 1, 11: 2}
 RUNS = [1, 2, 4, 5, 7, 8, 9]
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Words for a little text, tokenized once."""
-    return prepared_corpus(tmp_path_factory.mktemp("sweep"))
-
-
 @pytest.fixture
-def words(corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Words for a small job whose runs go below the current folder."""
-    monkeypatch.chdir(tmp_path)
-    return [*SMALL, *corpus, "train.iters=4"]
+def words(small_words: list[str]) -> list[str]:
+    return small_words
 
 
 class Started:
@@ -62,11 +52,7 @@ class Started:
         assert not command.multirun and f"lr.lr={job.lr.lr}" in command.overrides
         if job.lr.lr in self.instead:
             return self.instead[job.lr.lr]()
-        folder = open_folder(resolve(job))
-        folder.job_file.write_text(f"job:\n  lr:\n    lr: {job.lr.lr}\n")
-        for step in range(1, 5):
-            append_metrics(folder.metrics_file, {"iteration": step, "loss": 5 / step, "tokens": 100 * step})
-        write_state(folder.state_file, RunState("finished", 4, 4, 4))
+        finish(job)
         return End(0)
 
 
@@ -345,7 +331,7 @@ def test_a_signal_that_comes_too_late_for_a_run_ends_the_sweep(words, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_twelve_points_are_run_interrupted_and_repeated(words, corpus, tmp_path):
+def test_twelve_points_are_run_interrupted_and_repeated(words, tmp_path):
     swept = [*words, *TWELVE, f"runs_dir={tmp_path / 'runs'}", "checkpoint.save_interval=2", "train.iters=6"]
     with Live(["--multirun", *swept]) as live:
         # Three runs are whole, the fourth is in its midst.

@@ -9,30 +9,20 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
-from small_jobs import SMALL, prepared_corpus
+from finished_runs import finish
 
 from megaplug.commands import cli, sweep, sweep_packed, sweep_points, train
-from megaplug.commands.readiness import open_folder
-from megaplug.commands.resolved import resolve
 from megaplug.commands.run import End
 from megaplug.job.compose import compose_job
 from megaplug.job.schema import Job
 from megaplug.launchers.side_by_side import SideBySide, Work
-from megaplug.runs.metrics import append_metrics
 from megaplug.runs.state import RunState, write_state
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Words for a little text, tokenized once."""
-    return prepared_corpus(tmp_path_factory.mktemp("sweep"))
-
-
 @pytest.fixture
-def words(corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def words(small_words: list[str]) -> list[str]:
     """Words for two small runs, which go below the current folder."""
-    monkeypatch.chdir(tmp_path)
-    return [*SMALL, *corpus, "train.iters=4", "lr.lr=1e-3,2e-3"]
+    return [*small_words, "lr.lr=1e-3,2e-3"]
 
 
 @pytest.fixture
@@ -43,10 +33,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
     def start(job: Job, command: Any) -> End:
         while meanwhile:
             meanwhile.pop()()
-        folder = open_folder(resolve(job))
-        for step in range(1, 5):
-            append_metrics(folder.metrics_file, {"iteration": step, "loss": 5 / step, "tokens": 100 * step})
-        write_state(folder.state_file, RunState("finished", 4, 4, 4))
+        finish(job)
         return End(0)
 
     monkeypatch.setattr(sweep, "start", start)

@@ -153,9 +153,11 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
         read_frozen(frozen.folder.job_file)
 
 
-@pytest.mark.parametrize("content", ["", "[1", "format: 1\n", "a: !!python/object/apply:os.system ['true']"])
-def test_what_is_no_frozen_job_is_one_message(tmp_path: Path, content: str) -> None:
-    (tmp_path / "job.yaml").write_text(content)
+@pytest.mark.parametrize(
+    "content", [b"", b"[1", b"format: 1\n", b"a: !!python/object/apply:os.system ['true']", b"format: \xff"]
+)
+def test_what_is_no_frozen_job_is_one_message(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "job.yaml").write_bytes(content)
     with pytest.raises(UserError):
         read_frozen(tmp_path / "job.yaml")
     with pytest.raises(UserError, match="cannot read"):

@@ -43,7 +43,7 @@ def leave(*_):
 signal.signal(signal.SIGTERM, leave)
 """
 )
-# Its save is done when there is a file of this name.
+# Its save is done when there is a file of this name; for that nothing waits, so that it is looked for.
 SAVES_ON_GO = SAVES.replace(
     "def leave(*_):", "def leave(*_):\n    while not (here / 'go').exists(): time.sleep(0.01)"
 )
