@@ -56,13 +56,14 @@ def experts_kept(workload: Workload) -> dict[str, float]:
     shape, topology, size = workload.shape, workload.topology, workload.precision.parameter
     copies = expert_tokens(workload)
     gates, ffn = 2 if shape.swiglu else 1, shape.expert_ffn_size / topology.etp
-    fused = workload.code.device == "cuda" and (shape.swiglu or shape.add_bias_linear)
+    in_cache = _stay_in_cache(workload)
+    fused = in_cache or (workload.code.device == "cuda" and (shape.swiglu or shape.add_bias_linear))
     before = gates + (0 if fused else 1 + shape.swiglu)
     shared = shape.moe_shared_expert_intermediate_size or 0
     return {
         "router": _router_kept(workload, copies),
         "experts": size * copies.seen * (shape.hidden_size + before * ffn),
-        "expert_activation": size * copies.seen * ffn,
+        "expert_activation": 0.0 if in_cache else size * copies.seen * ffn,
         "shared_experts": mlp_kept(workload, shared / topology.tp, workload.tokens),
     }
 
@@ -143,6 +144,8 @@ def experts_backward(workload: Workload) -> float:
     # All experts are done, and the gradients of their inputs become one again.
     spread = most(spread, several * (2 * seen - internals))
     ffn = shape.expert_ffn_size / topology.etp
+    if _stay_in_cache(workload):
+        return most(most(combine, spread), _in_cache_backward(workload, copies, ffn))
     moments = mlp_moments(workload, ffn, copies.of_one)
     if workload.code.grouped_experts:
         moments = mlp_moments(workload, ffn, copies.of_one, matrices=(shape.num_experts or 1) / topology.ep)
@@ -154,6 +157,22 @@ def experts_backward(workload: Workload) -> float:
     whole = seen * several * (not workload.code.grouped_experts)
     mlp = whole + widest_step(moments, before=seen - whole, after=size * copies.of_one * hidden)
     return most(most(combine, spread), mlp)
+
+
+def _stay_in_cache(workload: Workload) -> bool:
+    """Whether experts are those of ``layers/experts/in_cache.py``, one after the other from end to end."""
+    shape, code = workload.shape, workload.code
+    is_plain = shape.swiglu and not shape.add_bias_linear
+    return code.device == "cpu" and code.backend == "native" and code.grouped_experts and is_plain
+
+
+def _in_cache_backward(workload: Workload, copies: ExpertTokens, ffn: float) -> float:
+    """The gradients that come in, that go out and of all weights, and an expert's own numbers in fp32."""
+    shape, size = workload.shape, workload.precision.parameter
+    local = (shape.num_experts or 1) / workload.topology.ep
+    weights = 3 * local * ffn * shape.hidden_size
+    scratch = _FP32 * (copies.seen / local) * (5 * ffn + shape.hidden_size)
+    return size * (2 * copies.seen * shape.hidden_size + weights) + scratch
 
 
 def _internals(workload: Workload, copies: ExpertTokens) -> float:

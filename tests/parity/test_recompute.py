@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from kept_for_backward import record_what_is_kept
 from small_jobs import SmallJobs, curve
 
-from megaplug.job.checks import job_batch, job_shape, resolve_topology
+from megaplug.job.checks import job_shape, resolve_topology
 from megaplug.job.compose import compose_job
 from megaplug.plan.activations import stage_activations
-from megaplug.plan.workload import Recompute, Workload
+from megaplug.plan.workload import Recompute, workload_of
 
 TWO_STEPS = ["train.iters=2", "lr=constant", "lr.lr=1e-3"]
 MOE = ["moe=small", "moe.moe_ffn_hidden_size=64"]
@@ -63,8 +64,7 @@ def test_the_numbers_stay_and_memory_is_freed(
     assert kept < all_kept
     if modules is not None:
         job = compose_job(small_jobs.words(model))
-        sizes = resolve_topology(job), job_shape(job), job_batch(job)
-        again = Recompute("selective", modules=modules)
-        modelled = stage_activations(Workload(*sizes), 0).kept
-        modelled -= stage_activations(Workload(*sizes, recompute=again), 0).kept
+        workload = workload_of(job, resolve_topology(job), job_shape(job))
+        again = replace(workload, recompute=Recompute("selective", modules=modules))
+        modelled = stage_activations(workload, 0).kept - stage_activations(again, 0).kept
         assert all_kept - kept >= 0.99 * modelled

@@ -145,10 +145,10 @@ def kill_the_rank(at_step: int) -> None:
 def test_a_rank_killed_while_its_writer_writes_leaves_no_checkpoint(
     small_jobs: SmallJobs, waiting: RunFolder
 ) -> None:
-    words = [*TWO, "name=killed"]
+    words = [*TWO, "name=killed_writing"]
     with pytest.raises(RanksFailed):
         small_jobs.run(words, plant=functools.partial(kill_the_rank, 4))
-    folder = the_run(small_jobs, "killed")
+    folder = the_run(small_jobs, "killed_writing")
     assert steps_of(folder) == [2] and (folder.checkpoints / TRACKER).read_text() == "2"
     left = folder.checkpoints / SAVING / "iter_0000004"
     assert (left / "__1_0.distcp").stat().st_size > 0 and not (left / "metadata.json").exists()
