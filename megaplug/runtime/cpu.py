@@ -250,6 +250,13 @@ def _install_lone_ranks() -> None:
     distributed: Any = torch.distributed
     for name in ("all_reduce", "reduce_scatter_tensor", "all_gather_into_tensor"):
         setattr(distributed, name, _unless_alone(getattr(distributed, name)))
+    # Names of their own, which a module that was imported before has for gloo's.
+    from megatron.core.distributed import param_and_grad_buffer
+    from megatron.core.tensor_parallel import layers, mappings
+
+    for module in (param_and_grad_buffer, layers, mappings):
+        module.dist_all_gather_func = distributed.all_gather_into_tensor
+        module.dist_reduce_scatter_func = distributed.reduce_scatter_tensor
 
 
 def _unless_alone(real: Callable[..., Any]) -> Callable[..., Any]:

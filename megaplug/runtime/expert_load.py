@@ -10,10 +10,12 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from megatron.core.transformer.moe.router import TopKRouter
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.moe.router import TopKRouter
 
 # An expert starves that gets less than this of an even share, over so many logged steps.
 STARVED, STARVED_STEPS = 0.1, 20
@@ -78,6 +80,8 @@ class ExpertLoad:
 
     def observe(self, model: Iterable[torch.nn.Module]) -> None:
         """Count what the routers of these chunks send, but for those of multi-token prediction."""
+        from megatron.core.transformer.moe.router import TopKRouter
+
         for chunk in model:
             for module in chunk.modules():
                 if isinstance(module, TopKRouter) and not module.is_mtp_layer:

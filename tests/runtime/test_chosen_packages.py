@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What a rank does first, then what Megatron has bound. It is told to be on CUDA: the imports need none.
 _RANK = """
 import json, sys
+import megaplug.runtime.pretrain
 from megaplug.errors import UserError
 from megaplug.job.schema import KernelsConfig
 from megaplug.runtime import packages

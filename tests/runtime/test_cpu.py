@@ -93,6 +93,26 @@ def test_a_rank_alone_in_its_group_asks_nothing_of_gloo(tmp_path: Path) -> None:
     )
 
 
+def whose_collectives_megatron_calls() -> list[bool]:
+    import torch
+    from megatron.core.distributed import param_and_grad_buffer as buffers
+
+    from megaplug.runtime import cpu
+
+    gloo_s = torch.distributed.all_gather_into_tensor
+    cpu.install()
+    ours = torch.distributed
+    return [
+        ours.all_gather_into_tensor is not gloo_s,
+        buffers.dist_all_gather_func is ours.all_gather_into_tensor,
+        buffers.dist_reduce_scatter_func is ours.reduce_scatter_tensor,
+    ]
+
+
+def test_megatron_s_buffers_ask_a_lone_rank_s_collectives_though_imported_before(tmp_path: Path) -> None:
+    assert run_ranks(1, whose_collectives_megatron_calls, folder=tmp_path) == [[True] * 3]
+
+
 def what_changes_with_cuda() -> list[str]:
     import torch
 

@@ -19,6 +19,8 @@ SPARED = ("torch._inductor", "transformers", "wandb")
 # What a rank does first, and what has come with it; then somebody imports one after all.
 _RANK = """
 import json, sys
+import megaplug.runtime.pretrain
+assert "megatron.core" not in sys.modules
 from megaplug.runtime import cpu, fused_adam, repairs, spared
 assert spared.compile_nothing()
 with spared.kept_out(spared.unused_packages(["--tokenizer-type", "NullTokenizer"])):
