@@ -4,9 +4,12 @@
 
 A step is forward, backward, clipping and AdamW over one global batch in micro-batches of equal size;
 megaplug's is Megatron's own ``train_step`` inside ``pretrain()``, as a run of ours has it, data loader
-included. The contenders are processes of equal threads that take steps in turns, one at a time, so that a
-busy machine hurts all alike. A ratio is the median over the rounds of (peer's seconds / megaplug's seconds),
-with a 95 % interval of that median from order statistics (distribution-free).
+included, in the environment that our launcher gives a rank. The local spec runs as Megatron runs by itself,
+with nothing of ours but the stand-in for CUDA. The contenders are processes of equal threads that take turns
+of a few steps, so that a busy machine hurts all alike; the first step of a turn is not timed, for it finds
+the caches full of another's numbers, as no step in training does. A ratio is the median over the rounds of
+(peer's seconds / megaplug's seconds), with a 95 % interval of that median from order statistics
+(distribution-free).
 
 In bf16 Megatron keeps bf16 weights, fp32 gradients and fp32 master weights with fp32 Adam state.
 ``huggingface_master`` does the same by hand (gradients are summed in bf16 over micro-batches, which is less);
@@ -42,6 +45,8 @@ class Contender:
     """A worker process that takes one step at a time."""
 
     def __init__(self, name: str, settings: dict[str, Any]) -> None:
+        from megaplug.launchers.heap import keeping_freed_memory
+
         self.name = name
         self.log = Path(settings["folder"]) / f"{name}.log"
         command = [sys.executable, str(WORKERS), name, json.dumps(settings)]
@@ -53,18 +58,28 @@ class Contender:
             text=True,
             process_group=0,
             # Before torch is imported, or they would be as many as the machine has cores.
-            env=os.environ | {"OMP_NUM_THREADS": str(settings["threads"])},
+            env=os.environ
+            | {"OMP_NUM_THREADS": str(settings["threads"])}
+            | (keeping_freed_memory(os.environ) if name == "megaplug" else {}),
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self.orders: IO[str] = self.process.stdin
         self.answers: IO[str] = self.process.stdout
 
-    def step(self, clock: str) -> float:
-        """Seconds of one step, of the ``wall`` or of the ``cpu``.
+    def turn(self, steps: int, clock: str) -> float:
+        """Seconds of a step, the mean of so many after one that is not timed.
+
+        Args:
+            steps: That are timed.
+            clock: The ``wall`` or the ``cpu``.
 
         Raises:
             RuntimeError: The worker died; with the end of its log.
         """
+        self._step(clock)
+        return sum(self._step(clock) for _ in range(steps)) / steps
+
+    def _step(self, clock: str) -> float:
         self.orders.write("step\n")
         self.orders.flush()
         answer = self.answers.readline()
@@ -135,19 +150,18 @@ def median_interval(values: list[float]) -> tuple[float, float]:
 
 
 def measure(model: str, precision: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Rounds of one step each, and what they say."""
+    """Rounds of a turn each, and what they say."""
     settings = frozen_job(model, precision, options.threads, folder)
     peers = [peer for peer in PEERS[precision] if not options.peers or peer in options.peers]
     contenders = [Contender(name, settings) for name in ["megaplug", *peers]]
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     try:
         for contender in contenders:
-            for _ in range(options.warm_up):
-                contender.step(options.clock)
+            contender.turn(options.warm_up, options.clock)
         for number in range(options.rounds):
             # Every second round backwards, so that none always runs behind the same one.
             for contender in contenders if number % 2 == 0 else reversed(contenders):
-                seconds[contender.name].append(contender.step(options.clock))
+                seconds[contender.name].append(contender.turn(options.steps, options.clock))
     finally:
         for contender in contenders:
             contender.end()
@@ -163,6 +177,7 @@ def measure(model: str, precision: str, options: argparse.Namespace, folder: Pat
         "tokens_per_s": {name: tokens / median(values) for name, values in seconds.items()},
         "megaplug_over": ratios,
         "rounds": options.rounds,
+        "steps_of_a_turn": options.steps,
     }
 
 
@@ -187,6 +202,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--peers", nargs="+", help="only these")
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--steps", type=int, default=3, help="of a turn, that are timed")
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--threads", type=int, default=_usable_cpus())
     parser.add_argument(

@@ -144,11 +144,12 @@ def run_megatron(name: str, settings: dict[str, Any], answers: TextIO) -> None:
         port = probe.getsockname()[1]
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ.update(ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-    from megaplug.runtime import fused_adam
+    from megaplug.runtime import cpu, fused_adam
     from megaplug.runtime.pretrain import run
 
     if name == "local":
         fused_adam.install = lambda: None  # type: ignore[assignment,return-value]
+        cpu._install_lone_ranks = lambda: None
 
     def plant() -> None:
         from megatron.training import training

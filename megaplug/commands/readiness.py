@@ -12,6 +12,7 @@ from megaplug.job.freeze import FrozenJob, code_revision, write_frozen
 from megaplug.job.load import Source
 from megaplug.job.schema import Job
 from megaplug.job.translate import megatron_arguments
+from megaplug.launchers.heap import keeping_freed_memory
 from megaplug.runs import checkpoints, metrics
 from megaplug.runs.atomic import remove_unfinished
 from megaplug.runs.checkpoints import RepairReport
@@ -113,6 +114,7 @@ def rank_environment(job: Job, folder: RunFolder) -> dict[str, str]:
     if job.device == "cpu":
         # On a machine with GPUs, a job for the CPU must not see them.
         environment["CUDA_VISIBLE_DEVICES"] = ""
+        environment |= keeping_freed_memory(os.environ)
     return environment
 
 

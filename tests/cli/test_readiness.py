@@ -33,3 +33,11 @@ def test_a_run_at_its_last_step_keeps_the_validation_of_the_interval(
     report: Any = SimpleNamespace(newest=SimpleNamespace(iteration=iteration))
     readiness.make_ready(resolved, readiness.RunFolder(tmp_path), report)
     assert cut == [(tmp_path / "tensorboard", iteration, 4 * iteration, kept)]
+
+
+@pytest.mark.parametrize(("device", "is_kept"), [("cpu", True), ("cuda", False)])
+def test_ranks_on_a_cpu_keep_memory_that_was_freed(device, is_kept, monkeypatch, tmp_path):
+    monkeypatch.setattr(readiness, "keeping_freed_memory", lambda environment: {"HEAP": "kept"})
+    job: Any = SimpleNamespace(device=device, logging=SimpleNamespace(wandb_project=None))
+    environment = readiness.rank_environment(job, readiness.RunFolder(tmp_path))
+    assert ("HEAP" in environment) == is_kept

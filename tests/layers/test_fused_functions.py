@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel.cross_entropy import VocabParallelCrossEntrop
 from torch.nn import functional as F
 
 from megaplug.layers import cross_entropy
+from megaplug.layers.attention import rotary
 from megaplug.layers.attention.rotary import _cos_sin, split_and_rotate
 from megaplug.layers.cross_entropy import vocab_parallel_cross_entropy
 from megaplug.layers.swiglu import swiglu
@@ -65,7 +66,10 @@ def test_swiglu_is_megatrons_glu():
 # A head that is rotated in part, a short one (its halves are swapped in a copy) and a long one.
 @pytest.mark.parametrize(("head_dim", "rotated"), [(12, 8), (32, 32), (128, 128)])
 @pytest.mark.parametrize("scale", [1.0, 1.3])
-def test_split_and_rotate_is_megatrons_split_and_rope(head_dim, rotated, scale):
+@pytest.mark.parametrize("as_on_cuda", [False, True])
+def test_split_and_rotate_is_megatrons_split_and_rope(head_dim, rotated, scale, as_on_cuda, monkeypatch):
+    if as_on_cuda:
+        monkeypatch.setattr(rotary, "_turns_whole", lambda *tensors: False)
     tokens, batch, groups, per_group = 7, 3, 2, 4
     mixed = random(tokens, batch, groups, (per_group + 2) * head_dim)
     angles = random(tokens, 1, 1, rotated) * 10
