@@ -6,7 +6,8 @@
 SwiGLU; a uniform router sends each token to one or two experts. ``training`` is as in a training step: all
 are wrapped in Megatron's DistributedDataParallel, which sums gradients in its buffer. ``alone`` leaves the
 gradients in the parameters. Transformer Engine's grouped MLP stands beside them on CUDA where it is
-installed. On a CPU the seconds are the process's own, with one thread.
+installed. On a CPU all cores are used, in the environment that our launcher gives a rank; ``--threads 1``
+counts the process's own seconds, which another process on the machine does not lengthen.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import importlib.util
 import itertools
 import json
 import logging
+import os
 import sys
 import time
 import warnings
@@ -127,7 +129,9 @@ def forget(experts: Any) -> None:
             weight.grad = None
 
 
-def case(sizes: Sizes, dtype: torch.dtype, in_training: bool, repeats: int) -> dict[str, Any]:
+def case(
+    sizes: Sizes, dtype: torch.dtype, in_training: bool, repeats: int, clock: Callable[[], float]
+) -> dict[str, Any]:
     """One row: median seconds, TFLOP/s and the ratio to what Megatron has."""
     chance = torch.Generator().manual_seed(1)
     counts = torch.randint(sizes.experts, (sizes.rows,), generator=chance).bincount(minlength=sizes.experts)
@@ -137,7 +141,6 @@ def case(sizes: Sizes, dtype: torch.dtype, in_training: bool, repeats: int) -> d
     given = [x, torch.rand(sizes.rows, generator=chance).to(sizes.device), grad]
     both = {kind: build(kind, sizes, dtype, in_training) for kind in kinds(sizes.device)}
     runs = {kind: contender(experts, counts, given) for kind, experts in both.items()}
-    clock = time.process_time if sizes.device == "cpu" else time.perf_counter
     seconds = alternate(runs, repeats, sizes.device, clock, before=lambda kind: forget(both[kind]))
     row: dict[str, Any] = {kind: median(values) for kind, values in seconds.items()}
     row["tflops"] = {kind: sizes.flops / median(values) / 1e12 for kind, values in seconds.items()}
@@ -152,10 +155,11 @@ def case(sizes: Sizes, dtype: torch.dtype, in_training: bool, repeats: int) -> d
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """A row of each case, printed as it comes."""
     results: dict[str, Any] = {}
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
     cases = itertools.product(("training", "alone"), options.dtypes, options.experts, options.topk)
     for setting, dtype, num_experts, topk in cases:
         sizes = Sizes(options.device, options.tokens, options.hidden, options.width, num_experts, topk)
-        row = case(sizes, DTYPES[dtype], setting == "training", options.repeats)
+        row = case(sizes, DTYPES[dtype], setting == "training", options.repeats, clock)
         key = f"{setting}, {dtype}, {num_experts} experts, top {topk}"
         results[key] = row
         print(
@@ -180,9 +184,16 @@ def main() -> None:
     parser.add_argument("--topk", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=list(DTYPES))
     parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    from megaplug.launchers.heap import keeping_freed_memory
+
+    if options.device == "cpu" and (words := keeping_freed_memory(os.environ)):
+        # Read once, when a process begins.
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | words)
+    torch.set_num_threads(options.threads)
+    options.clock = "cpu" if options.device == "cpu" and options.threads == 1 else "wall"
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
@@ -200,7 +211,7 @@ def main() -> None:
     results = measure(options)
     torch.distributed.destroy_process_group()
     if options.json:
-        clock = {"clock": "cpu"} if options.device == "cpu" else {}
+        clock = {"clock": options.clock, "threads": options.threads}
         content = {
             "what": "experts, forward and backward; median seconds, measured in turns",
             "machine": environment(options.device) | clock,

@@ -1,14 +1,14 @@
 """SwiGLU experts on a CPU: both linear layers and what is between them, one expert after the other.
 
-What an expert needs for a moment stays in the processor's cache, and is no new tensor for all rows, whose
-pages the kernel would have to find: with 64 experts of 256 x 512 and 64 rows each, a seventh of the time.
+What an expert needs for a moment stays in the processor's cache, and is no new tensor for all rows. Several
+experts are computed at a time, each by one thread.
 
 Shape letters: T rows of all experts, the first expert's first, H hidden size, E experts, F their width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megaplug.layers.experts.computing import computing_dtype
 from megaplug.layers.experts.gradient_place import GradientPlace
+from megaplug.layers.experts.threads import for_all_experts
 
 
 def swiglu_experts(
@@ -49,16 +50,21 @@ class _SwiGLUExperts(torch.autograd.Function):
         ctx: Any, x: Tensor, probs: Tensor, fc1: Tensor, fc2: Tensor, counts: tuple[int, ...]
     ) -> Tensor:
         wide, out = x.new_empty(x.size(0), fc1.size(1)), x.new_empty(x.size(0), fc2.size(1))
-        scratch = _Scratch(counts, _between(x), fc1.size(1), fc2.size(2), fc2.size(1))
         product = _product_of(x)
-        rows = zip(*(each.split(counts) for each in (x, probs.unsqueeze(-1), wide, out)), strict=True)
-        for (x_e, p_e, wide_e, out_e), first, second in zip(rows, fc1.unbind(), fc2.unbind(), strict=True):
-            if not x_e.size(0):
-                continue
-            both, hidden, last = scratch.of(x_e.size(0))
-            gate, up = product(x_e, first.t(), wide_e, both).chunk(2, -1)
-            torch.ops.aten.silu.out(gate, out=hidden).mul_(up).mul_(p_e)
-            product(hidden, second.t(), out_e, last)
+        of_experts = _of_experts(counts, (x, probs.unsqueeze(-1), wide, out), (fc1, fc2))
+
+        def compute(experts: Iterator[int]) -> None:
+            scratch = _Scratch(counts, _between(x), fc1.size(1), fc2.size(2), fc2.size(1))
+            for expert in experts:
+                x_e, p_e, wide_e, out_e, first, second = of_experts[expert]
+                if not x_e.size(0):
+                    continue
+                both, hidden, last = scratch.of(x_e.size(0))
+                gate, up = product(x_e, first.t(), wide_e, both).chunk(2, -1)
+                torch.ops.aten.silu.out(gate, out=hidden).mul_(up).mul_(p_e)
+                product(hidden, second.t(), out_e, last)
+
+        for_all_experts(counts, compute)
         ctx.save_for_backward(x, probs, wide, fc1, fc2)
         ctx.counts = counts
         return out
@@ -74,38 +80,49 @@ class _SwiGLUExperts(torch.autograd.Function):
         )
         dtype = computing_dtype(x)
         is_narrow, width = _is_narrow(x), fc2.size(2)
-        scratch = _Scratch(ctx.counts, _between(x), width, width, width, 2 * width, x.size(1))
         product = _product_of(x)
         tensors = (x, probs.unsqueeze(-1), wide, d_out, d_x, d_probs)
-        rows = zip(*(each.split(ctx.counts) for each in tensors), strict=True)
-        weights = zip(fc1.unbind(), fc2.unbind(), strict=True)
-        for expert, (of_rows, (first, second)) in enumerate(zip(rows, weights, strict=True)):
-            x_e, p_e, wide_e, d_out_e, d_x_e, d_p_e = of_rows
-            if not x_e.size(0):
-                of_first.put_none(expert)
-                of_second.put_none(expert)
-                continue
-            s, d_hidden, hidden, d_wide, d_in = scratch.of(x_e.size(0))
-            if is_narrow:
-                x_e, d_out_e, wide_e = x_e.to(dtype), d_out_e.to(dtype), wide_e.to(s.dtype)
-            gate, up = wide_e.chunk(2, -1)
-            d_gate, d_up = d_wide.chunk(2, -1)
-            product(d_out_e, second, d_hidden, d_hidden)
-            torch.ops.aten.silu.out(gate, out=s)
-            torch.mul(s, up, out=hidden)
-            torch.sum(torch.mul(d_hidden, hidden, out=d_up), -1, out=d_p_e)  # d_up only lends its memory
-            of_second.put(expert, d_out_e.t(), hidden.mul_(p_e).to(dtype))
-            d_hidden.mul_(p_e)
-            torch.mul(d_hidden, s, out=d_up)
-            torch.ops.aten.silu_backward.grad_input(d_hidden.mul_(up), gate, grad_input=d_gate)
-            d_wide = d_wide.to(dtype)
-            of_first.put(expert, d_wide.t(), x_e)
-            product(d_wide, first, d_x_e, d_in)
+        of_experts = _of_experts(ctx.counts, tensors, (fc1, fc2))
+
+        def compute(experts: Iterator[int]) -> None:
+            scratch = _Scratch(ctx.counts, _between(x), width, width, width, 2 * width, x.size(1))
+            for expert in experts:
+                x_e, p_e, wide_e, d_out_e, d_x_e, d_p_e, first, second = of_experts[expert]
+                if not x_e.size(0):
+                    of_first.put_none(expert)
+                    of_second.put_none(expert)
+                    continue
+                s, d_hidden, hidden, d_wide, d_in = scratch.of(x_e.size(0))
+                if is_narrow:
+                    x_e, d_out_e, wide_e = x_e.to(dtype), d_out_e.to(dtype), wide_e.to(s.dtype)
+                gate, up = wide_e.chunk(2, -1)
+                d_gate, d_up = d_wide.chunk(2, -1)
+                product(d_out_e, second, d_hidden, d_hidden)
+                torch.ops.aten.silu.out(gate, out=s)
+                torch.mul(s, up, out=hidden)
+                torch.sum(torch.mul(d_hidden, hidden, out=d_up), -1, out=d_p_e)  # d_up only lends its memory
+                of_second.put(expert, d_out_e.t(), hidden.mul_(p_e).to(dtype))
+                d_hidden.mul_(p_e)
+                torch.mul(d_hidden, s, out=d_up)
+                torch.ops.aten.silu_backward.grad_input(d_hidden.mul_(up), gate, grad_input=d_gate)
+                d_wide = d_wide.to(dtype)
+                of_first.put(expert, d_wide.t(), x_e)
+                product(d_wide, first, d_x_e, d_in)
+
+        for_all_experts(ctx.counts, compute)
         return d_x, d_probs.to(probs.dtype), of_first.gradient(), of_second.gradient(), None
 
 
+def _of_experts(
+    counts: Sequence[int], rows: Sequence[Tensor], weights: Sequence[Tensor]
+) -> list[tuple[Tensor, ...]]:
+    """Each expert's rows of every tensor, and its matrices."""
+    parts = [*(each.split(counts) for each in rows), *(each.unbind() for each in weights)]
+    return list(zip(*parts, strict=True))
+
+
 class _Scratch:
-    """Memory for the rows of one expert, the same for each.
+    """A thread's memory for the rows of one expert, the same for each.
 
     Args:
         counts: Rows of each expert.
