@@ -96,6 +96,7 @@ def test_what_was_considered_is_said_in_words(ask):
     assert "microbatches of 1, 2, 4, 8, and 4 choices of what is computed again\n" in shown
 
 
+@pytest.mark.slow
 def test_sequences_that_are_why_nothing_fits_are_named_with_what_sets_them(ask):
     typed = ["model=arbor_400b", "cluster=h100", "precision=bf16", "topology.world_size=512"]
     _, _, error = ask(*typed)

@@ -165,6 +165,7 @@ def test_the_metric_is_the_one_that_was_asked_for(words, started, capsys):
     assert len(list(Path("runs/sweeps").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_study_that_was_interrupted_goes_on_as_if_it_had_not_been(words, started, capsys):
     assert typed(*words) == 0
     undisturbed = sweep_json()["study"]

@@ -87,6 +87,7 @@ def going_on(small_jobs: SmallJobs) -> RunFolder:
     return small_jobs.run(words)
 
 
+@pytest.mark.slow
 def test_training_that_goes_on_from_one_is_the_same(waiting: RunFolder, going_on: RunFolder) -> None:
     assert curve(going_on) == curve(waiting)
     assert (steps_of(waiting), steps_of(going_on)) == ([2, 4, 6], [2, 3, 4, 6])
