@@ -4,12 +4,11 @@
 
 A step is forward, backward, clipping and AdamW over one global batch in micro-batches of equal size;
 megaplug's is Megatron's own ``train_step`` inside ``pretrain()``, as a run of ours has it, data loader
-included, in the environment that our launcher gives a rank. The local spec runs as Megatron runs by itself,
-with nothing of ours but the stand-in for CUDA. The contenders are processes of equal threads that take turns
-of a few steps, so that a busy machine hurts all alike; the first step of a turn is not timed, for it finds
-the caches full of another's numbers, as no step in training does. A ratio is the median over the rounds of
-(peer's seconds / megaplug's seconds), with a 95 % interval of that median from order statistics
-(distribution-free).
+included, in the environment that our launcher gives a rank. The local spec runs with the stand-in for CUDA
+and nothing of what makes ours faster. The contenders are processes of equal threads that take turns of a few
+steps, so that a busy machine hurts all alike; the first step of a turn is not timed, for it finds the caches
+full of another's numbers, as no step in training does. A ratio is the median over the rounds of (peer's
+seconds / megaplug's seconds), with a 95 % interval of that median from order statistics (distribution-free).
 
 In bf16 Megatron keeps bf16 weights, fp32 gradients and fp32 master weights with fp32 Adam state.
 ``huggingface_master`` does the same by hand (gradients are summed in bf16 over micro-batches, which is less);
@@ -76,10 +75,11 @@ class Contender:
         Raises:
             RuntimeError: The worker died; with the end of its log.
         """
-        self._step(clock)
-        return sum(self._step(clock) for _ in range(steps)) / steps
+        self.step(clock)
+        return sum(self.step(clock) for _ in range(steps)) / steps
 
-    def _step(self, clock: str) -> float:
+    def step(self, clock: str) -> float:
+        """Seconds of one step."""
         self.orders.write("step\n")
         self.orders.flush()
         answer = self.answers.readline()
@@ -157,7 +157,8 @@ def measure(model: str, precision: str, options: argparse.Namespace, folder: Pat
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     try:
         for contender in contenders:
-            contender.turn(options.warm_up, options.clock)
+            for _ in range(options.warm_up):
+                contender.step(options.clock)
         for number in range(options.rounds):
             # Every second round backwards, so that none always runs behind the same one.
             for contender in contenders if number % 2 == 0 else reversed(contenders):

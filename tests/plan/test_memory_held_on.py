@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from megaplug.layers.experts.in_cache import swiglu_experts
 from megaplug.plan.attention_memory import attention_memory
-from megaplug.plan.expert_memory import experts_backward
+from megaplug.plan.expert_memory import experts_backward, experts_kept
 from megaplug.plan.layer_memory import layer_memory
 from megaplug.plan.memory import stage_memory
 from megaplug.plan.pipeline_memory import held_after, held_in_backward
 from megaplug.plan.telling_stages import stages_unlike
-from megaplug.plan.workload import Overlaps, Precision, Recompute, Workload
+from megaplug.plan.workload import Implementation, Overlaps, Precision, Recompute, Workload
 from megaplug.runtime.rehearsal.inside import made_inside
 from megaplug.topology import Batch, ModelShape, Topology
 
@@ -117,6 +118,33 @@ def test_of_a_ranks_only_expert_the_outputs_gradient_goes_before_the_first_proje
     seen = 4 * 256 * 256  # a copy of each of the four ranks' tokens
     assert one < two
     assert seen < one < 2 * seen <= two
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_experts_on_a_cpu_keep_what_the_plan_says(size):
+    width, experts = 24, 4
+    shape = replace(TINY, num_experts=experts, moe_ffn_hidden_size=width, moe_router_topk=2)
+    code = Implementation(device="cpu", grouped_experts=True)
+    precision = Precision.of(bf16=size == 2)
+    alone = Topology(1, 1, None, 1, 1, 1, 1, 1)
+    parts = experts_kept(Workload(alone, shape, Batch(1, 1), precision=precision, code=code))
+    rows, dtype = 2 * 256, torch.bfloat16 if size == 2 else torch.float32
+    weights = [
+        torch.zeros(experts, *of_one, dtype=dtype, requires_grad=True)
+        for of_one in ((2 * width, 256), (256, width))
+    ]
+    probs = torch.ones(rows)  # counted with the router
+    others = {tensor.data_ptr() for tensor in (*weights, probs)}
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.nbytes * (tensor.data_ptr() not in others))
+        return tensor
+
+    x = torch.zeros(rows, 256, dtype=dtype, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        swiglu_experts(x, probs, *weights, (rows // experts,) * experts)
+    assert sum(kept) == parts["experts"] + parts["expert_activation"]
 
 
 def test_as_the_optimizer_steps_virtual_stages_still_name_their_last_inputs():

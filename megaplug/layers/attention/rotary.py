@@ -72,7 +72,7 @@ class _SplitAndRotate(torch.autograd.Function):
         d_q = d_q.unflatten(2, (num_groups, -1))
         if _turns_whole(d_q, cos_SR):
             d_heads = torch.cat((d_q, d_k.unsqueeze(3), d_v.unsqueeze(3)), 3)
-            factors = _factors_back(cos_SR, _signed_back(sin_SR), d_heads.size(3))
+            factors = _factors(cos_SR, _signed_back(sin_SR), d_heads.size(3))
             return _turned(d_heads, *factors).flatten(3), None, None, None
         cos = cos_SR[:, None, None, None]
         sin = _signed_back(sin_SR)[:, None, None, None]
@@ -95,18 +95,17 @@ def _turned(heads_SBGND: Tensor, cos_S11ND: Tensor, sin_S11ND: Tensor) -> Tensor
     return (heads_SBGND * cos_S11ND).addcmul_(partners, sin_S11ND)
 
 
-def _factors_of(cos_SR: Tensor, sin_SR: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """``[S, 1, 1, N + 2, R]``: cosines and signed sines of queries and keys; 1 and 0 of the value."""
+@functools.lru_cache(maxsize=4)
+def _factors(cos_SR: Tensor, sin_SR: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    """``[S, 1, 1, N + 2, R]``: cosines and signed sines of queries and keys; 1 and 0 of the value.
+
+    Once for all layers, there and back.
+    """
     shape = (cos_SR.size(0), 1, 1, num_heads, cos_SR.size(1))
     cos, sin = cos_SR.new_ones(shape), sin_SR.new_zeros(shape)
     cos[..., :-1, :] = cos_SR[:, None, None, None]
     sin[..., :-1, :] = sin_SR[:, None, None, None]
     return cos, sin
-
-
-# Once for all layers, there and back.
-_factors = functools.lru_cache(maxsize=2)(_factors_of)
-_factors_back = functools.lru_cache(maxsize=2)(_factors_of)
 
 
 @functools.lru_cache(maxsize=2)

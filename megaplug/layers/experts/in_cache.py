@@ -1,7 +1,7 @@
-"""SwiGLU experts on a CPU: both linear layers and what is between them, one expert after the other.
+"""SwiGLU experts on a CPU: both linear layers and what is between them, of one expert at a time.
 
-What an expert needs for a moment stays in the processor's cache, and is no new tensor for all rows. Several
-experts are computed at a time, each by one thread.
+What an expert needs for a moment stays in the processor's cache, and is no new tensor for all rows. Each
+thread has an expert of its own (``threads.py``).
 
 Shape letters: T rows of all experts, the first expert's first, H hidden size, E experts, F their width.
 """
